@@ -1,0 +1,142 @@
+"""From YAML files and `key=value` words to a `Config`; every error names its key, value and what is allowed."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from fedbench.config.schema import Config
+from fedbench.errors import UserError
+
+Tree = dict[str, Any]
+
+
+def config_names(kind: str) -> list[str]:
+    """Names of the shipped files of a kind (`grids` or `presets`), without `.yaml`."""
+    folder = Path(str(resources.files("fedbench.configs") / kind))
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def resolve_file(name_or_path: str, kind: str) -> Path:
+    """A shipped name, or a path to a YAML file of the user's."""
+    if name_or_path in config_names(kind):
+        return Path(str(resources.files("fedbench.configs") / kind / f"{name_or_path}.yaml"))
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    allowed = ", ".join(config_names(kind))
+    raise UserError(f"{kind}: {name_or_path!r} is neither a file nor one of: {allowed}")
+
+
+def read_yaml(path: Path) -> Tree:
+    """A YAML file whose top level is a mapping (an empty file is an empty one)."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: the top level is a {type(tree).__name__}; allowed: a mapping of keys")
+    return tree
+
+
+def parse_overrides(words: Iterable[str]) -> Tree:
+    """`["ssl.name=byol", "seed=3"]` -> `{"ssl": {"name": "byol"}, "seed": 3}`; values are YAML."""
+    tree: Tree = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not all(key.split(".")):
+            raise UserError(f"{word!r} is not an override; allowed: key=value or section.key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"{key}: {text!r} is not valid YAML: {error}") from error
+        tree = merge(tree, nest(key, value))
+    return tree
+
+
+def nest(key: str, value: Any) -> Tree:
+    """`("ssl.name", "byol")` -> `{"ssl": {"name": "byol"}}`."""
+    first, dot, rest = key.partition(".")
+    return {first: nest(rest, value) if dot else value}
+
+
+def merge(base: Tree, over: Mapping[str, Any]) -> Tree:
+    """`over` on top of `base`, mapping by mapping.
+
+    A mapping over a plain name (`strategy: fedssl` and then `strategy.field=1`) keeps the name; a new
+    `name` drops the fields of the old one, which belonged to another plugin.
+    """
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        if isinstance(value, Mapping):
+            old = {"name": old} if isinstance(old, str) else old
+            renamed = isinstance(old, Mapping) and "name" in value and value["name"] != old.get("name")
+            keep = old if isinstance(old, Mapping) and not (renamed and key == "strategy") else {}
+            result[key] = merge(dict(keep), value)
+        elif isinstance(old, Mapping) and "name" in old and isinstance(value, str):
+            result[key] = value if key == "strategy" else {**old, "name": value}
+        else:
+            result[key] = value
+    return result
+
+
+def load_config(*trees: Mapping[str, Any]) -> Config:
+    """Validate the merged trees; all errors are reported at once."""
+    merged: Tree = {}
+    for tree in trees:
+        merged = merge(merged, tree)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        lines = [explain(Config, details) for details in error.errors()]
+        raise UserError("\n".join(["configuration is not valid:", *lines])) from error
+
+
+def explain(model: type[BaseModel], details: ErrorDetails) -> str:
+    """One line for one error: the key, the value, what is allowed."""
+    location = [str(part) for part in details["loc"]]
+    key = ".".join(location) or "configuration"
+    if details["type"] == "extra_forbidden":
+        return f"  {key}: unknown key; " + suggest(location[-1], fields_at(model, location[:-1]))
+    message = details["msg"].removeprefix("Value error, ")
+    value = details["input"]
+    shown = "" if isinstance(value, Mapping | BaseModel) else f" (got {value!r})"
+    return f"  {key}: {message}{shown}"
+
+
+def suggest(name: str, allowed: Iterable[str]) -> str:
+    """`did you mean` where something is close, and the list of what is allowed."""
+    names = list(allowed)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}allowed: {', '.join(names) or 'none'}"
+
+
+def fields_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
+    """Names of the fields of the section at `location`."""
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        if not _is_model(annotation):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def _is_model(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def config_hash(config: Config) -> str:
+    """Twelve hexadecimal digits that name a cell; `tracking` does not change a result, so it is left out."""
+    content = config.model_dump(mode="json", exclude={"tracking"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

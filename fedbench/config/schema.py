@@ -1,0 +1,180 @@
+"""Every key of a run's configuration, with its unit and the source of its default.
+
+[LW] is arXiv:2401.11647. Defaults of the training recipe are the paper's; defaults of the data and of
+the encoder's size are the quick start's (8x8 digits), because that is what runs everywhere.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Frozen, and closed: a key that is not declared here is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SSLConfig(Section):
+    """Self-supervised method and its heads."""
+
+    name: str = "moco_v3"
+    hidden_dim: PositiveInt = 512  # [LW] Sec. 4.1: width of both heads' hidden layers
+    output_dim: PositiveInt = 256  # [LW] Sec. 4.1
+    temperature: PositiveFloat = 0.05  # [LW] Eq. 2; InfoNCE and NT-Xent; BYOL has none
+    momentum: Probability = 0.99  # [LW] Sec. 4.1; of the target branch; SimCLR has none
+
+
+class EncoderConfig(Section):
+    """Encoder as stem + blocks + norm. `patch_size`, `width` and `heads` are the ViT's."""
+
+    name: Literal["vit", "resnet18"] = "vit"
+    image_size: PositiveInt = 8  # pixels; images of another size are resized once, when loaded
+    patch_size: PositiveInt = 2  # pixels
+    width: PositiveInt = 64
+    depth: PositiveInt = 4  # blocks; of ResNet-18 always 4, its residual stages
+    heads: PositiveInt = 4
+    in_channels: Literal[1, 3] = 1
+
+    @model_validator(mode="after")
+    def _combination(self) -> "EncoderConfig":
+        if self.name == "vit":
+            if self.image_size % self.patch_size:
+                raise ValueError(
+                    f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}; "
+                    "allowed: a patch_size that divides image_size"
+                )
+            if self.width % self.heads:
+                raise ValueError(
+                    f"width={self.width} is not divisible by heads={self.heads}; "
+                    "allowed: a number of heads that divides width"
+                )
+        elif self.depth != 4:
+            raise ValueError(f"depth={self.depth}; allowed for resnet18: 4, its residual stages")
+        return self
+
+
+class PartitionConfig(Section):
+    """How the pre-training pool is split over the clients."""
+
+    name: Literal["iid", "dirichlet"] = "iid"
+    beta: PositiveFloat = 0.5  # concentration of the Dirichlet over clients, drawn per class
+    min_size: Annotated[int, Field(ge=2)] = 2  # samples per client; BatchNorm and InfoNCE need two
+
+
+class DataConfig(Section):
+    """Source of the images. Labels are used by the probe and by the Dirichlet partition only."""
+
+    name: Literal["digits", "image_folder", "npz"] = "digits"
+    path: str | None = None  # folder of image_folder, file of npz
+    num_train: PositiveInt | None = None  # samples kept for pre-training and probe training; None = all
+    partition: PartitionConfig = PartitionConfig()
+
+    @model_validator(mode="after")
+    def _path(self) -> "DataConfig":
+        if self.name != "digits" and not self.path:
+            raise ValueError(f"path is missing; data.name={self.name} needs the path of its files")
+        return self
+
+
+class AugmentationConfig(Section):
+    """The six operations of [LW] Sec. 4.1, applied to each of the two views."""
+
+    name: Literal["batched", "lightly"] = "batched"  # batched tensors, or lightly's transform per image
+    min_scale: Annotated[float, Field(gt=0, le=1)] = 0.08  # smallest crop, share of the image's area
+    flip: Probability = 0.5
+    jitter: Probability = 0.8
+    jitter_strength: NonNegativeFloat = 0.5  # 0.5: brightness, contrast 0.2, saturation 0.1, hue 0.05
+    grayscale: Probability = 0.2
+    blur: tuple[Probability, Probability] = (0.5, 0.5)  # of view 1 and of view 2
+    solarize: tuple[Probability, Probability] = (0.0, 0.2)  # of view 1 and of view 2
+
+
+class FederationConfig(Section):
+    """Clients and rounds ([LW] Algorithm 1)."""
+
+    num_clients: PositiveInt = 5
+    participants: PositiveInt | None = None  # clients per round, drawn uniformly; None = all
+    rounds: PositiveInt = 48  # R, over all stages
+    local_epochs: PositiveInt = 2  # E
+
+    @model_validator(mode="after")
+    def _participants(self) -> "FederationConfig":
+        if self.participants is not None and self.participants > self.num_clients:
+            raise ValueError(
+                f"participants={self.participants} exceeds num_clients={self.num_clients}; "
+                f"allowed: 1 to {self.num_clients}"
+            )
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW of a client's local training; learning rate = base_lr * batch_size / 256 ([LW] Sec. 4.1)."""
+
+    base_lr: PositiveFloat = 1.5e-4
+    batch_size: Annotated[int, Field(ge=2)] = 64  # [LW]: 512; ours: 64, because a digits client has 287
+    weight_decay: NonNegativeFloat = 1e-5
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of a step."""
+        return self.base_lr * self.batch_size / 256
+
+
+class ProbeConfig(Section):
+    """Linear probe on frozen, standardised features: AdamW with cosine decay, last epoch reported."""
+
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 256
+    lr: PositiveFloat = 1e-2
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class TrackingConfig(Section):
+    """Weights & Biases mirror of a run; the run directory is written in any case."""
+
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "fedbench"
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class Config(Section):
+    """One cell: a strategy, an SSL method, an encoder, a data set and a seed."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    strategy: dict[str, Any] = {"name": "fedssl"}  # `name` or `{name: ..., its fields ...}`
+    ssl: SSLConfig = SSLConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    data: DataConfig = DataConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    federation: FederationConfig = FederationConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    probe: ProbeConfig = ProbeConfig()
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("strategy", "ssl", mode="before")
+    @classmethod
+    def _name_alone(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("strategy")
+    @classmethod
+    def _named(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(value.get("name"), str):
+            raise ValueError("needs a name: `strategy: NAME` or `strategy: {name: NAME, ...}`")
+        return value

@@ -1,0 +1,306 @@
+"""What every strategy must keep to, whatever it does; each check looks where its fault would show.
+
+A check takes a finished `Trial` and returns what is wrong, or None.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedbench.config.schema import Config
+from fedbench.conformance.witness import Visit, Witness
+from fedbench.federation.client import LocalTask
+from fedbench.federation.experiment import Experiment, prepare
+from fedbench.federation.model import build_model, freeze_all_but
+from fedbench.federation.payload import StateDict, encode
+from fedbench.federation.plan import group_of
+from fedbench.federation.strategy import ClientUpdate, LocalStep, Strategy
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong: what was expected, what was seen, and where to look."""
+
+    expected: str
+    seen: str
+    where: str
+
+
+class Trial:
+    """A strategy's tiny run, watched on the clients."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.experiment: Experiment = prepare(config)
+        self.strategy: Strategy = self.experiment.strategy
+        self.witness = Witness(self.experiment)
+
+    @property
+    def visits(self) -> list[Visit]:
+        """Every visit of every client, in order."""
+        return self.witness.visits
+
+
+Check = Callable[[Trial], Finding | None]
+
+
+def where(visit: Visit) -> str:
+    """Stage, round and client of a visit."""
+    return f"stage {visit.stage}, round {visit.round_index}, client {visit.client}"
+
+
+def differing(one: StateDict, other: StateDict, keys: Iterable[str]) -> list[str]:
+    """Keys whose tensors are not the same bits."""
+    return [key for key in keys if key not in one or key not in other or not torch.equal(one[key], other[key])]
+
+
+def short(names: Iterable[str]) -> str:
+    """The first names of a list, and how many more."""
+    listed = sorted(names)
+    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    return ", ".join(listed[:3]) + more if listed else "none"
+
+
+def plan_is_coherent(trial: Trial) -> Finding | None:
+    """The encoder never shrinks, ends whole, and every block is trained at some stage."""
+    plans, blocks = trial.experiment.plans, trial.config.encoder.depth
+    depths = [plan.depth for plan in plans]
+    if depths != sorted(depths) or depths[-1] != blocks:
+        return Finding(f"depths that rise to {blocks}", f"{depths}", "plan: depth")
+    untrained = set(range(blocks)).difference(*(plan.trainable for plan in plans))
+    if untrained:
+        return Finding(
+            "every block trained at some stage", f"never trained: {sorted(untrained)}", "plan: trainable"
+        )
+    return None
+
+
+def client_trains_what_is_planned(trial: Trial) -> Finding | None:
+    """On the client: every planned parameter changes; everything else keeps its bits, buffers included."""
+    parameters = {name for name, _ in trial.witness.worker.task.method.named_parameters()}  # type: ignore[union-attr]
+    for visit in trial.visits:
+        changed = set(differing(visit.before, visit.after, visit.before))
+        planned = {key for key in visit.before if group_of(key) in visit.plan.trained_groups}
+        frozen_but_changed = changed - planned
+        if frozen_but_changed:
+            return Finding("frozen tensors unchanged", f"changed: {short(frozen_but_changed)}", where(visit))
+        idle = (planned & parameters) - changed
+        if idle:
+            return Finding("every planned parameter trained", f"unchanged: {short(idle)}", where(visit))
+    return None
+
+
+def upload_is_what_was_trained(trial: Trial) -> Finding | None:
+    """The upload holds the trained groups, all of them and no other, with the values that training ended with."""
+    for visit in trial.visits:
+        trained = {key for key in visit.after if group_of(key) in visit.plan.trained_groups}
+        lost, idle = trained - set(visit.upload), set(visit.upload) - trained
+        if lost:
+            return Finding(
+                "all that was trained is uploaded", f"trained, not uploaded: {short(lost)}", where(visit)
+            )
+        if idle:
+            return Finding(
+                "only what was trained is uploaded", f"uploaded, not trained: {short(idle)}", where(visit)
+            )
+        wrong = differing(visit.upload, visit.after, visit.upload)
+        if wrong:
+            return Finding("uploaded values are the trained ones", f"differ: {short(wrong)}", where(visit))
+    return None
+
+
+def clients_start_from_payloads_alone(trial: Trial) -> Finding | None:
+    """Each client's start is the server's model, put together from the payloads sent to it and nothing else.
+
+    A replay keeps what each client can hold: what it was sent, then what it trained.
+    """
+    stores: dict[int, StateDict] = {}
+    for visit in trial.visits:
+        store = stores.setdefault(visit.client, {})
+        store.update(visit.payload)
+        uncounted = differing(store, visit.before, visit.before)
+        if uncounted:
+            return Finding(
+                "weights arrive as payload", f"arrived otherwise: {short(uncounted)}", where(visit)
+            )
+        unequal = differing(visit.server, visit.before, visit.server)
+        if unequal:
+            return Finding(
+                "all clients start from the server's model", f"differ: {short(unequal)}", where(visit)
+            )
+        store.update(visit.after)
+    return None
+
+
+def heads_are_synchronised(trial: Trial) -> Finding | None:
+    """Heads travel in both directions in every visit."""
+    for visit in trial.visits:
+        heads = {key for key in visit.server if group_of(key) == "heads"}
+        for name, state in (("download", visit.payload), ("upload", visit.upload)):
+            if heads - set(state):
+                return Finding(
+                    f"heads in every {name}", f"missing: {short(heads - set(state))}", where(visit)
+                )
+    return None
+
+
+def bytes_are_counted(trial: Trial) -> Finding | None:
+    """The records' bytes are the lengths of the payloads, which are what the tensors in them serialise to."""
+    for record in trial.witness.records:
+        visits = [visit for visit in trial.visits if visit.round_index == record.round_index]
+        for name in ("download", "upload"):
+            lengths = sum(getattr(visit, f"{name}_bytes") for visit in visits)
+            tensors = sum(
+                len(encode(visit.payload if name == "download" else visit.upload)) for visit in visits
+            )
+            counted = getattr(record, f"{name}_bytes")
+            if not counted == lengths == tensors:
+                return Finding(
+                    f"{name} bytes = {lengths}, the payloads' length",
+                    f"recorded {counted}, serialised anew {tensors}",
+                    f"round {record.round_index}",
+                )
+    return None
+
+
+def aggregation_weights_sum_to_one(trial: Trial) -> Finding | None:
+    """Equal updates are averaged to themselves, however many samples stand behind each."""
+    update = trial.visits[0].upload
+    updates = [ClientUpdate(client, samples, update) for client, samples in enumerate((1, 3, 7))]
+    merged = trial.strategy.aggregate(iter(updates))
+    wrong = [key for key in update if key not in merged or not torch.allclose(merged[key], update[key])]
+    if wrong:
+        return Finding(
+            "the mean of equal updates is that update", f"differs: {short(wrong)}", "aggregate: weights"
+        )
+    return None
+
+
+def aggregation_survives_few_clients(trial: Trial) -> Finding | None:
+    """No client: the model is kept. One client: the server takes its values."""
+    try:
+        merged = trial.strategy.aggregate(iter(()))
+    except Exception as error:
+        return Finding("no exception when no client returns", f"{type(error).__name__}: {error}", "aggregate")
+    if merged:
+        return Finding("nothing changes when no client returns", f"values for {short(merged)}", "aggregate")
+    update = trial.visits[0].upload
+    alone = trial.strategy.aggregate(iter([ClientUpdate(0, 5, update)]))
+    wrong = differing(alone, update, update)
+    if wrong:
+        return Finding("one client's values are taken over", f"differ: {short(wrong)}", "aggregate")
+    return None
+
+
+def server_takes_the_aggregate(trial: Trial) -> Finding | None:
+    """After a round the server holds what `aggregate` makes of the round's uploads, and nothing else changed."""
+    for record, following in zip(trial.witness.records, trial.witness.records[1:], strict=False):
+        if record.stage != following.stage:
+            continue
+        visits = [visit for visit in trial.visits if visit.round_index == record.round_index]
+        sizes = {visit.client: len(trial.experiment.client_indices[visit.client]) for visit in visits}
+        updates = [ClientUpdate(visit.client, sizes[visit.client], visit.upload) for visit in visits]
+        expected = visits[0].server | trial.strategy.aggregate(iter(updates))
+        after = next(visit.server for visit in trial.visits if visit.round_index == following.round_index)
+        wrong = differing(expected, after, expected)
+        if wrong:
+            return Finding(
+                "the server's model is the aggregate", f"differ: {short(wrong)}", f"round {record.round_index}"
+            )
+    return None
+
+
+def growing_keeps_earlier_blocks(trial: Trial) -> Finding | None:
+    """At a stage boundary every tensor that exists on both sides keeps the values of the last aggregate."""
+    for last, first in zip(trial.visits, trial.visits[1:], strict=False):
+        if first.stage == last.stage:
+            continue
+        kept = [
+            key
+            for key in last.server
+            if key in first.server and group_of(key) not in last.plan.uploaded_groups
+        ]
+        wrong = differing(last.server, first.server, kept)
+        uploads = [visit.upload for visit in trial.visits if visit.round_index == last.round_index]
+        blocks = [key for key in uploads[0] if group_of(key).startswith("block")]
+        for key in blocks:
+            values = torch.stack([upload[key].double() for upload in uploads])
+            inside = (values.amin(0) - 1e-6 <= first.server[key]) & (first.server[key] <= values.amax(0) + 1e-6)
+            if not bool(inside.all()):
+                wrong.append(key)
+        if wrong:
+            return Finding(
+                "a grown encoder keeps its earlier blocks", f"changed: {short(wrong)}", where(first)
+            )
+    return None
+
+
+def same_seed_gives_same_bits(trial: Trial) -> Finding | None:
+    """A second run ends with the same tensors, and so does one whose clients train in the opposite order."""
+    for name, reverse in (("a second run", False), ("clients in the opposite order", True)):
+        again = Witness(trial.experiment, reverse)
+        by_client = {(visit.round_index, visit.client): visit for visit in again.visits}
+        for visit in trial.visits:
+            if visit.round_index > 0 and reverse:
+                break  # the order of a sum may differ in the last bit; a client's own training may not
+            wrong = differing(visit.upload, by_client[visit.round_index, visit.client].upload, visit.upload)
+            if wrong:
+                return Finding(f"{name}: same bits", f"differ: {short(wrong)}", where(visit))
+    return None
+
+
+def another_seed_gives_other_bits(trial: Trial) -> Finding | None:
+    """The seed reaches initialisation, shuffling and augmentation."""
+    other = Witness(prepare(trial.config.model_copy(update={"seed": trial.config.seed + 1})))
+    if not differing(trial.visits[0].upload, other.visits[0].upload, trial.visits[0].upload):
+        return Finding("another seed, another result", "the same bits", "round 0, client 0")
+    return None
+
+
+def added_loss_has_a_gradient(trial: Trial) -> Finding | None:
+    """A term of the strategy's own, away from the received weights, pulls on the trained parameters alone."""
+    config, plan = trial.config, trial.experiment.plans[-1]
+    model = build_model(config, plan.depth, stage=1)
+    freeze_all_but(model, plan.trained_groups)
+    task = LocalTask(model, trial.strategy, config.optimizer, trial.experiment.views, torch.empty(0))
+    received = {key: value.detach().clone().requires_grad_() for key, value in task.trained.items()}
+    with torch.no_grad():
+        for number, parameter in enumerate(task.trained.values(), start=1):
+            parameter.add_(0.01 * number)
+    encoder = config.encoder
+    view = torch.linspace(-1, 1, 4 * encoder.in_channels * encoder.image_size**2)
+    images = view.reshape(4, encoder.in_channels, encoder.image_size, encoder.image_size)
+    term = trial.strategy.local_loss(LocalStep(model.training_step((images, -images)), task.trained, received))
+    if term is None:
+        return None
+    return _gradient_finding(term, list(task.trained.values()), list(received.values()))
+
+
+def _gradient_finding(term: Tensor, trained: list[Tensor], received: list[Tensor]) -> Finding | None:
+    expected = "a term with a gradient on the trained parameters, none on the received ones"
+    if not term.requires_grad:
+        return Finding(expected, "the term is detached", "local_loss")
+    gradients = torch.autograd.grad(term, [*trained, *received], allow_unused=True)
+    on_trained = [gradient for gradient in gradients[: len(trained)] if gradient is not None]
+    if not any(bool(gradient.abs().sum() > 0) for gradient in on_trained):
+        return Finding(expected, "its gradient is zero", "local_loss")
+    return None
+
+
+CHECKS: dict[str, Check] = {
+    "plan is coherent": plan_is_coherent,
+    "client trains what is planned": client_trains_what_is_planned,
+    "upload is what was trained": upload_is_what_was_trained,
+    "clients start from payloads alone": clients_start_from_payloads_alone,
+    "heads are synchronised": heads_are_synchronised,
+    "bytes are counted": bytes_are_counted,
+    "aggregation weights sum to one": aggregation_weights_sum_to_one,
+    "aggregation survives few clients": aggregation_survives_few_clients,
+    "server takes the aggregate": server_takes_the_aggregate,
+    "growing keeps earlier blocks": growing_keeps_earlier_blocks,
+    "same seed gives same bits": same_seed_gives_same_bits,
+    "another seed gives other bits": another_seed_gives_other_bits,
+    "added loss has a gradient": added_loss_has_a_gradient,
+}

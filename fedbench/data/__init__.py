@@ -1,0 +1,7 @@
+"""The data of a run: images as uint8 tensors, their partition over clients, and their augmented views."""
+
+from fedbench.data.augment import Views, build_views, normalize
+from fedbench.data.dataset import Dataset, load_dataset
+from fedbench.data.partition import partition
+
+__all__ = ["Dataset", "Views", "build_views", "load_dataset", "normalize", "partition"]

@@ -1,0 +1,36 @@
+"""ResNet-18 as four blocks, its residual stages ([LW] Sec. 4.6); torchvision's layers."""
+
+from torch import Tensor, nn
+from torchvision.models import ResNet, resnet18
+
+from fedbench.config.schema import EncoderConfig
+from fedbench.encoders.encoder import Encoder
+
+WIDTHS = (64, 128, 256, 512)  # channels after each residual stage
+SMALL_IMAGE = 64  # pixels; up to here the stem keeps the resolution, as is usual for CIFAR
+
+
+def mean_pixels(maps_BCHW: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C)."""
+    return maps_BCHW.mean(dim=(2, 3))
+
+
+def build_resnet18(config: EncoderConfig, depth: int) -> Encoder:
+    """The first `depth` residual stages.
+
+    While shorter than full, a linear layer maps the output to 512 dimensions ([LW]: a temporary layer,
+    thrown away at the end of the stage). There is no final norm: the last residual stage ends in its own.
+    """
+    net = resnet18(weights=None)
+    reshape = nn.Identity() if depth == len(WIDTHS) else nn.Linear(WIDTHS[depth - 1], WIDTHS[-1])
+    blocks: list[nn.Module] = [net.layer1, net.layer2, net.layer3, net.layer4][:depth]
+    return Encoder(_stem(net, config), blocks, nn.Identity(), mean_pixels, reshape, WIDTHS[-1])
+
+
+def _stem(net: ResNet, config: EncoderConfig) -> nn.Module:
+    small = config.image_size <= SMALL_IMAGE
+    kernel, stride = (3, 1) if small else (7, 2)
+    conv = nn.Conv2d(config.in_channels, WIDTHS[0], kernel, stride, padding=kernel // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    pool = nn.Identity() if small else net.maxpool
+    return nn.Sequential(conv, net.bn1, net.relu, pool)

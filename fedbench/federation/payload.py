@@ -1,0 +1,26 @@
+"""Weights move by payload only: safetensors bytes, counted where they are encoded."""
+
+from collections.abc import Iterable, Mapping
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from fedbench.federation.plan import group_of
+
+StateDict = dict[str, Tensor]
+
+
+def select(state: Mapping[str, Tensor], groups: Iterable[str]) -> StateDict:
+    """The entries of a model's online state that belong to `groups`."""
+    wanted = frozenset(groups)
+    return {key: value for key, value in state.items() if group_of(key) in wanted}
+
+
+def encode(state: Mapping[str, Tensor]) -> bytes:
+    """Bytes on the wire: the same tensors give the same bytes."""
+    return save({key: value.detach().cpu().contiguous() for key, value in state.items()})
+
+
+def decode(data: bytes) -> StateDict:
+    """Tensors from bytes; copies that share nothing with the sender's."""
+    return load(data)

@@ -1,0 +1,74 @@
+"""The row of the table: which blocks exist at a stage, which are trained, which are uploaded ([LW] Table 1).
+
+Tensor groups are what versions, payloads and the ledger speak of: `stem`, `block_1` .. `block_S`, `norm`,
+`reshape` (only while a ResNet is shorter than full) and `heads`. The stem belongs to L_1; norm, reshape and
+heads are trained and sent at every stage, whatever the strategy.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fedbench.errors import UserError
+
+ALWAYS = ("norm", "reshape", "heads")
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a strategy. Blocks are numbered from 0, as in a Python range: L_1 is block 0.
+
+    Attributes:
+        depth: blocks that the encoder has.
+        trainable: blocks that a client trains.
+        upload: blocks that a client sends back.
+    """
+
+    depth: int
+    trainable: Sequence[int]
+    upload: Sequence[int]
+
+    @property
+    def trained_groups(self) -> frozenset[str]:
+        """Groups with gradients on the client."""
+        return _groups(self.trainable)
+
+    @property
+    def uploaded_groups(self) -> frozenset[str]:
+        """Groups that a client sends back."""
+        return _groups(self.upload)
+
+
+def _groups(blocks: Iterable[int]) -> frozenset[str]:
+    numbered = {f"block_{block + 1}" for block in blocks}
+    stem = {"stem"} if "block_1" in numbered else set()
+    return frozenset(numbered | stem | set(ALWAYS))
+
+
+def group_of(key: str) -> str:
+    """The tensor group of a key of the online state: `encoder.blocks.3.norm1.weight` -> `block_4`."""
+    parts = key.split(".")
+    if parts[0] != "encoder":
+        return "heads"
+    return f"block_{int(parts[2]) + 1}" if parts[1] == "blocks" else parts[1]
+
+
+def check_plan(plan: StagePlan, stage: int, num_blocks: int) -> None:
+    """Refuse a plan that names blocks which the encoder does not have at that stage.
+
+    Raises:
+        UserError: naming the stage, the field, the value and what is allowed.
+    """
+    if not 1 <= plan.depth <= num_blocks:
+        raise UserError(f"plan of stage {stage}: depth={plan.depth}; allowed: 1 to {num_blocks}")
+    for field in ("trainable", "upload"):
+        blocks = list(getattr(plan, field))
+        if any(block not in range(plan.depth) for block in blocks) or len(set(blocks)) != len(blocks):
+            raise UserError(
+                f"plan of stage {stage}: {field}={blocks}; allowed: distinct blocks from 0 to {plan.depth - 1}"
+            )
+
+
+def split_rounds(rounds: int, num_stages: int) -> list[int]:
+    """R_s = R / S; a remainder goes to the last stages."""
+    share, rest = divmod(rounds, num_stages)
+    return [share + (stage >= num_stages - rest) for stage in range(num_stages)]

@@ -1,0 +1,42 @@
+"""The download follows from versions: a client is sent what it needs and does not hold in the current version.
+
+From this one rule fall out FedSSL's full download, LW-FedSSL's newest block, the hand-over of a finished block
+([LW] Algorithm 1, line 14) and the catch-up of a client that was away.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+NOTHING = 0  # version of a group that a client does not hold
+
+
+class Versions:
+    """Versions of the server's tensor groups, and which of them each client holds.
+
+    Memory: one integer per client and group, no weights.
+    """
+
+    def __init__(self, num_clients: int) -> None:
+        self.current: dict[str, int] = {}
+        self._num_clients = num_clients
+        self._held: dict[str, np.ndarray] = {}
+
+    def rise(self, group: str) -> None:
+        """The server's values of `group` changed, or came into being."""
+        self.current[group] = self.current.get(group, NOTHING) + 1
+        self._held.setdefault(group, np.full(self._num_clients, NOTHING, dtype=np.int32))
+
+    def missing(self, client: int, needed: Iterable[str]) -> list[str]:
+        """Groups among `needed` that the client does not hold in the current version."""
+        return [group for group in needed if self._held[group][client] != self.current[group]]
+
+    def hold(self, client: int, groups: Iterable[str]) -> None:
+        """The client received the current version of `groups`."""
+        for group in groups:
+            self._held[group][client] = self.current[group]
+
+    def forget(self, client: int, groups: Iterable[str]) -> None:
+        """The client's local training overwrote `groups`."""
+        for group in groups:
+            self._held[group][client] = NOTHING

@@ -1,0 +1,69 @@
+"""What one local step costs, from one traced step on fake tensors: no data, no GPU, nothing is computed.
+
+Convention `step`: everything that a client executes from the augmented views on - both views, online branch
+forward and backward, target branch, added loss terms, optimizer. Augmentation is not counted.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedbench.federation.client import LocalTask
+from fedbench.metering.live_memory import LiveMemory
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Cost of one local step.
+
+    Attributes:
+        flops: FLOPs of the step; one multiply-add is two.
+        peak_memory_bytes: peak of live tensor bytes; optimizer state exists, as in every step but the first.
+    """
+
+    flops: int
+    peak_memory_bytes: int
+
+
+def trace_step(task: LocalTask, batch_size: int, image_shape: tuple[int, int, int], precision: str) -> StepCost:
+    """Trace a step of `task` on a batch of `batch_size` images of shape (C, H, W)."""
+    mode = FakeTensorMode()
+    fake = _fake_copy(task, mode)  # outside the mode, inside of which real tensors are refused
+    with mode:
+        views = (torch.empty(batch_size, *image_shape), torch.empty(batch_size, *image_shape))
+        optimizer = fake.configure_optimizers()
+        live = LiveMemory([*fake.parameters(), *fake.buffers(), *views])
+        with live:
+            _step(fake, optimizer, views, precision)
+            with FlopCounterMode(display=False) as counter:
+                _step(fake, optimizer, views, precision)
+    return StepCost(counter.get_total_flops(), live.peak_bytes)
+
+
+def _step(task: LocalTask, optimizer: torch.optim.Optimizer, views: tuple[Tensor, Tensor], precision: str) -> None:
+    """In the order of Lightning's loop: old gradients live until the loss is known."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        loss = task.step_loss(views)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    task.method.update_target()
+
+
+def _fake_copy(task: LocalTask, mode: FakeTensorMode) -> LocalTask:
+    """The task with fake CPU tensors for its parameters and buffers, and for what it received."""
+    method = copy.deepcopy(task.method).cpu()
+    for module in method.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            fake = nn.Parameter(mode.from_tensor(parameter.detach()), parameter.requires_grad)
+            setattr(module, name, fake)
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, mode.from_tensor(buffer))
+    with mode:
+        fake_task = LocalTask(method, task.strategy, task.optimizer_config, task.views, torch.empty(0))
+        fake_task.received = {key: value.detach().clone() for key, value in method.online_state().items()}
+    return fake_task

@@ -1,0 +1,130 @@
+"""Finding plugins: by file name, by entry point, by dotted path, or by the path of a Python file.
+
+A plugin is a class in a module of its own. The name of a built-in one is its file's name in
+`methods/federation/` or `methods/ssl/`; a package registers its own in the entry point groups
+`fedbench.strategies` and `fedbench.ssl`; anything else is named by `package.module:Class`,
+`package.module` or `path/to/file.py` (`:Class` where the file has several). Code is executed only from
+where the user points.
+"""
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+from importlib import metadata, resources
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, TypeGuard, TypeVar
+
+from fedbench.errors import UserError
+
+Kind = Literal["strategies", "ssl"]
+PACKAGES: dict[Kind, str] = {"strategies": "fedbench.methods.federation", "ssl": "fedbench.methods.ssl"}
+Plugin = TypeVar("Plugin")
+
+
+def is_kind(name: str) -> TypeGuard[Kind]:
+    """Whether `name` is a kind of plugin."""
+    return name in PACKAGES
+
+
+def builtin_files(kind: Kind) -> dict[str, Path]:
+    """Name -> file of every built-in plugin of a kind."""
+    folder = Path(str(resources.files(PACKAGES[kind])))
+    return {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
+
+
+def entry_points(kind: Kind) -> dict[str, metadata.EntryPoint]:
+    """Name -> entry point of every installed plugin of a kind."""
+    return {point.name: point for point in metadata.entry_points(group=f"fedbench.{kind}")}
+
+
+def describe(kind: Kind) -> dict[str, str]:
+    """Name -> first line of the module's docstring (built-in) or the entry point's target; nothing is imported."""
+    builtin = {name: _first_line(path) for name, path in builtin_files(kind).items()}
+    return builtin | {name: point.value for name, point in entry_points(kind).items() if name not in builtin}
+
+
+def load_plugin(kind: Kind, name: str, base: type[Plugin]) -> type[Plugin]:
+    """The plugin class called `name`, a subclass of `base`.
+
+    Raises:
+        UserError: nothing has that name, or it has no (or more than one) subclass of `base`.
+    """
+    builtin, points = builtin_files(kind), entry_points(kind)
+    if name in builtin:
+        return _only_class(importlib.import_module(f"{PACKAGES[kind]}.{name}"), base, name)
+    if name in points:
+        return _subclass(points[name].load(), base, name)
+    target, _, attribute = name.partition(":")
+    if target.endswith(".py"):
+        module = _import_file(Path(target))
+    elif "." in target or ":" in name:
+        module = _import_dotted(target, kind)
+    else:
+        raise _unknown(kind, name)
+    return (
+        _subclass(getattr(module, attribute, None), base, name) if attribute else _only_class(module, base, name)
+    )
+
+
+def _first_line(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.split("\n", 1)[0]
+
+
+def _unknown(kind: Kind, name: str) -> UserError:
+    from fedbench.config.load import suggest
+
+    names = [*builtin_files(kind), *entry_points(kind)]
+    return UserError(
+        f"{kind}: {name!r} is not known; {suggest(name, names)}, package.module:Class, or a path ending in .py"
+    )
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UserError(f"plugin file {str(path)!r} does not exist")
+    name = f"fedbench_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their own module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import_dotted(target: str, kind: Kind) -> ModuleType:
+    try:
+        return importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{target}.".startswith(f"{error.name}."):
+            raise  # the plugin itself imports something that is missing
+        raise _unknown(kind, target) from error
+
+
+def _only_class(module: ModuleType, base: type[Plugin], name: str) -> type[Plugin]:
+    """The one concrete subclass of `base` that the module defines itself."""
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, base)
+        and value.__module__ == module.__name__
+        and not inspect.isabstract(value)
+    ]
+    if len(found) != 1:
+        classes = ", ".join(value.__name__ for value in found) or "none"
+        raise UserError(
+            f"plugin {name!r} must define one subclass of {base.__name__}, it defines {classes}; "
+            f"with several, name one: {name}:Class"
+        )
+    return found[0]
+
+
+def _subclass(value: object, base: type[Plugin], name: str) -> type[Plugin]:
+    if inspect.isclass(value) and issubclass(value, base):
+        return value
+    raise UserError(f"plugin {name!r} is {value!r}; allowed: a subclass of {base.__name__}")

@@ -1,0 +1,105 @@
+"""What an SSL method is: an online branch (encoder, heads), perhaps a target branch, and a loss over two views.
+
+A whole method, on heads from lightly:
+
+    class SimSiam(SSLMethod):
+        def __init__(self, encoder: Encoder, config: SSLConfig) -> None:
+            super().__init__(encoder)
+            self.projection_head = SimSiamProjectionHead(encoder.feature_dim, config.hidden_dim, config.output_dim)
+            self.prediction_head = SimSiamPredictionHead(config.output_dim, config.hidden_dim, config.output_dim)
+
+        def training_step(self, views: tuple[Tensor, Tensor], batch_idx: int = 0) -> StepOutput:
+            z1, z2 = (self.project(view) for view in views)
+            ...
+            return {"loss": loss, "projections": (z1, z2)}
+
+Shapes: B samples, D output dimensions.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import TypedDict
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from fedbench.encoders import Encoder
+
+
+class StepOutput(TypedDict):
+    """What a training step returns: the loss to minimise and the projections z1, z2 (B, D) of the two views."""
+
+    loss: Tensor
+    projections: tuple[Tensor, Tensor]
+
+
+class SSLMethod(LightningModule):
+    """Online branch `encoder`, `projection_head`, `prediction_head`; a subclass adds heads and a loss.
+
+    Only the online branch travels. The target branch, if `add_target` made one, is rebuilt from the received
+    model at the start of every client's local training and follows the online branch by momentum.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projection_head: nn.Module = nn.Identity()
+        self.prediction_head: nn.Module = nn.Identity()
+        self.target_encoder: Encoder | None = None
+        self.target_projection_head: nn.Module | None = None
+        self.momentum = 1.0
+
+    def training_step(self, views: tuple[Tensor, Tensor], batch_idx: int = 0) -> StepOutput:
+        """Loss over two views (B, C, H, W) of the same samples."""
+        raise NotImplementedError
+
+    def project(self, view: Tensor) -> Tensor:
+        """z = H(F(x)), (B, C, H, W) -> (B, D)."""
+        return self.projection_head(self.encoder(view))
+
+    @torch.no_grad()
+    def target_project(self, view: Tensor) -> Tensor:
+        """k = H_k(F_k(x)), without gradient."""
+        assert self.target_encoder is not None
+        assert self.target_projection_head is not None
+        return self.target_projection_head(self.target_encoder(view))
+
+    def add_target(self, momentum: float) -> None:
+        """Give the method a target branch; call it when the heads exist."""
+        self.momentum = momentum
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.target_projection_head = copy.deepcopy(self.projection_head).requires_grad_(False)
+
+    @torch.no_grad()
+    def rebuild_target(self) -> None:
+        """F_k, H_k <- F, H, parameters and buffers."""
+        for online, target in self._branch_pairs():
+            target.load_state_dict(online.state_dict())
+
+    @torch.no_grad()
+    def update_target(self) -> None:
+        """w_k <- m w_k + (1 - m) w over the trained parameters; frozen ones are equal and stay so, bit for bit."""
+        pairs = [
+            (online_w, target_w)
+            for online, target in self._branch_pairs()
+            for online_w, target_w in zip(online.parameters(), target.parameters(), strict=True)
+            if online_w.requires_grad
+        ]
+        if pairs:
+            online_ws, target_ws = (list(side) for side in zip(*pairs, strict=True))
+            torch._foreach_lerp_(target_ws, online_ws, 1 - self.momentum)
+
+    def online_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers that are sent and averaged: the state without the target branch."""
+        return {key: value for key, value in self.state_dict().items() if not key.startswith("target_")}
+
+    def load_online(self, state: dict[str, Tensor]) -> None:
+        """Copy received tensors over the online branch's; keys that are not given stay as they are."""
+        unexpected = self.load_state_dict(state, strict=False).unexpected_keys
+        assert not unexpected, f"not in the model: {unexpected}"
+
+    def _branch_pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
+        if self.target_encoder is not None and self.target_projection_head is not None:
+            yield self.encoder, self.target_encoder
+            yield self.projection_head, self.target_projection_head

@@ -1,0 +1,1 @@
+"""Results: run directories (the record), their W&B mirror, and the leaderboard computed from the files."""

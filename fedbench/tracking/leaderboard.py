@@ -1,0 +1,109 @@
+"""The leaderboard as text and as files; CSV and JSON hold base units, only the Markdown table divides."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from itertools import groupby
+from pathlib import Path
+
+from fedbench.tracking.ranking import Row, leaderboard
+from fedbench.tracking.run_directory import write_atomically, write_json
+from fedbench.tracking.runs import Run, read_runs
+
+__all__ = ["Row", "Run", "leaderboard", "read_runs", "render", "write"]
+
+Column = tuple[str, Callable[[Row], str]]
+MB, MIB, GFLOPS = 10**6, 2**20, 10**9
+CONVENTIONS = {"step": ": all that a client executes in local training, and whole payloads in both directions"}
+
+LEFT: list[Column] = [
+    ("#", lambda row: str(row.rank)),
+    ("strategy", lambda row: row.strategy),
+    ("ssl", lambda row: row.ssl),
+    ("variant", lambda row: row.variant),
+]
+RIGHT: list[Column] = [
+    ("seeds", lambda row: str(len(row.seeds))),
+    ("top-1 %", lambda row: _percent(row.linear_top1_mean, row.linear_top1_std)),
+    ("floor %", lambda row: _percent(row.untrained_top1_mean)),
+    ("gain", lambda row: f"{100 * row.gain:+.1f}"),
+    ("GFLOPs", lambda row: _cost(row.flops / GFLOPS, row.flops_ratio)),
+    ("memory MiB", lambda row: _cost(row.peak_memory_bytes / MIB, row.peak_memory_ratio)),
+    ("down MB", lambda row: _cost(row.download_bytes / MB, row.download_ratio)),
+    ("up MB", lambda row: _cost(row.upload_bytes / MB, row.upload_ratio)),
+    ("wall s", lambda row: _number(row.seconds)),
+]
+
+
+def write(rows: Sequence[Row], folder: Path) -> None:
+    """Write `leaderboard.md`, `leaderboard.csv` and `leaderboard.json` into `folder`."""
+    write_atomically(folder / "leaderboard.md", render(rows).encode())
+    write_atomically(folder / "leaderboard.csv", _csv(rows).encode())
+    write_json(folder / "leaderboard.json", [asdict(row) for row in rows])
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**asdict(row), "seeds": " ".join(map(str, row.seeds))} for row in rows)
+    return text.getvalue()
+
+
+def render(rows: Sequence[Row]) -> str:
+    """Markdown with aligned columns, which also reads in a terminal: one table per comparable set."""
+    if not rows:
+        return "No finished run.\n"
+    tables = [list(table) for _, table in groupby(rows, key=lambda row: row.table)]
+    return "\n".join(_section(table) for table in tables)
+
+
+def _section(rows: Sequence[Row]) -> str:
+    return f"### {rows[0].title}\n\n{_table(rows)}\n\n{_footer(rows)}\n"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    shown = [column for column in LEFT if column[0] != "variant" or any(row.variant for row in rows)]
+    lines = [[header, *(cell(row) for row in rows)] for header, cell in [*shown, *RIGHT]]
+    columns = [_padded(column, left=index < len(shown)) for index, column in enumerate(lines)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True))
+
+
+def _padded(column: Sequence[str], left: bool) -> list[str]:
+    """Header, Markdown's rule and cells at one width."""
+    width = max(3, *map(len, column))
+    header, *cells = (f"{text:{'<' if left else '>'}{width}}" for text in column)
+    return [header, "-" * width if left else "-" * (width - 1) + ":", *cells]
+
+
+def _footer(rows: Sequence[Row]) -> str:
+    first = rows[0]
+    seeds = sorted({seed for row in rows for seed in row.seeds})
+    sources = ", ".join(sorted({row.memory_source for row in rows}))
+    machines = ", ".join(sorted({row.machine for row in rows}))
+    return "\n".join(
+        [
+            f"- Protocol `{first.protocol}`, on the frozen encoder, last epoch; mean ± sample standard",
+            "  deviation over seeds. Floor: the same probe on the untrained encoder; gain: points above it.",
+            f"- Convention `{first.convention}`{CONVENTIONS.get(first.convention, '')}.",
+            "- Client: total of all clients in the run / registered clients; memory: highest peak of any.",
+            f"- Memory source: {sources}.",
+            "- GFLOPs = 10^9 FLOPs, 1 multiply-add = 2 FLOPs; MiB = 2^20 bytes; MB = 10^6 bytes.",
+            "- (0.50x): this row / the `fedssl` row with the same SSL method.",
+            f"- Seeds {', '.join(map(str, seeds))}; data {first.data_hash}; wall time on {machines}.",
+        ]
+    )
+
+
+def _percent(mean: float, std: float | None = None) -> str:
+    return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+
+
+def _cost(value: float, ratio: float | None) -> str:
+    return _number(value) + ("" if ratio is None else f" ({ratio:.2f}x)")
+
+
+def _number(value: float) -> str:
+    """Three significant digits below a thousand, then whole numbers; never an exponent for what is larger."""
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"

@@ -1,0 +1,105 @@
+"""The rows of the leaderboard: means over seeds, ranked within a table, and costs relative to FedSSL."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import stdev
+
+from fedbench.tracking.runs import Cell, Run, comparable, describe, varying
+
+REFERENCE = "fedssl"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell; costs are of one client over the whole run, in base units.
+
+    A ratio is this row / the `fedssl` row of the same table and SSL method; None without such a row, and for
+    memory also where the two were measured differently.
+    """
+
+    table: int  # rows of one table are comparable, and ranked against each other only
+    title: str  # of the table, in words
+    rank: int  # by accuracy; equal accuracies share a rank
+    strategy: str
+    ssl: str
+    variant: str  # settings in which the rows of this table differ, besides strategy and ssl
+    seeds: tuple[int, ...]
+    linear_top1_mean: float  # fraction
+    linear_top1_std: float | None  # sample standard deviation (ddof = 1); None for one seed
+    untrained_top1_mean: float  # the floor: same probe, same encoder, untrained
+    gain: float  # linear_top1_mean - untrained_top1_mean
+    flops: float  # 1 multiply-add = 2
+    flops_ratio: float | None
+    peak_memory_bytes: float
+    peak_memory_ratio: float | None
+    memory_source: str
+    download_bytes: float
+    download_ratio: float | None
+    upload_bytes: float
+    upload_ratio: float | None
+    seconds: float  # wall time of the whole run
+    protocol: str
+    convention: str
+    data_hash: str
+    machine: str
+
+
+def leaderboard(runs: Iterable[Run]) -> list[Row]:
+    """Rows in order of table and rank."""
+    return [row for number, table in enumerate(comparable(runs), 1) for row in _rank(number, table)]
+
+
+def _rank(number: int, table: Sequence[Cell]) -> list[Row]:
+    ordered = sorted(table, key=lambda cell: (-cell.accuracy, cell.label("strategy"), cell.label("ssl")))
+    return [_row(number, cell, table) for cell in ordered]
+
+
+def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
+    accuracies = [run.summary["probe/linear_top1"] for run in cell.runs]
+    floor = cell.mean("untrained/linear_top1")
+    manifest = cell.runs[0].manifest
+    return Row(
+        table=number,
+        title=describe(cell),
+        rank=1 + sum(other.accuracy > cell.accuracy for other in table),
+        strategy=cell.label("strategy"),
+        ssl=cell.label("ssl"),
+        variant=" ".join(f"{key}={cell.settings[key]}" for key in varying(table) if key in cell.settings),
+        seeds=tuple(run.seed for run in cell.runs),
+        linear_top1_mean=cell.accuracy,
+        linear_top1_std=stdev(accuracies) if len(accuracies) > 1 else None,
+        untrained_top1_mean=floor,
+        gain=cell.accuracy - floor,
+        flops=cell.mean("client/flops"),
+        flops_ratio=_ratio(cell, table, "client/flops"),
+        peak_memory_bytes=cell.mean("client/peak_memory_bytes"),
+        peak_memory_ratio=_ratio(cell, table, "client/peak_memory_bytes"),
+        memory_source=cell.label("memory_source"),
+        download_bytes=cell.mean("client/download_bytes"),
+        download_ratio=_ratio(cell, table, "client/download_bytes"),
+        upload_bytes=cell.mean("client/upload_bytes"),
+        upload_ratio=_ratio(cell, table, "client/upload_bytes"),
+        seconds=cell.mean("seconds"),
+        protocol=cell.label("protocol"),
+        convention=cell.label("convention"),
+        data_hash=str(manifest["data_hash"]),
+        machine=str(manifest.get("accelerator") or manifest.get("processor") or "unknown"),
+    )
+
+
+def _ratio(cell: Cell, table: Sequence[Cell], cost: str) -> float | None:
+    reference = _reference(cell, table)
+    if reference is None or not reference.mean(cost):
+        return None
+    if cost == "client/peak_memory_bytes" and reference.label("memory_source") != cell.label("memory_source"):
+        return None
+    return cell.mean(cost) / reference.mean(cost)
+
+
+def _reference(cell: Cell, table: Sequence[Cell]) -> Cell | None:
+    """The `fedssl` cell with this cell's SSL method; of several, the one that is alike in all else."""
+    found = [other for other in table if other.label("ssl") == cell.label("ssl")]
+    found = [other for other in found if other.label("strategy") == REFERENCE]
+    if len(found) > 1:
+        found = [other for other in found if not varying([other, cell])]
+    return found[0] if len(found) == 1 else None

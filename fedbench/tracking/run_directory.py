@@ -1,0 +1,99 @@
+"""One cell's results as files: manifest.json, rounds.jsonl, encoder.safetensors, summary.json.
+
+`summary.json` is written last and atomically, so that its existence means the run is finished. A number that
+is not finite (the loss of a diverged run) is written as null: JSON has no word for it.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST, ROUNDS, ENCODER, SUMMARY = "manifest.json", "rounds.jsonl", "encoder.safetensors", "summary.json"
+
+
+class RunDirectory:
+    """The folder `<out>/<cell name>`; nothing is written before `start`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, manifest: Mapping[str, Any]) -> None:
+        """Create the folder, remove what an earlier attempt left, write the manifest.
+
+        The old summary goes first: were we killed here, the folder would count as unfinished.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in (SUMMARY, ENCODER, ROUNDS):
+            (self.path / name).unlink(missing_ok=True)
+        write_json(self.path / MANIFEST, manifest)
+
+    def append_round(self, record: Mapping[str, Any]) -> None:
+        """Add one line to `rounds.jsonl`; it has left this process when the call returns."""
+        with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
+            file.write(to_json(record) + "\n")
+
+    def finish(self, summary: Mapping[str, Any], encoder_state: Mapping[str, "Tensor"]) -> None:
+        """Write the encoder, then the summary that marks the run as finished."""
+        from safetensors.torch import save
+
+        tensors = {name: tensor.detach().contiguous() for name, tensor in encoder_state.items()}
+        write_atomically(self.path / ENCODER, save(tensors, metadata=None))
+        write_json(self.path / SUMMARY, summary)
+
+    def is_finished(self, config_hash: str) -> bool:
+        """Whether this folder holds the finished run of the configuration with that hash."""
+        if not (self.path / SUMMARY).is_file() or not (self.path / MANIFEST).is_file():
+            return False
+        return bool(self.manifest().get("config_hash") == config_hash)
+
+    def manifest(self) -> dict[str, Any]:
+        """What was run, by which code, on what machine."""
+        return _read_json(self.path / MANIFEST)
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The records so far, one per round."""
+        lines = (self.path / ROUNDS).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the finished run."""
+        return _read_json(self.path / SUMMARY)
+
+
+def to_json(value: object, indent: int | None = None) -> str:
+    """JSON text with null for every number that is not finite."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, value: object) -> None:
+    """`value` as indented JSON, written atomically."""
+    write_atomically(path, (to_json(value, indent=2) + "\n").encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` in one step: a reader sees the old content or the new, never a part."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,1 @@
+"""Built-in plugins: federation strategies and SSL methods, each found by its file name."""

@@ -1,0 +1,1 @@
+"""Federation strategies: one file each."""

@@ -1,0 +1,55 @@
+"""Hand-made finished runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedbench.config import config_hash, load_config
+from fedbench.tracking.run_directory import RunDirectory
+
+
+def make_summary(strategy: str, ssl: str, top1: float, cost: float = 1.0) -> dict[str, Any]:
+    """A summary whose four costs are 8e9 FLOPs, 3 MiB, 5 MB and 2 MB, times `cost`."""
+    return {
+        "strategy": strategy,
+        "ssl": ssl,
+        "protocol": "linear",
+        "convention": "step",
+        "memory_source": "traced live tensors, CPU",
+        "probe/linear_top1": top1,
+        "untrained/linear_top1": 0.5,
+        "client/flops": 8e9 * cost,
+        "client/peak_memory_bytes": int(3 * 2**20 * cost),
+        "client/download_bytes": 5e6 * cost,
+        "client/upload_bytes": 2e6 * cost,
+        "seconds": 12.5,
+        "rounds": 4,
+    }
+
+
+@pytest.fixture
+def fake_run(tmp_path: Path) -> Callable[..., RunDirectory]:
+    """Write a finished run under `tmp_path / "runs"`; `figures` replace those of the summary."""
+
+    def write(
+        strategy: str,
+        top1: float,
+        *,
+        seed: int = 0,
+        ssl: str = "moco_v3",
+        cost: float = 1.0,
+        overrides: dict[str, Any] | None = None,
+        figures: dict[str, Any] | None = None,
+        data_hash: str = "d1",
+    ) -> RunDirectory:
+        config = load_config({"strategy": strategy, "ssl": ssl, "seed": seed}, overrides or {})
+        directory = RunDirectory(tmp_path / "runs" / f"{strategy}-{config_hash(config)}-{data_hash}")
+        manifest = {"config": config.model_dump(mode="json"), "config_hash": config_hash(config)}
+        directory.start({**manifest, "data_hash": data_hash, "processor": "abacus", "accelerator": None})
+        directory.finish({**make_summary(strategy, ssl, top1, cost), **(figures or {})}, {"w": torch.ones(2)})
+        return directory
+
+    return write

@@ -1,0 +1,180 @@
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy
+import pytest
+
+from fedbench.errors import UserError
+from fedbench.tracking.leaderboard import leaderboard, read_runs, render, write
+from fedbench.tracking.run_directory import RunDirectory
+
+Fake = Callable[..., RunDirectory]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+def three_strategies(fake_run: Fake) -> None:
+    for seed, top1 in ((2, 0.80), (0, 0.90), (1, 0.73)):
+        fake_run("fedssl", top1, seed=seed)
+        fake_run("lw_fedssl", top1 - 0.05, seed=seed, cost=0.25)
+    fake_run("prog_fedssl", 0.95, cost=0.5)
+
+
+def test_seeds_of_one_cell_become_one_row_with_mean_and_sample_deviation(fake_run: Fake, runs: Path) -> None:
+    three_strategies(fake_run)
+    row = leaderboard(read_runs(runs))[1]
+    values = [0.80, 0.90, 0.73]
+    assert (row.strategy, row.seeds) == ("fedssl", (0, 1, 2))
+    assert row.linear_top1_mean == pytest.approx(numpy.mean(values))
+    assert row.linear_top1_std == pytest.approx(numpy.std(values, ddof=1))
+    assert row.gain == pytest.approx(numpy.mean(values) - 0.5)
+    assert leaderboard(read_runs(runs))[0].linear_top1_std is None  # prog_fedssl, one seed
+
+
+def test_rows_are_ranked_by_accuracy_and_costs_are_relative_to_fedssl(fake_run: Fake, runs: Path) -> None:
+    three_strategies(fake_run)
+    rows = leaderboard(read_runs(runs))
+    assert [(row.rank, row.strategy) for row in rows] == [(1, "prog_fedssl"), (2, "fedssl"), (3, "lw_fedssl")]
+    for row, ratio in zip(rows, (0.5, 1.0, 0.25), strict=True):
+        ratios = (row.flops_ratio, row.peak_memory_ratio, row.download_ratio, row.upload_ratio)
+        assert ratios == pytest.approx((ratio,) * 4)
+
+
+def test_each_ratio_is_of_its_own_cost(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.9)
+    costs = {"flops": 1e9, "peak_memory_bytes": 2**20, "download_bytes": 4e6, "upload_bytes": 1.5e6}
+    fake_run("lw_fedssl", 0.8, figures={f"client/{key}": value for key, value in costs.items()})
+    row = leaderboard(read_runs(runs))[1]
+    ratios = (row.flops_ratio, row.peak_memory_ratio, row.download_ratio, row.upload_ratio)
+    assert ratios == pytest.approx((1 / 8, 1 / 3, 4 / 5, 3 / 4))
+
+
+def test_equal_accuracies_share_a_rank(fake_run: Fake, runs: Path) -> None:
+    for strategy, top1 in (("a", 0.7), ("b", 0.8), ("c", 0.8)):
+        fake_run(strategy, top1)
+    assert [row.rank for row in leaderboard(read_runs(runs))] == [1, 1, 3]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"data_hash": "d2"},
+        {"overrides": {"encoder": {"depth": 2}}},
+        {"overrides": {"federation": {"num_clients": 3}}},
+        {"overrides": {"data": {"partition": {"name": "dirichlet"}}}},
+        {"overrides": {"probe": {"epochs": 7}}},
+        {"figures": {"protocol": "knn"}},
+        {"figures": {"convention": "paper-v4"}},
+    ],
+    ids=["data", "encoder", "clients", "partition", "probe", "protocol", "convention"],
+)
+def test_runs_that_differ_in_this_are_never_ranked_together(fake_run: Fake, runs: Path, other: dict) -> None:
+    fake_run("fedssl", 0.6)
+    fake_run("lw_fedssl", 0.9, **other)
+    rows = leaderboard(read_runs(runs))
+    assert sorted((row.table, row.rank) for row in rows) == [(1, 1), (2, 1)]
+    (lw,) = [row for row in rows if row.strategy == "lw_fedssl"]
+    assert lw.upload_ratio is None
+    assert render(rows).count("###") == 2
+
+
+def test_tracking_and_the_place_of_the_data_do_not_split_the_seeds(fake_run: Fake, runs: Path) -> None:
+    for seed, path in enumerate(("here.npz", "there.npz")):
+        keys = {"data": {"name": "npz", "path": path}, "tracking": {"group": path}}
+        fake_run("fedssl", 0.6, seed=seed, overrides=keys)
+    (row,) = leaderboard(read_runs(runs))
+    assert row.seeds == (0, 1)
+
+
+def test_rows_alike_in_name_say_in_what_they_differ_and_each_has_its_own_reference(
+    fake_run: Fake, runs: Path
+) -> None:
+    for rounds, cost in ((4, 1.0), (12, 3.0)):
+        keys = {"federation": {"rounds": rounds}}
+        fake_run("fedssl", 0.6, overrides=keys, cost=cost)
+        fake_run("lw_fedssl", 0.5, overrides=keys, cost=cost / 4)
+    rows = leaderboard(read_runs(runs))
+    assert {row.variant for row in rows} == {"federation.rounds=4", "federation.rounds=12"}
+    assert [row.flops_ratio for row in rows if row.strategy == "lw_fedssl"] == pytest.approx([0.25, 0.25])
+    assert "federation.rounds=12" in render(rows)
+
+
+def test_ratios_are_blank_without_a_fedssl_row_of_the_same_ssl_method(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.6, ssl="byol")
+    fake_run("lw_fedssl", 0.9, ssl="simclr")
+    assert leaderboard(read_runs(runs))[0].flops_ratio is None
+
+
+def test_memories_of_different_meters_have_no_ratio(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.6)
+    fake_run("lw_fedssl", 0.9, figures={"memory_source": "CUDA allocator"})
+    row = leaderboard(read_runs(runs))[0]
+    assert row.peak_memory_ratio is None
+    assert row.upload_ratio == pytest.approx(1.0)
+
+
+def test_an_unfinished_run_is_not_on_the_leaderboard(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.6)
+    (fake_run("lw_fedssl", 0.9).path / "summary.json").unlink()
+    (runs / "notes.txt").write_text("not a run")
+    assert [row.strategy for row in leaderboard(read_runs(runs))] == ["fedssl"]
+
+
+def test_the_table_divides_by_the_units_its_footer_names(fake_run: Fake, runs: Path) -> None:
+    three_strategies(fake_run)
+    text = render(leaderboard(read_runs(runs)))
+    (line,) = [line for line in text.splitlines() if "| lw_fedssl" in line]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[3:] == [
+        *("3", "76.0 ± 8.5", "50.0", "+26.0"),
+        *("2 (0.25x)", "0.75 (0.25x)", "1.25 (0.25x)", "0.5 (0.25x)", "12.5"),
+    ]
+    for stated in (
+        "10^9 FLOPs",
+        "2^20 bytes",
+        "10^6 bytes",
+        "`step`",
+        "Client:",
+        "traced live",
+        "Seeds 0, 1, 2",
+    ):
+        assert stated in text
+
+
+def test_columns_are_aligned_and_fit_a_terminal(fake_run: Fake, runs: Path) -> None:
+    three_strategies(fake_run)
+    lines = render(leaderboard(read_runs(runs))).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    bars = {tuple(index for index, letter in enumerate(line) if letter == "|") for line in table}
+    assert len(table) == 5
+    assert len(bars) == 1
+    assert max(map(len, lines)) <= 140
+
+
+def test_csv_and_json_hold_base_units(fake_run: Fake, runs: Path) -> None:
+    three_strategies(fake_run)
+    rows = leaderboard(read_runs(runs))
+    write(rows, runs)
+    with (runs / "leaderboard.csv").open(encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert table[2]["strategy"] == "lw_fedssl"
+    assert float(table[2]["upload_bytes"]) == 500_000
+    assert table[2]["seeds"] == "0 1 2"
+    assert table[0]["linear_top1_std"] == ""
+    content = json.loads((runs / "leaderboard.json").read_text())
+    assert content[1]["peak_memory_bytes"] == 3 * 2**20
+    assert (runs / "leaderboard.md").read_text(encoding="utf-8") == render(rows)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        read_runs(tmp_path / "nowhere")
+
+
+def test_no_runs_make_no_table(tmp_path: Path) -> None:
+    assert render(leaderboard(read_runs(tmp_path))) == "No finished run.\n"
