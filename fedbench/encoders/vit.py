@@ -39,6 +39,7 @@ def build_vit(config: EncoderConfig, depth: int) -> Encoder:
         global_pool="avg",
         fc_norm=False,
         num_classes=0,
+        weight_init="moco",  # of the original MoCo v3; [LW] names none
     )
     assert vit.pos_embed is not None
     stem = PatchStem(vit.patch_embed, vit.pos_embed)

@@ -38,7 +38,7 @@ def trace_step(task: LocalTask, batch_size: int, image_shape: tuple[int, int, in
         optimizer = fake.configure_optimizers()
         live = LiveMemory([*fake.parameters(), *fake.buffers(), *views])
         with live:
-            _step(fake, optimizer, views, precision)
+            _create_optimizer_state(fake, optimizer)
             with FlopCounterMode(display=False) as counter:
                 _step(fake, optimizer, views, precision)
     return StepCost(counter.get_total_flops(), live.peak_bytes)
@@ -52,6 +52,13 @@ def _step(task: LocalTask, optimizer: torch.optim.Optimizer, views: tuple[Tensor
     loss.backward()
     optimizer.step()
     task.method.update_target()
+
+
+def _create_optimizer_state(task: LocalTask, optimizer: torch.optim.Optimizer) -> None:
+    """Leave gradients and optimizer state behind, as a step does."""
+    for parameter in task.trained.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
 
 
 def _fake_copy(task: LocalTask, mode: FakeTensorMode) -> LocalTask:

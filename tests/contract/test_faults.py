@@ -1,0 +1,234 @@
+"""Deliberate faults in strategies, loop, payload and freezing: each is caught by the check that names it."""
+
+import itertools
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedbench.config import Config
+from fedbench.conformance import CHECKS, Trial
+from fedbench.federation import ClientUpdate, GrowingStrategy, LocalStep, StagePlan, Strategy, weighted_mean
+from fedbench.federation import client as client_module
+from fedbench.federation import payload as payload_module
+from fedbench.federation.client import Worker
+from fedbench.federation.payload import StateDict, decode, select
+from fedbench.federation.plan import group_of
+from fedbench.federation.record import RoundRecord
+from fedbench.federation.server import Download, Server
+
+Tiny = Callable[..., Config]
+
+
+def finding(config: Config, check: str) -> str:
+    return str(CHECKS[check](Trial(config)) or "")
+
+
+@dataclass(frozen=True)
+class TrainsWhatItNeverUploads(GrowingStrategy):
+    def plan(self, stage: int, num_blocks: int) -> StagePlan:
+        newest = self.newest_blocks(stage, num_blocks)
+        return StagePlan(newest.stop, trainable=range(newest.stop), upload=newest)
+
+
+@dataclass(frozen=True)
+class UploadsWhatItNeverTrains(GrowingStrategy):
+    def plan(self, stage: int, num_blocks: int) -> StagePlan:
+        newest = self.newest_blocks(stage, num_blocks)
+        return StagePlan(newest.stop, trainable=newest, upload=range(newest.stop))
+
+
+@dataclass(frozen=True)
+class ForgetsTheLastBlock(Strategy):
+    def plan(self, stage: int, num_blocks: int) -> StagePlan:
+        return StagePlan(num_blocks, trainable=range(num_blocks - 1), upload=range(num_blocks - 1))
+
+
+@dataclass(frozen=True)
+class Whole(Strategy):
+    def plan(self, stage: int, num_blocks: int) -> StagePlan:
+        return StagePlan(num_blocks, trainable=range(num_blocks), upload=range(num_blocks))
+
+
+@dataclass(frozen=True)
+class DividesByClients(Whole):
+    def aggregate(self, updates: Iterable[ClientUpdate]) -> StateDict:
+        received = list(updates)
+        keys = received[0].state if received else {}
+        return {
+            key: torch.stack([u.state[key].float() * u.num_samples for u in received]).mean(0)
+            for key in keys
+        }
+
+
+@dataclass(frozen=True)
+class NeedsAClient(Whole):
+    def aggregate(self, updates: Iterable[ClientUpdate]) -> StateDict:
+        return weighted_mean([first, *updates]) if (first := next(iter(updates))) else {}
+
+
+@dataclass(frozen=True)
+class ReferenceNeverDetached(Whole):
+    def local_loss(self, step: LocalStep) -> Tensor | None:
+        return torch.stack([(weight - weight).square().sum() for weight in step.trained.values()]).sum()
+
+
+@dataclass(frozen=True)
+class DetachedTerm(Whole):
+    def local_loss(self, step: LocalStep) -> Tensor | None:
+        pulls = [(w - step.received[key]).square().sum() for key, w in step.trained.items()]
+        return torch.stack(pulls).sum().detach()
+
+
+@pytest.mark.parametrize(
+    ("faulty", "check", "words"),
+    [
+        (TrainsWhatItNeverUploads, "upload is what was trained", "trained, not uploaded: encoder.blocks.0"),
+        (UploadsWhatItNeverTrains, "upload is what was trained", "uploaded, not trained: encoder.blocks.0"),
+        (ForgetsTheLastBlock, "plan is coherent", "never trained: [2]"),
+        (DividesByClients, "aggregation weights sum to one", "differs"),
+        (NeedsAClient, "aggregation survives few clients", "StopIteration"),
+        (ReferenceNeverDetached, "added loss has a gradient", "gradient is zero"),
+        (DetachedTerm, "added loss has a gradient", "detached"),
+    ],
+)
+def test_a_faulty_strategy_is_caught(tiny: Tiny, faulty: type[Strategy], check: str, words: str) -> None:
+    assert words in finding(tiny(strategy=f"{__name__}:{faulty.__name__}"), check)
+
+
+def test_frozen_parameters_that_train_are_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def freeze_nothing(model: torch.nn.Module, groups: Any) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith("target_"))
+
+    monkeypatch.setattr(client_module, "freeze_all_but", freeze_nothing)
+    words = finding(tiny(strategy="lw_fedssl"), "client trains what is planned")
+    assert "changed: encoder.blocks.0" in words
+
+
+def test_frozen_batchnorm_in_training_mode_is_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def freeze_gradients_only(model: torch.nn.Module, groups: Any) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith("target_") and group_of(name) in groups)
+        model.train()
+
+    monkeypatch.setattr(client_module, "freeze_all_but", freeze_gradients_only)
+    resnet = {"encoder": {"name": "resnet18", "depth": 4}, "federation": {"rounds": 4, "num_clients": 2}}
+    config = tiny(resnet, {"strategy": "lw_fedssl", "data": {"num_train": 16}})
+    assert "bn1.num_batches_tracked" in finding(config, "client trains what is planned")
+
+
+def test_weights_that_arrive_uncounted_are_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Server] = []
+    download = Server.download
+
+    def heads_only(self: Server, client: int) -> Download:
+        served.append(self)
+        whole = download(self, client)
+        heads = {key: value for key, value in decode(whole.data).items() if group_of(key) == "heads"}
+        return Download(payload_module.encode(heads), whole.versions)
+
+    def by_reference(self: Worker, download: Download) -> StateDict:
+        self.task.method.load_online(served[-1].state)  # type: ignore[union-attr]
+        return dict(served[-1].state)
+
+    monkeypatch.setattr(Server, "download", heads_only)
+    monkeypatch.setattr(Worker, "_receive", by_reference)
+    monkeypatch.setattr("fedbench.conformance.witness._WitnessedWorker._receive", snapshot_after(by_reference))
+    assert "arrived otherwise" in finding(tiny(strategy="fedssl"), "clients start from payloads alone")
+
+
+def test_a_client_that_goes_on_from_the_one_before_it_is_caught(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_once(self: Worker, download: Download) -> StateDict:
+        received = decode(download.data)
+        if not self._loaded:
+            self.task.method.load_online(received)  # type: ignore[union-attr]
+        self._loaded = {"everything": 1}
+        return received
+
+    monkeypatch.setattr("fedbench.conformance.witness._WitnessedWorker._receive", snapshot_after(load_once))
+    assert "round 0, client 1" in finding(tiny(strategy="fedssl"), "clients start from payloads alone")
+
+
+def snapshot_after(receive: Callable[[Any, Download], StateDict]) -> Callable[[Any, Download], StateDict]:
+    def wrapped(self: Any, download: Download) -> StateDict:
+        received = receive(self, download)
+        self.before = self._snapshot()
+        return received
+
+    return wrapped
+
+
+def test_heads_that_stay_at_home_are_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_heads(state: StateDict, groups: Iterable[str]) -> StateDict:
+        return select(state, set(groups) - {"heads"})
+
+    monkeypatch.setattr(client_module, "select", without_heads)
+    assert "heads in every upload" in finding(tiny(), "heads are synchronised")
+
+
+def test_a_version_that_does_not_rise_is_refused_by_the_worker(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Server, "overwritten", lambda self, client, groups: None)
+    monkeypatch.setattr("fedbench.federation.versions.Versions.rise", once_per_group())
+    with pytest.raises(AssertionError):
+        Trial(tiny(strategy="fedssl"))
+
+
+def once_per_group() -> Callable[[Any, str], None]:
+    from fedbench.federation.versions import Versions
+
+    rise = Versions.rise
+    return lambda self, group: None if group in self.current else rise(self, group)
+
+
+def test_bytes_of_the_python_object_are_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    add = RoundRecord.add
+
+    def count_objects(self: RoundRecord, download: Download, upload: Any, cost: Any) -> None:
+        add(self, download, upload, cost)
+        self.upload_bytes += sys.getsizeof(upload) - len(upload.data)
+
+    monkeypatch.setattr(RoundRecord, "add", count_objects)
+    assert "upload bytes" in finding(tiny(), "bytes are counted")
+
+
+def test_a_grown_encoder_that_starts_anew_is_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    grow = Server.grow
+
+    def anew(self: Server, initial: StateDict) -> None:
+        self.state = {}
+        grow(self, initial)
+
+    monkeypatch.setattr(Server, "grow", anew)
+    config = tiny(strategy="prog_fedssl")
+    assert "stage 2" in finding(config, "growing keeps earlier blocks")
+
+
+def test_a_server_that_ignores_the_aggregate_is_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "apply", lambda self, values: None)
+    assert "the server's model is the aggregate" in finding(tiny(), "server takes the aggregate")
+
+
+def test_randomness_that_depends_on_who_trained_before_is_caught(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = itertools.count()
+    monkeypatch.setattr(client_module, "stream", lambda seed, *key: next(calls))
+    assert "same bits" in finding(tiny(), "same seed gives same bits")
+
+
+def test_a_seed_that_reaches_nothing_is_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedbench import random
+
+    deaf = random.stream
+    for module in ("random", "federation.client", "federation.model"):
+        monkeypatch.setattr(f"fedbench.{module}.stream", lambda seed, *key: deaf(0, *key))
+    assert "the same bits" in finding(tiny(), "another seed gives other bits")
