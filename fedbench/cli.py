@@ -94,11 +94,8 @@ def run_command(arguments: argparse.Namespace) -> None:
     """Check every cell, then run them one after the other, then print the leaderboard."""
     configs, out = selected_cells(arguments)
     print(f"fedbench: {len(configs)} cell(s) into {out}", file=sys.stderr)
-    from fedbench.federation.experiment import check
     from fedbench.runner import run_cells
 
-    for config in configs:
-        check(config)
     print(run_cells(configs, out))
 
 

@@ -42,7 +42,13 @@ def cell_name(config: Config) -> str:
 
 
 def run_cells(configs: Sequence[Config], out: Path) -> str:
-    """Run cells one after the other; the leaderboard's files follow every cell. Returns its text."""
+    """Run cells one after the other; the leaderboard's files follow every cell. Returns its text.
+
+    Raises:
+        UserError: before the first cell runs, if any cell cannot.
+    """
+    for config in configs:
+        prepare(config)
     text = ""
     for number, config in enumerate(configs, start=1):
         start = perf_counter()
@@ -67,9 +73,9 @@ def run_cell(config: Config, out: Path) -> RunDirectory:
     if directory.is_finished(config_hash(config)):
         return directory
     experiment = prepare(config)
-    directory.start(manifest(config, experiment.dataset.content_hash, cell_name(config)))
-    mirror = WandbMirror(config.tracking, cell_name(config), config.model_dump(mode="json"), directory.path)
-    with mirror:
+    facts = manifest(config, experiment.dataset.content_hash, cell_name(config))
+    directory.start(facts)
+    with WandbMirror(config.tracking, cell_name(config), facts["config"], directory.path) as mirror:
         start = perf_counter()
         federation = Federation(experiment)
         records = _train(federation, directory, mirror)

@@ -1,23 +1,13 @@
-"""The smallest configuration that has every part: a few seconds for all strategies together."""
+"""Fixtures for all tests."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from tiny_config import TINY
 
 from fedbench.config import Config, load_config
-
-TINY = {
-    "ssl": {"hidden_dim": 16, "output_dim": 8},
-    "encoder": {"name": "vit", "image_size": 8, "patch_size": 4, "width": 16, "depth": 3, "heads": 2},
-    "data": {"name": "digits", "num_train": 60},
-    "federation": {"num_clients": 3, "rounds": 6, "local_epochs": 1},
-    "optimizer": {"base_lr": 1.0e-1, "batch_size": 8},
-    "probe": {"epochs": 5},
-    "tracking": {"wandb": "disabled"},
-    "accelerator": "cpu",
-}
 
 
 @pytest.fixture(autouse=True, scope="session")

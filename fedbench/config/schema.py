@@ -60,6 +60,11 @@ class EncoderConfig(Section):
                     f"width={self.width} is not divisible by heads={self.heads}; "
                     "allowed: a number of heads that divides width"
                 )
+            if self.width % 4:
+                raise ValueError(
+                    f"width={self.width} is not divisible by 4; allowed: multiples of 4 "
+                    "(sine and cosine of two coordinates in the position embedding)"
+                )
         elif self.depth != 4:
             raise ValueError(f"depth={self.depth}; allowed for resnet18: 4, its residual stages")
         return self
@@ -137,7 +142,7 @@ class ProbeConfig(Section):
 
     epochs: PositiveInt = 100
     batch_size: PositiveInt = 256
-    lr: PositiveFloat = 1e-2
+    lr: PositiveFloat = 1e-1
     weight_decay: NonNegativeFloat = 0.0
 
 

@@ -4,7 +4,7 @@ A check takes a finished `Trial` and returns what is wrong, or None.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -122,14 +122,10 @@ def clients_start_from_payloads_alone(trial: Trial) -> Finding | None:
         store.update(visit.payload)
         uncounted = differing(store, visit.before, visit.before)
         if uncounted:
-            return Finding(
-                "weights arrive as payload", f"arrived otherwise: {short(uncounted)}", where(visit)
-            )
+            return Finding("weights arrive as payload", f"arrived otherwise: {short(uncounted)}", where(visit))
         unequal = differing(visit.server, visit.before, visit.server)
         if unequal:
-            return Finding(
-                "all clients start from the server's model", f"differ: {short(unequal)}", where(visit)
-            )
+            return Finding("all clients start from the server's model", f"differ: {short(unequal)}", where(visit))
         store.update(visit.after)
     return None
 
@@ -140,9 +136,7 @@ def heads_are_synchronised(trial: Trial) -> Finding | None:
         heads = {key for key in visit.server if group_of(key) == "heads"}
         for name, state in (("download", visit.payload), ("upload", visit.upload)):
             if heads - set(state):
-                return Finding(
-                    f"heads in every {name}", f"missing: {short(heads - set(state))}", where(visit)
-                )
+                return Finding(f"heads in every {name}", f"missing: {short(heads - set(state))}", where(visit))
     return None
 
 
@@ -152,9 +146,7 @@ def bytes_are_counted(trial: Trial) -> Finding | None:
         visits = [visit for visit in trial.visits if visit.round_index == record.round_index]
         for name in ("download", "upload"):
             lengths = sum(getattr(visit, f"{name}_bytes") for visit in visits)
-            tensors = sum(
-                len(encode(visit.payload if name == "download" else visit.upload)) for visit in visits
-            )
+            tensors = sum(len(encode(visit.payload if name == "download" else visit.upload)) for visit in visits)
             counted = getattr(record, f"{name}_bytes")
             if not counted == lengths == tensors:
                 return Finding(
@@ -222,9 +214,7 @@ def growing_keeps_earlier_blocks(trial: Trial) -> Finding | None:
         if first.stage == last.stage:
             continue
         kept = [
-            key
-            for key in last.server
-            if key in first.server and group_of(key) not in last.plan.uploaded_groups
+            key for key in last.server if key in first.server and group_of(key) not in last.plan.uploaded_groups
         ]
         wrong = differing(last.server, first.server, kept)
         uploads = [visit.upload for visit in trial.visits if visit.round_index == last.round_index]
@@ -235,9 +225,7 @@ def growing_keeps_earlier_blocks(trial: Trial) -> Finding | None:
             if not bool(inside.all()):
                 wrong.append(key)
         if wrong:
-            return Finding(
-                "a grown encoder keeps its earlier blocks", f"changed: {short(wrong)}", where(first)
-            )
+            return Finding("a grown encoder keeps its earlier blocks", f"changed: {short(wrong)}", where(first))
     return None
 
 

@@ -5,7 +5,7 @@ Shapes: N images, C channels, H x W pixels.
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import import_module
 
 import numpy as np
@@ -14,7 +14,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from fedbench.config.schema import DataConfig, EncoderConfig
+from fedbench.config.schema import DataConfig, EncoderConfig, PartitionConfig
 from fedbench.data.sources import Part, Source
 from fedbench.errors import UserError
 from fedbench.random import generator
@@ -49,19 +49,27 @@ def load_dataset(data: DataConfig, encoder: EncoderConfig) -> Dataset:
 
     The test part is the source's own, else a fixed 20 % of it, stratified by label. `data.num_train` then
     keeps a fixed random part of the training images, blind to their class; a smaller number keeps a subset
-    of what a larger one keeps. Errors: UserError naming the key, file or array.
+    of what a larger one keeps. The last one loaded is kept, for the other cells of a grid.
+
+    Errors: UserError naming the key, file or array.
     """
+    of_the_images = data.model_copy(update={"partition": PartitionConfig()})
+    return _load(of_the_images, encoder.image_size, encoder.in_channels)
+
+
+@lru_cache(maxsize=1)
+def _load(data: DataConfig, image_size: int, in_channels: int) -> Dataset:
     module = import_module(f"fedbench.data.sources.{data.name}")
-    source: Source = module.load(data.path, encoder.image_size, encoder.in_channels)
+    source: Source = module.load(data.path, image_size, in_channels)
     if len(source.class_names) < 2:
         raise UserError(f"{_where(data)} has {len(source.class_names)} class; allowed: 2 classes or more")
     train, test = (source.train, source.test) if source.test else _split(source.train, data)
     train = _keep(train, data.num_train)
     return Dataset(
         source.name,
-        _convert(train.images, encoder),
+        _convert(train.images, image_size, in_channels),
         train.labels,
-        _convert(test.images, encoder),
+        _convert(test.images, image_size, in_channels),
         test.labels,
         source.class_names,
     )
@@ -92,11 +100,11 @@ def _select(part: Part, indices_M: Tensor) -> Part:
     return Part(part.images[indices_M], part.labels[indices_M])
 
 
-def _convert(images_NCHW: Tensor, encoder: EncoderConfig) -> Tensor:
+def _convert(images_NCHW: Tensor, image_size: int, in_channels: int) -> Tensor:
     """Channels by repeating or by luma, size by antialiased bilinear interpolation, each if it differs."""
-    if images_NCHW.shape[1] != encoder.in_channels:
-        images_NCHW = tv.rgb_to_grayscale(images_NCHW, num_output_channels=encoder.in_channels)
-    size = [encoder.image_size, encoder.image_size]
+    if images_NCHW.shape[1] != in_channels:
+        images_NCHW = tv.rgb_to_grayscale(images_NCHW, num_output_channels=in_channels)
+    size = [image_size, image_size]
     if list(images_NCHW.shape[2:]) == size:
         return images_NCHW
     return torch.cat([tv.resize(part, size, antialias=True) for part in torch.split(images_NCHW, RESIZE_BATCH)])

@@ -1,5 +1,6 @@
 """Vision transformer of [LW] Sec. 4.1: timm's, without a class token, mean-pooled."""
 
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -26,7 +27,11 @@ def mean_tokens(tokens_BTD: Tensor) -> Tensor:
 
 
 def build_vit(config: EncoderConfig, depth: int) -> Encoder:
-    """The first `depth` blocks; norm before pooling, so every block's output is normalised token by token."""
+    """The first `depth` blocks; the norm comes before pooling.
+
+    Initialised like the original MoCo v3 (position embedding from sines and cosines, Xavier weights), because
+    [LW] names no initialisation of its own. Unlike there, stem and position embedding are trained.
+    """
     vit = VisionTransformer(
         img_size=config.image_size,
         patch_size=config.patch_size,
@@ -39,8 +44,9 @@ def build_vit(config: EncoderConfig, depth: int) -> Encoder:
         global_pool="avg",
         fc_norm=False,
         num_classes=0,
-        weight_init="moco",  # of the original MoCo v3; [LW] names none
+        weight_init="moco",
     )
-    assert vit.pos_embed is not None
-    stem = PatchStem(vit.patch_embed, vit.pos_embed)
+    side = config.image_size // config.patch_size
+    positions_TD = build_sincos2d_pos_embed([side, side], config.width)
+    stem = PatchStem(vit.patch_embed, nn.Parameter(positions_TD.unsqueeze(0)))
     return Encoder(stem, list(vit.blocks), vit.norm, mean_tokens, nn.Identity(), config.width)

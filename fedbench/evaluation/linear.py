@@ -1,4 +1,4 @@
-"""Protocol `linear`: a linear classifier on frozen features; its last epoch counts, the test split decides nothing."""
+"""Protocol `linear`: a linear classifier on frozen features; its last epoch counts, however the test split scores."""
 
 import torch
 import torch.nn.functional as F

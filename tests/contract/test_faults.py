@@ -59,10 +59,7 @@ class DividesByClients(Whole):
     def aggregate(self, updates: Iterable[ClientUpdate]) -> StateDict:
         received = list(updates)
         keys = received[0].state if received else {}
-        return {
-            key: torch.stack([u.state[key].float() * u.num_samples for u in received]).mean(0)
-            for key in keys
-        }
+        return {key: torch.stack([u.state[key].float() * u.num_samples for u in received]).mean(0) for key in keys}
 
 
 @dataclass(frozen=True)

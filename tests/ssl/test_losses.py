@@ -71,6 +71,15 @@ def test_the_loss_equals_its_naive_double(name: str) -> None:
     )
 
 
+def test_nt_xent_is_lightlys() -> None:
+    from fedbench.methods.ssl.simclr import nt_xent
+    from lightly.loss import NTXentLoss
+
+    z1, z2 = (view.flatten(1) for view in views())
+    expected = NTXentLoss(0.3, memory_bank_size=0)(z1, z2)
+    torch.testing.assert_close(nt_xent(z1, z2, 0.3), expected)
+
+
 @pytest.mark.parametrize("name", builtin_files("ssl"))
 def test_only_the_online_branch_gets_a_gradient(name: str) -> None:
     method = build(name)

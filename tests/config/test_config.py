@@ -1,0 +1,116 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedbench.config import Config, config_hash, load_config, parse_overrides, resolve_file
+from fedbench.config.load import merge, read_yaml
+from fedbench.errors import UserError
+
+
+def message(*trees: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as error:
+        load_config(*trees)
+    return str(error.value)
+
+
+def test_overrides_are_yaml_and_dotted() -> None:
+    words = ["seed=3", "ssl.name=byol", "ssl.temperature=1e-1", "tracking.tags=[a, b]", "data.num_train=null"]
+    config = load_config({"data": {"num_train": 50}}, parse_overrides(words))
+    assert (config.seed, config.ssl.name, config.ssl.temperature) == (3, "byol", 0.1)
+    assert config.tracking.tags == ("a", "b")
+    assert config.data.num_train is None
+
+
+@pytest.mark.parametrize("word", ["seed", "=3", "ssl..name=byol", "seed=[1"])
+def test_a_word_that_is_no_override_is_refused(word: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_overrides([word])
+    assert "allowed" in str(error.value) or "YAML" in str(error.value)
+
+
+def test_a_misspelled_key_is_named_with_the_key_that_was_meant() -> None:
+    text = message({"encoder": {"patchsize": 4}})
+    assert "encoder.patchsize" in text
+    assert "did you mean 'patch_size'?" in text
+
+
+def test_all_errors_are_reported_at_once_with_key_and_value() -> None:
+    text = message({"seed": "many", "optimizer": {"batch_size": 0}, "sll": {}})
+    assert "seed" in text
+    assert "'many'" in text
+    assert "optimizer.batch_size" in text
+    assert "did you mean 'ssl'?" in text
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"encoder": {"image_size": 9, "patch_size": 2}}, "image_size=9 is not divisible by patch_size=2"),
+        ({"encoder": {"width": 20, "heads": 3}}, "width=20 is not divisible by heads=3"),
+        ({"encoder": {"width": 6, "heads": 2}}, "width=6 is not divisible by 4"),
+        ({"encoder": {"name": "resnet18", "depth": 5}}, "depth=5; allowed for resnet18: 4"),
+        ({"federation": {"num_clients": 3, "participants": 4}}, "participants=4 exceeds num_clients=3"),
+        ({"data": {"name": "npz"}}, "data.name=npz needs the path"),
+        ({"strategy": {"blocks": 1}}, "needs a name"),
+        ({"encoder": {"name": "swin"}}, "'vit' or 'resnet18'"),
+    ],
+)
+def test_an_impossible_combination_is_refused(tree: dict[str, Any], words: str) -> None:
+    assert words in message(tree)
+
+
+def test_a_plain_name_stands_for_a_mapping_with_that_name() -> None:
+    config = load_config({"strategy": "lw_fedssl", "ssl": "byol"})
+    assert config.strategy == {"name": "lw_fedssl"}
+    assert config.ssl.name == "byol"
+    assert config.ssl.hidden_dim == 512
+
+
+def test_a_field_on_top_of_a_plain_name_keeps_the_name() -> None:
+    assert merge({"strategy": "lw_fedssl"}, {"strategy": {"blocks_per_stage": 2}}) == {
+        "strategy": {"name": "lw_fedssl", "blocks_per_stage": 2}
+    }
+
+
+def test_another_strategy_drops_the_fields_of_the_one_before() -> None:
+    base = {"strategy": {"name": "lw_fedssl", "blocks_per_stage": 2}}
+    assert merge(base, {"strategy": "fedssl"}) == {"strategy": "fedssl"}
+    assert merge(base, {"strategy": {"name": "fedssl"}}) == {"strategy": {"name": "fedssl"}}
+
+
+def test_another_ssl_method_keeps_the_heads() -> None:
+    base = {"ssl": {"name": "moco_v3", "hidden_dim": 64}}
+    assert load_config(base, {"ssl": "byol"}).ssl.hidden_dim == 64
+    assert load_config(base, {"ssl": {"name": "byol"}}).ssl.hidden_dim == 64
+
+
+def test_the_learning_rate_follows_the_batch() -> None:
+    optimizer = load_config({"optimizer": {"base_lr": 1.5e-4, "batch_size": 512}}).optimizer
+    assert optimizer.lr == pytest.approx(3e-4)
+
+
+def test_the_hash_names_what_changes_a_result_and_nothing_else() -> None:
+    config = Config()
+    assert config_hash(config) == config_hash(load_config({"tracking": {"wandb": "disabled"}}))
+    assert config_hash(config) != config_hash(load_config({"seed": 1}))
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"grids: 'quickstrat' .*quickstart"):
+        resolve_file("quickstrat", "grids")
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n"])
+def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"bad\.yaml"):
+        read_yaml(path)
+
+
+def test_python_objects_in_yaml_are_not_built(tmp_path: Path) -> None:
+    path = tmp_path / "evil.yaml"
+    path.write_text("seed: !!python/object/apply:os.getpid []\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        read_yaml(path)

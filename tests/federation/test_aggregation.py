@@ -1,0 +1,41 @@
+import torch
+
+from fedbench.federation import ClientUpdate, weighted_mean
+
+
+def update(client: int, samples: int, *values: float) -> ClientUpdate:
+    return ClientUpdate(client, samples, {"w": torch.tensor(values)})
+
+
+def test_two_clients_of_one_and_three_samples_weigh_one_and_three() -> None:
+    merged = weighted_mean(iter([update(0, 1, 4.0), update(1, 3, 8.0)]))
+    assert merged["w"].tolist() == [7.0]
+
+
+def test_the_mean_of_equal_values_is_that_value_bit_for_bit() -> None:
+    value = torch.tensor([0.1, 1 / 3, 1e-30, -7e20])
+    merged = weighted_mean(ClientUpdate(n, n + 3, {"w": value}) for n in range(5))
+    assert torch.equal(merged["w"], value)
+
+
+def test_integer_buffers_stay_integers() -> None:
+    updates = [ClientUpdate(0, 1, {"n": torch.tensor(4)}), ClientUpdate(1, 2, {"n": torch.tensor(5)})]
+    merged = weighted_mean(iter(updates))
+    assert merged["n"].dtype == torch.int64
+    assert merged["n"].item() == 5  # 14 / 3, rounded
+
+
+def test_no_update_gives_nothing() -> None:
+    assert weighted_mean(iter(())) == {}
+
+
+def test_one_update_is_in_memory_at_a_time() -> None:
+    alive = []
+
+    def updates():  # type: ignore[no-untyped-def]
+        for client in range(3):
+            alive.append(client)
+            yield update(client, 1, 1.0)
+            assert len(alive) == client + 1
+
+    weighted_mean(updates())

@@ -1,0 +1,134 @@
+"""FLOPs and memory of the traced step against real steps and against arithmetic by hand."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from lightning import Trainer
+from torch.utils.flop_counter import FlopCounterMode
+
+from fedbench.config import Config
+from fedbench.federation.client import LocalTask
+from fedbench.federation.experiment import prepare
+from fedbench.federation.model import build_model, freeze_all_but
+from fedbench.metering import StepCost, forward_macs, trace_step
+from fedbench.metering.live_memory import LiveMemory
+from fedbench.plugins import builtin_files
+
+Tiny = Callable[..., Config]
+SHAPE = (1, 8, 8)
+
+
+def task_of(config: Config, stage: int = 1) -> LocalTask:
+    experiment = prepare(config)
+    plan = experiment.plans[stage - 1]
+    model = build_model(config, plan.depth, stage)
+    freeze_all_but(model, plan.trained_groups)
+    return LocalTask(
+        model, experiment.strategy, config.optimizer, experiment.views, experiment.dataset.train_images
+    )
+
+
+def traced(config: Config, stage: int = 1, batch: int = 8) -> StepCost:
+    return trace_step(task_of(config, stage), batch, SHAPE, config.precision)
+
+
+def block_flops(width: int, tokens: int, batch: int) -> int:
+    """Forward pass of one transformer block: qkv, attention (two products), projection, MLP of ratio 4."""
+    dense = width * 3 * width + width * width + 2 * width * 4 * width
+    return 2 * batch * (tokens * dense + 2 * tokens * tokens * width)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("ssl", builtin_files("ssl"))
+@pytest.mark.parametrize(("strategy", "stage"), [("fedssl", 1), ("lw_fedssl", 2)])
+def test_flops_are_those_of_a_real_step_of_the_trainer(
+    tiny: Tiny, ssl: str, strategy: str, stage: int, precision: str
+) -> None:
+    config = tiny(strategy=strategy, ssl=ssl, precision=precision, augmentation={"blur": [0, 0]})
+    task = task_of(config, stage)
+    trainer = Trainer(max_epochs=1, accelerator="cpu", barebones=True, precision=precision)
+    with FlopCounterMode(display=False) as counter:
+        trainer.fit(task, torch.utils.data.DataLoader(range(8), batch_size=8))  # type: ignore[arg-type]
+    assert traced(config, stage).flops == counter.get_total_flops() > 0
+
+
+def test_a_block_costs_what_arithmetic_says(tiny: Tiny) -> None:
+    """From depth 2 to 3, all trained: a block more in two views x (online x3 + target x1)."""
+    costs = [traced(tiny({"encoder": {"depth": depth}})).flops for depth in (2, 3)]
+    assert costs[1] - costs[0] == pytest.approx(2 * 4 * block_flops(width=16, tokens=4, batch=8), rel=0.02)
+
+
+def test_a_frozen_block_costs_its_forward_passes_alone(tiny: Tiny) -> None:
+    """Stage 3 against stage 2 under LW: one frozen block more, forward only, in two views and two branches."""
+    costs = [traced(tiny(strategy="lw_fedssl"), stage).flops for stage in (2, 3)]
+    assert costs[1] - costs[0] == pytest.approx(2 * 2 * block_flops(width=16, tokens=4, batch=8), rel=0.02)
+
+
+def test_flops_grow_with_the_batch(tiny: Tiny) -> None:
+    assert traced(tiny(), batch=16).flops > 1.9 * traced(tiny(), batch=8).flops
+
+
+def test_peak_memory_is_that_of_the_same_step_on_real_tensors(tiny: Tiny) -> None:
+    config = tiny(strategy="lw_fedssl")
+    task = task_of(config, stage=2)
+    optimizer = task.configure_optimizers()
+    views = (torch.randn(8, *SHAPE), torch.randn(8, *SHAPE))
+    with LiveMemory([*task.parameters(), *task.buffers(), *views]) as live:
+        for parameter in task.trained.values():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        loss = task.step_loss(views)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        task.method.update_target()
+    assert traced(config, stage=2).peak_memory_bytes == live.peak_bytes
+
+
+def test_peak_memory_contains_parameters_gradients_and_optimizer_state(tiny: Tiny) -> None:
+    config = tiny()
+    task = task_of(config)
+    everything = sum(parameter.nbytes for parameter in task.parameters())
+    trained = sum(parameter.nbytes for parameter in task.trained.values())
+    assert traced(config, batch=2).peak_memory_bytes > everything + 3 * trained
+
+
+def test_training_one_block_needs_less_memory_than_training_all(tiny: Tiny) -> None:
+    whole, newest = (
+        traced(tiny(strategy=name), stage, batch=64) for name, stage in (("fedssl", 1), ("lw_fedssl", 3))
+    )
+    assert newest.peak_memory_bytes < 0.8 * whole.peak_memory_bytes
+    assert newest.flops < whole.flops
+
+
+def test_live_memory_follows_storages_not_tensors() -> None:
+    start = torch.zeros(100)
+    with LiveMemory([start]) as live:
+        twice = start * 2  # 400 bytes more
+        view = twice[10:]  # no bytes
+        third = view + 1  # 360 bytes more
+        assert live.current_bytes == 400 + 400 + 360
+        del twice, view
+        assert live.current_bytes == 400 + 360
+        third.add_(1)  # in place
+        assert live.current_bytes == 400 + 360
+    assert live.peak_bytes == 400 + 400 + 360
+
+
+def test_tracing_leaves_the_task_as_it_was(tiny: Tiny) -> None:
+    task = task_of(tiny())
+    before = {key: value.clone() for key, value in task.state_dict().items()}
+    trace_step(task, 8, SHAPE, "32-true")
+    assert all(torch.equal(before[key], value) for key, value in task.state_dict().items())
+    assert all(parameter.grad is None for parameter in task.parameters())
+
+
+def test_ptflops_agrees_with_the_flop_counter_up_to_norms() -> None:
+    from fedbench.config import EncoderConfig
+
+    vit_tiny = EncoderConfig(image_size=32, patch_size=4, width=192, depth=12, heads=3, in_channels=3)
+    macs = forward_macs(vit_tiny)
+    per_block = block_flops(192, 64, batch=1) // 2
+    assert macs["flop_counter"] == 12 * per_block + 64 * 48 * 192  # blocks and patch projection
+    assert macs["flop_counter"] <= macs["ptflops"] <= 1.01 * macs["flop_counter"]

@@ -1,0 +1,113 @@
+"""A strategy outside the repository runs by path, by dotted name and by entry point."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedbench.errors import UserError
+from fedbench.federation import Strategy, load_strategy
+from fedbench.plugins import describe, load_plugin
+from fedbench.ssl import SSLMethod
+
+FEDPROX = '''
+"""FedProx (Li et al. 2020)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedbench.federation import LocalStep, StagePlan, Strategy
+
+
+@dataclass(frozen=True)
+class FedProx(Strategy):
+    proximal_mu: float = 0.01
+
+    def plan(self, stage: int, num_blocks: int) -> StagePlan:
+        return StagePlan(num_blocks, trainable=range(num_blocks), upload=range(num_blocks))
+
+    def local_loss(self, step: LocalStep) -> Tensor | None:
+        pulls = [(w - step.received[name]).square().sum() for name, w in step.trained.items()]
+        return self.proximal_mu / 2 * torch.stack(pulls).sum()
+'''
+
+
+@pytest.fixture
+def fedprox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "my_fedprox.py"
+    path.write_text(FEDPROX)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield path  # type: ignore[misc]
+    sys.modules.pop("my_fedprox", None)
+
+
+def install(path: Path, name: str) -> None:
+    """What a package's installer leaves behind: its metadata with an entry point."""
+    info = path.parent / "fedprox_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fedprox-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[fedbench.strategies]\n{name} = my_fedprox:FedProx\n")
+
+
+def test_a_strategy_is_loaded_by_path_with_its_fields(fedprox: Path) -> None:
+    strategy = load_strategy({"name": str(fedprox), "proximal_mu": "0.5"})
+    assert type(strategy).__name__ == "FedProx"
+    assert strategy.proximal_mu == 0.5  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["my_fedprox", "my_fedprox:FedProx"])
+def test_a_strategy_is_loaded_by_dotted_name(fedprox: Path, name: str) -> None:
+    if ":" not in name:
+        package = fedprox.parent / "package_of_mine"
+        package.mkdir()
+        fedprox.rename(package / "my_fedprox.py")
+        name = f"package_of_mine.{name}"
+    assert type(load_strategy({"name": name})).__name__ == "FedProx"
+
+
+def test_a_strategy_is_loaded_and_listed_by_entry_point(fedprox: Path) -> None:
+    install(fedprox, "prox")
+    assert describe("strategies")["prox"] == "my_fedprox:FedProx"
+    assert type(load_strategy({"name": "prox", "proximal_mu": 1})).__name__ == "FedProx"
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(
+        UserError, match=r"'fedsl' is not known; did you mean 'fedssl'\? allowed: fedssl, lw_fedssl"
+    ):
+        load_strategy({"name": "fedsl"})
+    with pytest.raises(UserError, match=r"ssl: 'mocov3' is not known; did you mean 'moco_v3'"):
+        load_plugin("ssl", "mocov3", SSLMethod)
+
+
+def test_an_unknown_field_is_refused_with_the_known_ones(fedprox: Path) -> None:
+    with pytest.raises(UserError, match=r"strategy\.mu: unknown key; .*proximal_mu"):
+        load_strategy({"name": str(fedprox), "mu": 1})
+    with pytest.raises(UserError, match=r"strategy\.blocks_per_stage: .*greater than or equal to 1 \(got 0\)"):
+        load_strategy({"name": "lw_fedssl", "blocks_per_stage": 0})
+
+
+def test_a_file_with_no_or_two_strategies_is_refused(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.py"
+    empty.write_text("x = 1\n")
+    with pytest.raises(UserError, match="must define one subclass of Strategy, it defines none"):
+        load_strategy({"name": str(empty)})
+    double = tmp_path / "double.py"
+    double.write_text(FEDPROX + "\n\n@dataclass(frozen=True)\nclass Other(FedProx):\n    pass\n")
+    with pytest.raises(UserError, match="it defines FedProx, Other; with several, name one"):
+        load_strategy({"name": str(double)})
+    assert type(load_strategy({"name": f"{double}:Other"})).__name__ == "Other"
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(UserError, match=r"plugin file 'nowhere/mine\.py' does not exist"):
+        load_strategy({"name": "nowhere/mine.py"})
+
+
+def test_a_plugin_that_fails_to_import_shows_its_own_error(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("import a_module_that_is_not_there\n")
+    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+        load_plugin("strategies", str(broken), Strategy)  # type: ignore[type-abstract]
