@@ -77,17 +77,18 @@ def list_command(arguments: argparse.Namespace) -> None:
 
 def names(kind: str) -> dict[str, str]:
     """Name -> description of everything of a kind."""
-    from fedbench.config import config_names
+    from fedbench.config import config_names, resolve_file
     from fedbench.config.schema import DataConfig, EncoderConfig
-    from fedbench.plugins import describe, is_kind
+    from fedbench.plugins import describe, first_line, is_kind
 
     if is_kind(kind):
         return describe(kind)
     if kind in ("grids", "presets"):
-        return dict.fromkeys(config_names(kind), "")
-    section = EncoderConfig if kind == "encoders" else DataConfig
+        files = {name: resolve_file(name, kind) for name in config_names(kind)}
+        return {name: path.read_text().split("\n", 1)[0].lstrip("# ") for name, path in files.items()}
+    section, folder = (EncoderConfig, "encoders") if kind == "encoders" else (DataConfig, "data/sources")
     choices = section.model_json_schema()["properties"]["name"]["enum"]
-    return dict.fromkeys(choices, "")
+    return {name: first_line(Path(__file__).parent / folder / f"{name}.py") for name in choices}
 
 
 def run_command(arguments: argparse.Namespace) -> None:

@@ -42,7 +42,7 @@ def entry_points(kind: Kind) -> dict[str, metadata.EntryPoint]:
 
 def describe(kind: Kind) -> dict[str, str]:
     """Name -> first line of the module's docstring (built-in) or the entry point's target; nothing is imported."""
-    builtin = {name: _first_line(path) for name, path in builtin_files(kind).items()}
+    builtin = {name: first_line(path) for name, path in builtin_files(kind).items()}
     return builtin | {name: point.value for name, point in entry_points(kind).items() if name not in builtin}
 
 
@@ -69,7 +69,8 @@ def load_plugin(kind: Kind, name: str, base: type[Plugin]) -> type[Plugin]:
     )
 
 
-def _first_line(path: Path) -> str:
+def first_line(path: Path) -> str:
+    """The first line of a module's docstring, without importing it."""
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     return docstring.split("\n", 1)[0]
 

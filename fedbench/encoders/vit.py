@@ -26,7 +26,7 @@ def mean_tokens(tokens_BTD: Tensor) -> Tensor:
     return tokens_BTD.mean(dim=1)
 
 
-def build_vit(config: EncoderConfig, depth: int) -> Encoder:
+def build(config: EncoderConfig, depth: int) -> Encoder:
     """The first `depth` blocks; the norm comes before pooling.
 
     Initialised like the original MoCo v3 (position embedding from sines and cosines, Xavier weights), because

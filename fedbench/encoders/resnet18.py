@@ -15,7 +15,7 @@ def mean_pixels(maps_BCHW: Tensor) -> Tensor:
     return maps_BCHW.mean(dim=(2, 3))
 
 
-def build_resnet18(config: EncoderConfig, depth: int) -> Encoder:
+def build(config: EncoderConfig, depth: int) -> Encoder:
     """The first `depth` residual stages.
 
     While shorter than full, a linear layer maps the output to 512 dimensions ([LW]: a temporary layer,

@@ -1,0 +1,27 @@
+# Two commands: `make demo` (the quick start) and `make test` (lint, types, tests). Both set up VENV first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test setup clean
+
+demo: setup
+	$(BIN)/python -m fedbench run --grid
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedbench needs Python 3.11 or newer; set PYTHON=...")'
+	@echo "Installing into $(VENV): a few minutes and about 6 GB, once"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
