@@ -9,7 +9,7 @@ class Encoder(nn.Module):
     """Maps images (B, C, H, W) to features (B, `feature_dim`).
 
     `feature_dim` is the width that the heads see at every depth. `reshape` maps a shorter encoder's output
-    to that width ([LW] Sec. 4.1 for ResNet-18); it is the identity where widths agree.
+    to that width ([LW] for ResNet-18); it is the identity where widths agree.
     """
 
     def __init__(

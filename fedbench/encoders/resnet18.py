@@ -1,4 +1,4 @@
-"""ResNet-18 as four blocks, its residual stages ([LW] Sec. 4.6); torchvision's layers."""
+"""ResNet-18 as four blocks, its residual stages; torchvision's layers."""
 
 from torch import Tensor, nn
 from torchvision.models import ResNet, resnet18

@@ -1,4 +1,4 @@
-"""Protocol `linear`: a linear classifier on frozen features; its last epoch counts, however the test split scores."""
+"""Protocol `linear`: a linear classifier on frozen features; the last epoch counts, whatever the test says."""
 
 import torch
 import torch.nn.functional as F

@@ -132,7 +132,7 @@ class Worker:
         self.plan = plan
 
     def train(self, client: int, indices: Tensor, round_index: int, download: Download) -> Upload:
-        """Train from what was sent, send back what was trained  ([LW] Algorithm 1, lines 15 to 22)."""
+        """Train from what was sent, send back what was trained  ([LW] Algorithm 1, the client's part)."""
         assert self.task is not None, "start_stage comes first"
         self.task.received = self._receive(download)
         self.task.method.rebuild_target()

@@ -1,4 +1,4 @@
-"""FedSSL: the whole encoder is trained end to end and averaged every round ([LW] Sec. 3.1)."""
+"""FedSSL: the whole encoder is trained end to end and averaged every round ([LW] Table 1)."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""LW-FedSSL: the encoder grows, only the newest block is trained ([LW] v4, Table 1, row 2; Algorithm 1)."""
+"""LW-FedSSL: the encoder grows, only the newest block is trained ([LW] v4, Table 1; Algorithm 1)."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Prog-FedSSL: the encoder grows, and all of it that exists is trained ([LW] Sec. 3.3)."""
+"""Prog-FedSSL: the encoder grows, and all of it that exists is trained ([LW] Table 1)."""
 
 from dataclasses import dataclass
 

@@ -30,7 +30,7 @@ class MoCoV3(SSLMethod):
         self.add_target(config.momentum)
 
     def training_step(self, views: tuple[Tensor, Tensor], batch_idx: int = 0) -> StepOutput:
-        """l(q1, k2) + l(q2, k1)  ([LW] Eq. 1)."""
+        """l(q1, k2) + l(q2, k1): [LW] Eq. 2 in both directions."""
         x1, x2 = views
         z1, z2 = self.project(x1), self.project(x2)
         q1, q2 = self.prediction_head(z1), self.prediction_head(z2)
