@@ -11,7 +11,7 @@ from fedbench.errors import UserError
 if TYPE_CHECKING:
     from fedbench.config import Config
 
-KINDS = ("strategies", "ssl", "encoders", "datasets", "grids", "presets")
+KINDS = ("strategies", "mechanisms", "ssl", "encoders", "datasets", "grids", "presets")
 DEFAULT_GRID = "quickstart"
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from fedbench.config import Config, config_hash
+from fedbench.config import Config, config_hash, resolve_file
+from fedbench.config.load import read_yaml
 from fedbench.encoders import Encoder, build_encoder
 from fedbench.evaluation import linear_probe
 from fedbench.federation.experiment import Experiment, prepare
@@ -28,9 +29,12 @@ from fedbench.tracking.wandb_mirror import WandbMirror
 
 
 def strategy_label(config: Config) -> str:
-    """Name of the strategy and the fields that were set: `lw_fedssl(blocks_per_stage=2)`."""
-    fields = ", ".join(f"{key}={value}" for key, value in config.strategy.items() if key != "name")
-    name = re.sub(r".*/|\.py\b", "", config.strategy["name"])
+    """Name of the strategy or its preset, and what was changed: `lw_fedssl@v3(alignment=None)`."""
+    preset = config.strategy.get("preset")
+    known = read_yaml(resolve_file(preset, "strategies")) if preset else {"name": config.strategy["name"]}
+    changed = {key: value for key, value in config.strategy.items() if key != "preset"}
+    fields = ", ".join(f"{key}={value}" for key, value in changed.items() if known.get(key) != value)
+    name = preset or re.sub(r".*/|\.py\b", "", config.strategy["name"])
     return f"{name}({fields})" if fields else name
 
 
@@ -77,7 +81,7 @@ def run_cell(config: Config, out: Path) -> RunDirectory:
     directory.start(facts)
     with WandbMirror(config.tracking, cell_name(config), facts["config"], directory.path) as mirror:
         start = perf_counter()
-        federation = Federation(experiment)
+        federation = Federation(experiment, directory.path / "clients")
         records = _train(federation, directory, mirror)
         encoder = _final_encoder(config, federation.server.state)
         summary = _describe(config) | _costs(config, records) | _probe(experiment, encoder)
@@ -95,7 +99,9 @@ def _train(federation: Federation, directory: RunDirectory, mirror: WandbMirror)
             records.append(record)
             directory.append_round(record.to_dict())
             mirror.log_round(record.to_dict(), step=record.round_index)
-            bar.set_postfix(stage=record.stage, loss=f"{record.loss:.3f}")
+            if not record.returned:
+                bar.write(f"round {record.round_index}: no client returned, the model is kept", file=sys.stderr)
+            bar.set_postfix(stage=record.stage, loss=record.mean("loss"))
             bar.update()
     return records
 
@@ -125,13 +131,17 @@ def _costs(config: Config, records: list[RoundRecord]) -> dict[str, Any]:
         "flops": sum(record.flops for record in records),
         "download_bytes": sum(record.download_bytes for record in records),
         "upload_bytes": sum(record.upload_bytes for record in records),
+        "catch_up_bytes": sum(record.catch_up_bytes for record in records),
     }
     macs = forward_macs(config.encoder)
     return {
         **{f"all_clients/{key}": value for key, value in totals.items()},
         **{f"client/{key}": value / config.federation.num_clients for key, value in totals.items()},
         "client/peak_memory_bytes": max(record.peak_memory_bytes for record in records),
-        "memory_source": records[-1].memory_source,
+        "memory_source": max(record.memory_source for record in records),  # "" where nobody trained
+        "server/flops": sum(record.server_flops for record in records),
+        "clients/num_lost": sum(record.to_dict()["num_lost"] for record in records),  # type: ignore[misc]
+        "clients/num_rejected": sum(len(record.rejected) for record in records),
         **{f"encoder/forward_macs_{counter}": value for counter, value in macs.items()},
     }
 

@@ -95,11 +95,23 @@ def load_config(*trees: Mapping[str, Any]) -> Config:
     merged: Tree = {}
     for tree in trees:
         merged = merge(merged, tree)
+    merged = _expand_preset(merged)
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
         lines = [explain(Config, details) for details in error.errors()]
         raise UserError("\n".join(["configuration is not valid:", *lines])) from error
+
+
+def _expand_preset(tree: Tree) -> Tree:
+    """`strategy: lw_fedssl@v3` -> the fields of that file, with what the tree sets on top, and its name kept."""
+    strategy = tree.get("strategy")
+    chosen = {"name": strategy} if isinstance(strategy, str) else strategy
+    if not isinstance(chosen, Mapping) or chosen.get("name") not in config_names("strategies"):
+        return tree
+    preset = read_yaml(resolve_file(chosen["name"], "strategies"))
+    own = {key: value for key, value in chosen.items() if key != "name"}
+    return {**tree, "strategy": merge({**preset, "preset": chosen["name"]}, own)}
 
 
 def explain(model: type[BaseModel], details: ErrorDetails) -> str:

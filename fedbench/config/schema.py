@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -112,7 +113,27 @@ class FederationConfig(Section):
     num_clients: PositiveInt = 5
     participants: PositiveInt | None = None  # clients per round, drawn uniformly; None = all
     rounds: PositiveInt = 48  # R, over all stages
+    rounds_per_stage: tuple[PositiveInt, ...] | None = None  # R_s, adding up to R; None = R / S
     local_epochs: PositiveInt = 2  # E
+    dropout_before: Probability = 0.0  # a drawn client is lost before it is sent anything
+    dropout_after: Probability = 0.0  # ... or after training, before its upload: its download is spent
+    late_clients: NonNegativeInt = 0  # the last of the clients join late
+    late_round: NonNegativeInt = 0  # round (0-based) from which they can be drawn
+
+    @model_validator(mode="after")
+    def _schedule(self) -> "FederationConfig":
+        stages = self.rounds_per_stage
+        if stages is not None and sum(stages) != self.rounds:
+            raise ValueError(
+                f"rounds_per_stage={list(stages)} adds up to {sum(stages)}, but rounds={self.rounds}; "
+                "allowed: one number of rounds for each stage, adding up to rounds"
+            )
+        if self.late_clients > self.num_clients:
+            raise ValueError(
+                f"late_clients={self.late_clients} exceeds num_clients={self.num_clients}; "
+                f"allowed: 0 to {self.num_clients}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _participants(self) -> "FederationConfig":

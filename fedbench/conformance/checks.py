@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fedbench.config.schema import Config
 from fedbench.conformance.witness import Visit, Witness
-from fedbench.federation.client import LocalTask
 from fedbench.federation.experiment import Experiment, prepare
+from fedbench.federation.local import LocalStep, LocalTask
 from fedbench.federation.model import build_model, freeze_all_but
 from fedbench.federation.payload import StateDict, encode
 from fedbench.federation.plan import group_of
-from fedbench.federation.strategy import ClientUpdate, LocalStep, Strategy
+from fedbench.federation.strategy import ClientUpdate, Strategy
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,14 @@ def clients_start_from_payloads_alone(trial: Trial) -> Finding | None:
     for visit in trial.visits:
         store = stores.setdefault(visit.client, {})
         store.update(visit.payload)
-        uncounted = differing(store, visit.before, visit.before)
+        needed = [key for key in visit.server if group_of(key) in visit.needed]
+        uncounted = differing(store, visit.before, needed)
         if uncounted:
             return Finding("weights arrive as payload", f"arrived otherwise: {short(uncounted)}", where(visit))
-        unequal = differing(visit.server, visit.before, visit.server)
+        unequal = differing(visit.server, visit.before, needed)
         if unequal:
             return Finding("all clients start from the server's model", f"differ: {short(unequal)}", where(visit))
-        store.update(visit.after)
+        store.update({key: value for key, value in visit.after.items() if key in store})
     return None
 
 
@@ -191,15 +192,15 @@ def aggregation_survives_few_clients(trial: Trial) -> Finding | None:
 
 
 def server_takes_the_aggregate(trial: Trial) -> Finding | None:
-    """After a round the server holds what `aggregate` makes of the round's uploads, and nothing else changed."""
-    for record, following in zip(trial.witness.records, trial.witness.records[1:], strict=False):
-        if record.stage != following.stage:
-            continue
+    """After averaging the server holds what `aggregate` makes of the updates that returned, and nothing else."""
+    for record, after in zip(trial.witness.records, trial.witness.aggregated, strict=True):
         visits = [visit for visit in trial.visits if visit.round_index == record.round_index]
-        sizes = {visit.client: len(trial.experiment.client_indices[visit.client]) for visit in visits}
-        updates = [ClientUpdate(visit.client, sizes[visit.client], visit.upload) for visit in visits]
+        used = [visit for visit in visits if visit.returned]
+        sizes = {visit.client: len(trial.experiment.client_indices[visit.client]) for visit in used}
+        updates = [ClientUpdate(visit.client, sizes[visit.client], visit.upload) for visit in used]
+        if not visits:
+            continue
         expected = visits[0].server | trial.strategy.aggregate(iter(updates))
-        after = next(visit.server for visit in trial.visits if visit.round_index == following.round_index)
         wrong = differing(expected, after, expected)
         if wrong:
             return Finding(
@@ -209,23 +210,18 @@ def server_takes_the_aggregate(trial: Trial) -> Finding | None:
 
 
 def growing_keeps_earlier_blocks(trial: Trial) -> Finding | None:
-    """At a stage boundary every tensor that exists on both sides keeps the values of the last aggregate."""
-    for last, first in zip(trial.visits, trial.visits[1:], strict=False):
-        if first.stage == last.stage:
+    """At a stage boundary every block, the stem, the norm and the heads keep the values of the round before."""
+    stages = [record.stage for record in trial.witness.records]
+    for visit in trial.visits:
+        previous = visit.round_index - 1
+        if previous < 0 or stages[previous] == visit.stage:
             continue
-        kept = [
-            key for key in last.server if key in first.server and group_of(key) not in last.plan.uploaded_groups
-        ]
-        wrong = differing(last.server, first.server, kept)
-        uploads = [visit.upload for visit in trial.visits if visit.round_index == last.round_index]
-        blocks = [key for key in uploads[0] if group_of(key).startswith("block")]
-        for key in blocks:
-            values = torch.stack([upload[key].double() for upload in uploads])
-            inside = (values.amin(0) - 1e-6 <= first.server[key]) & (first.server[key] <= values.amax(0) + 1e-6)
-            if not bool(inside.all()):
-                wrong.append(key)
+        kept = [key for key in trial.witness.final[previous] if group_of(key) != "reshape"]
+        wrong = differing(trial.witness.final[previous], visit.server, kept)
         if wrong:
-            return Finding("a grown encoder keeps its earlier blocks", f"changed: {short(wrong)}", where(first))
+            return Finding(
+                "a grown encoder keeps its earlier blocks", f"changed: {short(wrong)}", where(visit)
+            )
     return None
 
 
@@ -256,28 +252,32 @@ def added_loss_has_a_gradient(trial: Trial) -> Finding | None:
     config, plan = trial.config, trial.experiment.plans[-1]
     model = build_model(config, plan.depth, stage=1)
     freeze_all_but(model, plan.trained_groups)
-    task = LocalTask(model, trial.strategy, config.optimizer, trial.experiment.views, torch.empty(0))
-    received = {key: value.detach().clone().requires_grad_() for key, value in task.trained.items()}
+    terms = (trial.strategy, *trial.experiment.mechanisms)
+    task = LocalTask(model, terms, config.optimizer, trial.experiment.views, torch.empty(0))
+    task.received = {key: value.detach().clone() for key, value in task.trained.items()}
     with torch.no_grad():
         for number, parameter in enumerate(task.trained.values(), start=1):
             parameter.add_(0.01 * number)
     encoder = config.encoder
     view = torch.linspace(-1, 1, 4 * encoder.in_channels * encoder.image_size**2)
     images = view.reshape(4, encoder.in_channels, encoder.image_size, encoder.image_size)
-    term = trial.strategy.local_loss(LocalStep(model.training_step((images, -images)), task.trained, received))
-    if term is None:
-        return None
-    return _gradient_finding(term, list(task.trained.values()), list(received.values()))
+    views = (images, -images)
+    step = LocalStep(model.training_step(views), views, task.trained, task.received, task.teachers)
+    for source in terms:
+        term = source.local_loss(step)
+        finding = None if term is None else _gradient_finding(term, list(task.trained.values()), source)
+        if finding:
+            return finding
+    return None
 
 
-def _gradient_finding(term: Tensor, trained: list[Tensor], received: list[Tensor]) -> Finding | None:
-    expected = "a term with a gradient on the trained parameters, none on the received ones"
+def _gradient_finding(term: Tensor, trained: list[Tensor], source: object) -> Finding | None:
+    expected, place = "a term with a gradient on the trained parameters", f"{type(source).__name__}.local_loss"
     if not term.requires_grad:
-        return Finding(expected, "the term is detached", "local_loss")
-    gradients = torch.autograd.grad(term, [*trained, *received], allow_unused=True)
-    on_trained = [gradient for gradient in gradients[: len(trained)] if gradient is not None]
-    if not any(bool(gradient.abs().sum() > 0) for gradient in on_trained):
-        return Finding(expected, "its gradient is zero", "local_loss")
+        return Finding(expected, "the term is detached", place)
+    gradients = torch.autograd.grad(term, trained, allow_unused=True, retain_graph=True)
+    if not any(gradient is not None and bool(gradient.abs().sum() > 0) for gradient in gradients):
+        return Finding(expected, "its gradient is zero", place)
     return None
 
 

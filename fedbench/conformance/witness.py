@@ -1,12 +1,15 @@
 """A tiny federation that keeps what every client received, trained from, ended with and sent back."""
 
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor
 
-from fedbench.federation.client import LocalBatches, Upload, Worker
+from fedbench.federation.client import Upload, Worker
 from fedbench.federation.experiment import Experiment
+from fedbench.federation.local import LocalTask
 from fedbench.federation.loop import Federation
 from fedbench.federation.payload import StateDict, decode
 from fedbench.federation.plan import StagePlan
@@ -21,11 +24,13 @@ class Visit:
 
     Attributes:
         server: the server's tensors when the payload left it.
+        needed: groups that the client needs in this round.
         payload: what the payload decodes to.
         download_bytes, upload_bytes: lengths of the two payloads.
         before: the client's online branch when it starts to train.
         after: the same when it has trained.
-        upload: what it sent back, decoded.
+        upload: what it sent back, or would have sent, decoded.
+        returned: whether the server used it.
     """
 
     round_index: int
@@ -33,73 +38,96 @@ class Visit:
     client: int
     plan: StagePlan
     server: StateDict
+    needed: frozenset[str]
     payload: StateDict
     download_bytes: int
     before: StateDict
     after: StateDict
     upload: StateDict
     upload_bytes: int
+    returned: bool
 
 
 class _WitnessedWorker(Worker):
     before: StateDict
     after: StateDict
+    download: Download
+    upload: Upload
 
-    def train(self, client: int, indices: Tensor, round_index: int, download: Download) -> Upload:
-        upload = super().train(client, indices, round_index, download)
-        self.download, self.upload = download, upload
-        return upload
+    def train(
+        self, client: int, indices: Tensor, round_index: int, download: Download, active: Sequence[int]
+    ) -> Upload:
+        self.download = download
+        self.upload = super().train(client, indices, round_index, download, active)
+        return self.upload
 
-    def _receive(self, download: Download) -> StateDict:
-        received = super()._receive(download)
-        self.before = self._snapshot()
-        return received
+    def _receive(self, download: Download) -> LocalTask:
+        task = super()._receive(download)
+        self.before = copy_of(task.method.online_state())
+        return task
 
-    def _send(self, batches: LocalBatches) -> Upload:
-        self.after = self._snapshot()
-        return super()._send(batches)
-
-    def _snapshot(self) -> StateDict:
-        assert self.task is not None
-        return copy_of(self.task.method.online_state())
+    def _send(self, task: LocalTask, client: int, num_samples: int, num_steps: int) -> Upload:
+        self.after = copy_of(task.method.online_state())
+        return super()._send(task, client, num_samples, num_steps)
 
 
 class Witness(Federation):
-    """Runs an experiment to its end; `visits` in the order in which they happened, `records` by round."""
+    """Runs an experiment to its end, in a temporary folder.
+
+    `visits` in the order in which they happened; `records`, and the server's model after every aggregation
+    (`aggregated`) and after every round (`final`), by round.
+    """
 
     def __init__(self, experiment: Experiment, reverse: bool = False) -> None:
-        super().__init__(experiment)
-        self.worker: _WitnessedWorker = _WitnessedWorker(
-            experiment.config, experiment.strategy, experiment.views, self.worker.images
-        )
-        self.visits: list[Visit] = []
-        self.reverse = reverse
-        self.records = list(self.rounds())
+        with tempfile.TemporaryDirectory() as folder:
+            super().__init__(experiment, Path(folder))
+            worker = self.worker
+            self.worker: _WitnessedWorker = _WitnessedWorker(
+                worker.config, worker.terms, worker.views, worker.images, worker.states
+            )
+            self.visits: list[Visit] = []
+            self.aggregated: list[StateDict] = []
+            self.final: list[StateDict] = []
+            self.reverse = reverse
+            self.records = [self._after(record) for record in self.rounds()]
 
-    def _participants(self, round_index: int) -> Sequence[int]:
-        drawn = super()._participants(round_index)
-        return list(reversed(drawn)) if self.reverse else drawn
+    def _after(self, record: RoundRecord) -> RoundRecord:
+        self.final.append(copy_of(self.server.state))
+        return record
 
-    def _visit(self, client: int, record: RoundRecord) -> ClientUpdate:
+    def _aggregate(self, record: RoundRecord) -> None:
+        if self.reverse:
+            drawn = record.participation.drawn[::-1]
+            record.participation = replace(record.participation, drawn=drawn)
+        super()._aggregate(record)
+        self.aggregated.append(copy_of(self.server.state))
+
+    def _visit(self, client: int, record: RoundRecord) -> ClientUpdate | None:
         server = copy_of(self.server.state)
         update = super()._visit(client, record)
-        worker = self.worker
-        self.visits.append(
-            Visit(
-                record.round_index,
-                record.stage,
-                client,
-                worker.plan,
-                server,
-                decode(worker.download.data),
-                len(worker.download.data),
-                worker.before,
-                worker.after,
-                decode(worker.upload.data),
-                len(worker.upload.data),
-            )
-        )
+        if client not in record.participation.lost_before:
+            self.visits.append(self._seen(client, record, server, update))
         return update
+
+    def _seen(
+        self, client: int, record: RoundRecord, server: StateDict, update: ClientUpdate | None
+    ) -> Visit:
+        worker = self.worker
+        return Visit(
+            record.round_index,
+            record.stage,
+            client,
+            worker.plan,
+            server,
+            frozenset(worker.download.versions),
+            decode(worker.download.data),
+            len(worker.download.data),
+            worker.before,
+            worker.after,
+            decode(worker.upload.data),
+            len(worker.upload.data),
+            update is not None,
+        )
 
 
 def copy_of(state: StateDict) -> StateDict:

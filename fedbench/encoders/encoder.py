@@ -1,6 +1,6 @@
 """The encoder F: a stem, blocks L_1 .. L_s, a final norm, pooling and, while short, a reshaping layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -28,12 +28,13 @@ class Encoder(nn.Module):
         self.pool = pool
         self.reshape = reshape
         self.feature_dim = feature_dim
+        self.active: Sequence[int] = range(len(blocks))  # blocks that are run; depth dropout leaves some out
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of images, (B, C, H, W) -> (B, feature_dim)."""
         hidden = self.stem(images)
-        for block in self.blocks:
-            hidden = block(hidden)
+        for number in self.active:
+            hidden = self.blocks[number](hidden)
         return self.reshape(self.pool(self.norm(hidden)))
 
     def parts(self) -> dict[str, nn.Module]:

@@ -1,11 +1,14 @@
 """Federation: plans, strategies, payloads, the client's local training, the server, and the loop over rounds."""
 
+from fedbench.federation.local import LocalStep
+from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan
+from fedbench.federation.server_training import ServerTraining
 from fedbench.federation.strategy import (
     ClientUpdate,
     GrowingStrategy,
-    LocalStep,
     Strategy,
+    load_mechanisms,
     load_strategy,
     weighted_mean,
 )
@@ -14,8 +17,11 @@ __all__ = [
     "ClientUpdate",
     "GrowingStrategy",
     "LocalStep",
+    "Mechanism",
+    "ServerTraining",
     "StagePlan",
     "Strategy",
+    "load_mechanisms",
     "load_strategy",
     "weighted_mean",
 ]

@@ -4,40 +4,34 @@ One working model per worker serves all its clients in turn. What a client train
 bytes: groups that the client holds already came to this worker in an earlier payload, in the same version.
 """
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from fedbench.config.schema import Config, OptimizerConfig
+from fedbench.config.schema import Config
 from fedbench.data import Views
+from fedbench.federation.client_states import ClientStates
+from fedbench.federation.diagnostics import effective_rank
+from fedbench.federation.local import LocalTask, Term, fit
 from fedbench.federation.model import freeze_all_but
 from fedbench.federation.payload import StateDict, decode, encode, select
 from fedbench.federation.plan import StagePlan, group_of
 from fedbench.federation.server import Download
-from fedbench.federation.strategy import LocalStep, Strategy
-from fedbench.random import generator, stream
 from fedbench.ssl import SSLMethod
-
-# Lightning announces its devices once per Trainer, warns that frozen blocks are in eval mode (which is what
-# freezing means here) and that a short epoch has few batches.
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", module="lightning", message=".*(in eval mode|treespec|num_workers).*")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """What a client sends back after local training.
+    """What a client sends back after local training, and what is known of the training.
 
     Attributes:
         data: safetensors bytes of the uploaded groups.
         num_samples: |D^n|.
         num_steps: local steps taken.
-        loss: mean of the local steps' losses, the strategy's term included.
+        loss: mean over the local steps of the SSL loss; `added_loss`: of the added terms.
+        effective_rank: of the last step's projections.
         peak_memory_bytes: the CUDA allocator's peak during this training; None on a CPU, which has none.
     """
 
@@ -45,132 +39,85 @@ class Upload:
     num_samples: int
     num_steps: int
     loss: float
+    added_loss: float
+    effective_rank: float
     peak_memory_bytes: int | None
-
-
-class LocalTask(LightningModule):
-    """Local training: views of a batch, the SSL method's loss plus the strategy's term, AdamW, momentum."""
-
-    def __init__(
-        self, method: SSLMethod, strategy: Strategy, optimizer: OptimizerConfig, views: Views, images: Tensor
-    ) -> None:
-        super().__init__()
-        self.method = method
-        self.strategy = strategy
-        self.optimizer_config = optimizer
-        self.views = views
-        self.images = images  # uint8 (N, C, H, W), on the device
-        self.generator = torch.Generator(images.device)
-        self.received: Mapping[str, Tensor] = {}
-        self.trained = {key: value for key, value in method.named_parameters() if value.requires_grad}
-        self.loss_sum = torch.zeros((), device=images.device)
-
-    def step_loss(self, views: tuple[Tensor, Tensor]) -> Tensor:
-        """SSL loss over two views (B, C, H, W), plus the strategy's term if it has one."""
-        output = self.method.training_step(views)
-        added = self.strategy.local_loss(LocalStep(output, self.trained, self.received))
-        return output["loss"] if added is None else output["loss"] + added
-
-    def training_step(self, indices: Tensor, batch_idx: int) -> Tensor:
-        """One local step on the samples `indices` (B,)."""
-        loss = self.step_loss(self.views(self.images[indices], self.generator))
-        self.loss_sum += loss.detach()
-        return loss
-
-    def on_train_batch_end(self, *_: object) -> None:
-        """The target branch follows the online branch."""
-        self.method.update_target()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """A fresh AdamW over the trained parameters: frozen ones have no state and no weight decay."""
-        return torch.optim.AdamW(
-            self.trained.values(),
-            lr=self.optimizer_config.lr,
-            weight_decay=self.optimizer_config.weight_decay,
-            fused=True,
-        )
-
-
-class LocalBatches:
-    """Batches of sample indices, shuffled anew every epoch; an incomplete last batch is dropped.
-
-    A client with fewer samples than a batch trains on one batch of all of them.
-    """
-
-    def __init__(self, indices: Tensor, batch_size: int, shuffle: torch.Generator) -> None:
-        self.indices = indices
-        self.batch_size = min(batch_size, len(indices))
-        self.shuffle = shuffle
-
-    def __len__(self) -> int:
-        return len(self.indices) // self.batch_size
-
-    def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.indices), generator=self.shuffle)
-        shuffled = self.indices[order.to(self.indices.device)]
-        return iter(shuffled[: len(self) * self.batch_size].split(self.batch_size))
 
 
 class Worker:
     """Trains one client after the other on one working model."""
 
-    def __init__(self, config: Config, strategy: Strategy, views: Views, images: Tensor) -> None:
+    def __init__(
+        self, config: Config, terms: Sequence[Term], views: Views, images: Tensor, states: ClientStates
+    ) -> None:
         self.config = config
-        self.strategy = strategy
+        self.terms = terms
         self.views = views
         self.images = images
+        self.states = states
         self.task: LocalTask | None = None
         self._loaded: dict[str, int] = {}  # group -> version of its values in the working model
 
-    def start_stage(self, model: SSLMethod, plan: StagePlan) -> None:
+    def start_stage(self, model: SSLMethod, plan: StagePlan, stage: int) -> None:
         """A new working model. Its initial values count for nothing: groups come from payloads only."""
         if self.task is not None:
             model.load_online(select(self.task.method.online_state(), self._loaded))
         freeze_all_but(model, plan.trained_groups)
         model.to(self.images.device)
-        self.task = LocalTask(model, self.strategy, self.config.optimizer, self.views, self.images)
+        self.task = LocalTask(model, self.terms, self.config.optimizer, self.views, self.images)
+        self.task.to(self.images.device)
         self.plan = plan
+        self.stage = stage
 
-    def train(self, client: int, indices: Tensor, round_index: int, download: Download) -> Upload:
+    def train(
+        self, client: int, indices: Tensor, round_index: int, download: Download, active: Sequence[int]
+    ) -> Upload:
         """Train from what was sent, send back what was trained  ([LW] Algorithm 1, the client's part)."""
-        assert self.task is not None, "start_stage comes first"
-        self.task.received = self._receive(download)
-        self.task.method.rebuild_target()
-        self.task.loss_sum.zero_()
-        key = (round_index, client)
-        self.task.generator.manual_seed(stream(self.config.seed, "augment", *key))
-        torch.manual_seed(stream(self.config.seed, "noise", *key))  # dropout, and whatever a plugin draws
-        batches = LocalBatches(
-            indices, self.config.optimizer.batch_size, generator(self.config.seed, "shuffle", *key)
-        )
+        task = self._receive(download)
+        task.run_blocks(active)
+        self._load_teachers(task, client)
         if self.images.is_cuda:
             torch.cuda.reset_peak_memory_stats(self.images.device)
-        self._trainer().fit(self.task, batches)
-        return self._send(batches)
+        epochs = self.config.federation.local_epochs
+        num_steps = fit(task, indices, epochs, self.config, round_index, client)
+        return self._send(task, client, len(indices), num_steps)
 
-    def _receive(self, download: Download) -> StateDict:
+    def _receive(self, download: Download) -> LocalTask:
         """Load the payload; what it does not carry must be in the working model in the needed version."""
-        assert self.task is not None
+        assert self.task is not None, "start_stage comes first"
         received = decode(download.data)
         self.task.method.load_online(received)
         self._loaded.update({group: download.versions[group] for group in map(group_of, received)})
-        assert self._loaded == download.versions, (self._loaded, download.versions)
-        return {key: value.to(self.images.device) for key, value in received.items()}
+        held = {group: self._loaded.get(group) for group in download.versions}
+        assert held == download.versions, (held, download.versions)
+        self.task.received = {key: value.to(self.images.device) for key, value in received.items()}
+        return self.task
 
-    def _send(self, batches: LocalBatches) -> Upload:
-        assert self.task is not None
+    def _load_teachers(self, task: LocalTask, client: int) -> None:
+        """`received` is the model as it is now; `previous` is that with what the client kept of its last visit."""
+        kept = self.states.load(client, self.stage) if "previous" in task.all_teachers else None
+        values = {"received": task.method.online_state()}
+        if kept is not None:
+            values["previous"] = values["received"] | kept
+        task.teachers = {name: task.all_teachers[name] for name in values if name in task.all_teachers}  # type: ignore[misc]
+        for name, teacher in task.teachers.items():
+            teacher.load(values[name])
+
+    def _send(self, task: LocalTask, client: int, num_samples: int, num_steps: int) -> Upload:
         for group in self.plan.trained_groups:
             self._loaded.pop(group, None)  # overwritten: it must arrive again before anybody trains from it
-        data = encode(select(self.task.method.online_state(), self.plan.uploaded_groups))
-        num_steps = len(batches) * self.config.federation.local_epochs
-        peak = torch.cuda.max_memory_allocated(self.images.device) if self.images.is_cuda else None
-        return Upload(data, len(batches.indices), num_steps, self.task.loss_sum.item() / num_steps, peak)
-
-    def _trainer(self) -> Trainer:
-        return Trainer(
-            max_epochs=self.config.federation.local_epochs,
-            accelerator="gpu" if self.images.is_cuda else "cpu",
-            devices=1,
-            precision=self.config.precision,
-            barebones=True,
+        state = task.method.online_state()
+        if "previous" in task.all_teachers:
+            self.states.save(client, self.stage, select(state, self.plan.trained_groups))
+        loss, added = (task.losses / num_steps).tolist()
+        return Upload(
+            encode(select(state, self.plan.uploaded_groups)),
+            num_samples,
+            num_steps,
+            loss,
+            added,
+            effective_rank(task.projections),
+            torch.cuda.max_memory_allocated(self.images.device) if self.images.is_cuda else None,
         )
+
+

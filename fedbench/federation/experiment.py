@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedbench.config.load import load_config
 from fedbench.config.schema import Config
 from fedbench.data import Dataset, Views, build_views, load_dataset, partition
 from fedbench.errors import UserError
+from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan, check_plan, split_rounds
-from fedbench.federation.strategy import Strategy, load_strategy
+from fedbench.federation.strategy import Strategy, load_mechanisms, load_strategy
 from fedbench.plugins import load_plugin
 from fedbench.random import generator
 from fedbench.ssl import SSLMethod
@@ -20,56 +22,103 @@ class Experiment:
     """One cell, checked and loaded.
 
     Attributes:
+        mechanisms: what the strategy is combined with.
         plans: one per stage.
         rounds_per_stage: R_s.
         client_indices: D^n as indices (int64) into the pre-training images.
+        auxiliary: the server's own images (uint8), of which no client has one; empty if nothing needs them.
     """
 
     config: Config
     strategy: Strategy
+    mechanisms: list[Mechanism]
     plans: list[StagePlan]
     rounds_per_stage: list[int]
     dataset: Dataset
     client_indices: list[Tensor]
+    auxiliary: Tensor
     views: Views
     device: torch.device
 
 
-def check(config: Config) -> tuple[Strategy, list[StagePlan], list[int]]:
+def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], list[int]]:
     """Everything that can be checked without data: plugins, plans, rounds, accelerator.
 
     Raises:
         UserError: naming the key, the value and what is allowed.
     """
     load_plugin("ssl", config.ssl.name, SSLMethod)
-    strategy = load_strategy(config.strategy)
+    strategy, mechanisms = load_strategy(config.strategy), load_mechanisms(config.strategy)
+    for mechanism in mechanisms:
+        mechanism.check(config)
     blocks = config.encoder.depth
-    num_stages, rounds = strategy.num_stages(blocks), config.federation.rounds
-    if rounds < num_stages:
-        raise UserError(
-            f"federation.rounds={rounds} is fewer than the {num_stages} stages of "
-            f"strategy={config.strategy['name']} with encoder.depth={blocks}; allowed: {num_stages} or more"
-        )
+    num_stages = strategy.num_stages(blocks)
+    rounds_per_stage = _rounds_per_stage(config, num_stages)
     plans = [strategy.plan(stage, blocks) for stage in range(1, num_stages + 1)]
     for stage, plan in enumerate(plans, start=1):
         check_plan(plan, stage, blocks)
     choose_device(config.accelerator)
-    return strategy, plans, split_rounds(rounds, num_stages)
+    return strategy, mechanisms, plans, rounds_per_stage
+
+
+def _rounds_per_stage(config: Config, num_stages: int) -> list[int]:
+    federation, name = config.federation, config.strategy["name"]
+    if federation.rounds < num_stages:
+        raise UserError(
+            f"federation.rounds={federation.rounds} is fewer than the {num_stages} stages of "
+            f"strategy={name} with encoder.depth={config.encoder.depth}; allowed: {num_stages} or more"
+        )
+    given = federation.rounds_per_stage
+    if given is not None and len(given) != num_stages:
+        raise UserError(
+            f"federation.rounds_per_stage={list(given)} has {len(given)} numbers; strategy={name} with "
+            f"encoder.depth={config.encoder.depth} has {num_stages} stages; allowed: one number for each"
+        )
+    return list(given) if given else split_rounds(federation.rounds, num_stages)
 
 
 def prepare(config: Config) -> Experiment:
-    """Check the configuration, load the data, split it over the clients."""
-    strategy, plans, rounds_per_stage = check(config)
+    """Check the configuration, load the data, hold out the server's part, split the rest over the clients."""
+    strategy, mechanisms, plans, rounds_per_stage = check(config)
     dataset = load_dataset(config.data, config.encoder)
-    client_indices = partition(
-        dataset.train_labels,
+    pool, auxiliary = _hold_out(config, mechanisms, dataset)
+    parts = partition(
+        dataset.train_labels[pool],
         config.federation.num_clients,
         config.data.partition,
         generator(config.seed, "partition"),
     )
-    views = build_views(config.augmentation, config.encoder.image_size)
-    device = choose_device(config.accelerator)
-    return Experiment(config, strategy, plans, rounds_per_stage, dataset, client_indices, views, device)
+    return Experiment(
+        config,
+        strategy,
+        mechanisms,
+        plans,
+        rounds_per_stage,
+        dataset,
+        [pool[part] for part in parts],
+        auxiliary,
+        build_views(config.augmentation, config.encoder.image_size),
+        choose_device(config.accelerator),
+    )
+
+
+def _hold_out(config: Config, mechanisms: list[Mechanism], dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Indices that are left for the clients, and the server's images: held out, or another data set's."""
+    whole = torch.arange(len(dataset.train_labels))
+    asked = [wish for wish in (mechanism.auxiliary() for mechanism in mechanisms) if wish is not None]
+    if not asked:
+        return whole, dataset.train_images[:0]
+    wish = asked[0]
+    if not isinstance(wish, float):
+        section = load_config({"data": wish}).data
+        return whole, load_dataset(section, config.encoder).train_images
+    order = torch.randperm(len(whole), generator=generator(config.seed, "auxiliary"))
+    size = round(wish * len(whole))
+    if size < 2:
+        raise UserError(
+            f"strategy.calibration.share={wish} of {len(whole)} images leaves the server {size}; allowed: 2 or more"
+        )
+    return order[size:].sort().values, dataset.train_images[order[:size].sort().values]
 
 
 def choose_device(accelerator: str) -> torch.device:

@@ -1,17 +1,24 @@
 """The loop over stages, rounds and clients ([LW] Algorithm 1). It knows neither files nor W&B."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 
 import torch
+from safetensors import SafetensorError
 
 from fedbench.federation.client import Worker
+from fedbench.federation.client_states import ClientStates
+from fedbench.federation.diagnostics import PAIRED_CLIENTS, flatten, mean_pairwise_l2, step_norm
 from fedbench.federation.experiment import Experiment
+from fedbench.federation.local import LocalTask
 from fedbench.federation.model import build_model
-from fedbench.federation.payload import decode
+from fedbench.federation.participation import participation
+from fedbench.federation.payload import StateDict, decode
 from fedbench.federation.record import RoundRecord
 from fedbench.federation.server import Server
+from fedbench.federation.server_training import ServerTraining
 from fedbench.federation.strategy import ClientUpdate
 from fedbench.metering import StepCost, trace_step
 from fedbench.random import generator
@@ -20,60 +27,130 @@ from fedbench.random import generator
 class Federation:
     """Server and worker of one run. Iterate over `rounds()`; afterwards `server.state` is the result."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, folder: Path) -> None:
+        """`folder` is where clients keep what survives a round, if a mechanism needs that."""
         self.experiment = experiment
         self.config = experiment.config
+        self.strategy, self.mechanisms = experiment.strategy, experiment.mechanisms
         self.server = Server(self.config.federation.num_clients)
-        images = experiment.dataset.train_images.to(experiment.device)
-        self.worker = Worker(self.config, experiment.strategy, experiment.views, images)
-        self._costs: dict[tuple[int, int], StepCost] = {}
+        self.worker = Worker(
+            self.config,
+            (self.strategy, *self.mechanisms),
+            experiment.views,
+            experiment.dataset.train_images.to(experiment.device),
+            ClientStates(folder),
+        )
+        auxiliary = experiment.auxiliary.to(experiment.device)
+        self.server_training = ServerTraining(self.config, self.server, experiment.views, auxiliary)
+        self._costs: dict[tuple[object, ...], StepCost] = {}
 
     def rounds(self) -> Iterator[RoundRecord]:
         """Train; yields a record after every round."""
         round_index = 0
         for stage, plan in enumerate(self.experiment.plans, start=1):
-            model = build_model(self.config, plan.depth, stage)
-            self.server.grow(model.online_state())
-            self.worker.start_stage(model, plan)
+            self._start_stage(stage)
             for _ in range(self.experiment.rounds_per_stage[stage - 1]):
-                yield self._round(RoundRecord(round_index, stage, self._participants(round_index)))
+                record = RoundRecord(round_index, stage, participation(self.config, round_index))
+                with clock(record, "round"):
+                    self._aggregate(record)
+                    self._server_step(record, plan.depth)
+                yield record
                 round_index += 1
 
-    def _round(self, record: RoundRecord) -> RoundRecord:
-        updates = (self._visit(client, record) for client in record.participants)
-        with clock(record, "round"):
-            self.server.apply(self.experiment.strategy.aggregate(updates))
-        return record
+    def _start_stage(self, stage: int) -> None:
+        plan = self.experiment.plans[stage - 1]
+        model = build_model(self.config, plan.depth, stage)
+        self.server.grow(self.strategy.start_stage(stage, model.online_state(), self.server.state))
+        self.worker.start_stage(model, plan, stage)
+        if len(self.experiment.auxiliary):
+            self.server_training.start_stage(build_model(self.config, plan.depth, stage), plan)
 
-    def _visit(self, client: int, record: RoundRecord) -> ClientUpdate:
-        """Payload down, local training, payload up."""
+    def _aggregate(self, record: RoundRecord) -> None:
+        """M <- aggregate of the clients' updates, which arrive while they are consumed."""
+        self.server.versions.start_round()
+        before, updates = dict(self.server.state), []
+
+        def arriving() -> Iterator[ClientUpdate]:
+            for client in record.participation.drawn:
+                update = self._visit(client, record)
+                if update is not None:
+                    if len(updates) < PAIRED_CLIENTS:
+                        updates.append(flatten(update.state))
+                    yield update
+
+        values = self.strategy.aggregate(arriving())
+        self.server.apply(values)
+        record.pairwise_l2 = mean_pairwise_l2(updates)
+        record.server_step_norm = step_norm(before, values) if values else 0.0
+
+    def _visit(self, client: int, record: RoundRecord) -> ClientUpdate | None:
+        """Payload down, local training, payload up; None if the client is lost or its update is not usable."""
+        if client in record.participation.lost_before:
+            return None
         indices = self.experiment.client_indices[client].to(self.experiment.device)
-        download = self.server.download(client)
+        active = self._active_blocks(client, record)
+        with clock(record, "communication"):
+            download = self.server.download(client, active)
         with clock(record, "training"):
-            upload = self.worker.train(client, indices, record.round_index, download)
+            upload = self.worker.train(client, indices, record.round_index, download, active)
         self.server.overwritten(client, self.worker.plan.trained_groups)
-        record.add(download, upload, self._cost(record.stage, len(indices)))
-        return ClientUpdate(client, upload.num_samples, decode(upload.data))
+        record.add(client, download, upload, self._cost(self.worker.task, len(indices), len(active)))
+        if client in record.participation.lost_after:
+            return None
+        record.upload_bytes += len(upload.data)
+        with clock(record, "communication"):
+            return self._accept(client, upload.num_samples, upload.data, record)
 
-    def _participants(self, round_index: int) -> Sequence[int]:
-        """All clients, or as many as configured, drawn uniformly without replacement, in ascending order."""
-        federation = self.config.federation
-        if federation.participants is None:
-            return range(federation.num_clients)
-        draw = generator(self.config.seed, "participants", round_index)
-        order = torch.randperm(federation.num_clients, generator=draw)
-        return sorted(order[: federation.participants].tolist())
+    def _accept(self, client: int, num_samples: int, data: bytes, record: RoundRecord) -> ClientUpdate | None:
+        """Decode an upload; one that does not decode, does not fit or is not finite is rejected, and named."""
+        try:
+            state = decode(data)
+        except SafetensorError as error:
+            record.rejected[client] = f"does not decode: {error}"
+            return None
+        reason = self._fault(state)
+        if reason:
+            record.rejected[client] = reason
+            return None
+        return ClientUpdate(client, num_samples, state)
 
-    def _cost(self, stage: int, num_samples: int) -> StepCost:
-        """Traced once for each stage and batch size."""
+    def _fault(self, state: StateDict) -> str | None:
+        for key, value in state.items():
+            if key not in self.server.state or self.server.state[key].shape != value.shape:
+                return f"{key} is not a tensor of the model"
+            if not torch.isfinite(value).all():
+                return f"{key} is not finite"
+        return None
+
+    def _active_blocks(self, client: int, record: RoundRecord) -> list[int]:
+        """Blocks that the client runs: those that every mechanism lets run."""
+        plan = self.worker.plan
+        active = set(range(plan.depth))
+        for number, mechanism in enumerate(self.mechanisms):
+            draw = generator(self.config.seed, "blocks", record.round_index, client, number)
+            active &= set(mechanism.active_blocks(plan, draw))
+        return sorted(active)
+
+    def _server_step(self, record: RoundRecord, depth: int) -> None:
+        """What mechanisms do on the server after averaging."""
+        self.server_training.start_round(record.round_index)
+        with clock(record, "server"):
+            for mechanism in self.mechanisms:
+                mechanism.server_step(self.server_training)
+        if self.server_training.num_steps:
+            cost = self._cost(self.server_training.task, len(self.server_training.auxiliary), depth)
+            record.server_flops = cost.flops * self.server_training.num_steps
+
+    def _cost(self, task: LocalTask | None, num_samples: int, num_active: int) -> StepCost:
+        """Traced once for each stage, side, batch size, number of active blocks, and set of teachers."""
+        assert task is not None
         batch_size = min(self.config.optimizer.batch_size, num_samples)
-        if (stage, batch_size) not in self._costs:
-            assert self.worker.task is not None
+        key = (self.worker.stage, task is self.worker.task, batch_size, num_active, tuple(task.teachers))
+        if key not in self._costs:
             encoder = self.config.encoder
             shape = (encoder.in_channels, encoder.image_size, encoder.image_size)
-            cost = trace_step(self.worker.task, batch_size, shape, self.config.precision)
-            self._costs[stage, batch_size] = cost
-        return self._costs[stage, batch_size]
+            self._costs[key] = trace_step(task, batch_size, shape, self.config.precision)
+        return self._costs[key]
 
 
 @contextmanager
@@ -82,3 +159,5 @@ def clock(record: RoundRecord, part: str) -> Iterator[None]:
     start = perf_counter()
     yield
     record.seconds[part] = record.seconds.get(part, 0.0) + perf_counter() - start
+
+

@@ -1,6 +1,6 @@
 """The server: the global model's tensors, their versions, and what leaves and enters as payload."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +19,12 @@ class Download:
     Attributes:
         data: safetensors bytes of the groups that the client lacks.
         versions: version of every group that the client needs, those that it holds already included.
+        catch_up_bytes: bytes of the tensors among them that are no news: others could have them a round ago.
     """
 
     data: bytes
     versions: Mapping[str, int]
+    catch_up_bytes: int
 
 
 class Server:
@@ -51,12 +53,23 @@ class Server:
         for group in sorted(changed):
             self.versions.rise(group)
 
-    def download(self, client: int) -> Download:
-        """The groups that the client lacks, as bytes; from here on it holds them."""
-        missing = self.versions.missing(client, self.groups)
+    def download(self, client: int, active: Sequence[int]) -> Download:
+        """What the client lacks of the groups that it needs, as bytes; from here on it holds them.
+
+        It needs everything but the blocks that it does not run.
+        """
+        blocks = {f"block_{number + 1}" for number in active}
+        needed = [group for group in self.groups if group in blocks or not group.startswith("block_")]
+        missing = self.versions.missing(client, needed)
+        catch_up = [group for group in missing if group not in self.versions.news]
         data = self._encode(missing)
         self.versions.hold(client, missing)
-        return Download(data, {group: self.versions.current[group] for group in self.groups})
+        values = select(self.state, catch_up).values()
+        return Download(
+            data,
+            {group: self.versions.current[group] for group in needed},
+            sum(value.nbytes for value in values),
+        )
 
     def overwritten(self, client: int, groups: Set[str]) -> None:
         """The client's local training changed `groups`: it holds no version of them any more."""
@@ -74,7 +87,7 @@ class Server:
                     f"aggregate returned {key!r} of shape {tuple(value.shape)}; allowed: tensors of the model"
                 )
         changed = {group_of(key) for key, value in values.items() if not torch.equal(self.state[key], value)}
-        self.state.update({key: value.detach().to("cpu") for key, value in values.items()})
+        self.state.update({key: value.detach().to("cpu", copy=True) for key, value in values.items()})
         for group in sorted(changed):
             self.versions.rise(group)
 

@@ -20,21 +20,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedbench.config.load import suggest
 from fedbench.errors import UserError
-from fedbench.federation.plan import StagePlan
-from fedbench.plugins import load_plugin
+from fedbench.federation.mechanism import Mechanism
+from fedbench.federation.plan import StagePlan, group_of
+from fedbench.plugins import builtin_files, entry_points, load_plugin
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedbench.ssl import StepOutput
+    from fedbench.federation.local import LocalStep
 
     StateDict = dict[str, Tensor]
+
+Plugin = TypeVar("Plugin")
 
 
 @dataclass(frozen=True)
@@ -53,25 +56,13 @@ class ClientUpdate:
 
 
 @dataclass(frozen=True)
-class LocalStep:
-    """One local training step as an added loss term sees it.
-
-    Attributes:
-        output: the SSL method's loss and projections.
-        trained: the parameters under training, by key.
-        received: the tensors of this round's payload, by the same keys; detached, on the model's device.
-    """
-
-    output: StepOutput
-    trained: Mapping[str, Tensor]
-    received: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
 class Strategy(ABC):
     """A row of [LW] Table 1. `plan` is required; the rest has the defaults of federated averaging."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    teachers: ClassVar[frozenset[str]] = frozenset()
+    """Frozen models that `local_loss` needs (`Mechanism.teachers`)."""
 
     @abstractmethod
     def plan(self, stage: int, num_blocks: int) -> StagePlan:
@@ -80,6 +71,10 @@ class Strategy(ABC):
     def num_stages(self, num_blocks: int) -> int:
         """Stages S of the whole training; one unless the encoder grows."""
         return 1
+
+    def start_stage(self, stage: int, initial: StateDict, current: StateDict) -> StateDict:
+        """Values for the model of a stage: `initial` is random; the server's `current` ones win where both exist."""
+        return initial
 
     def local_loss(self, step: LocalStep) -> Tensor | None:
         """A term added to the SSL loss, or None."""
@@ -99,6 +94,7 @@ class GrowingStrategy(Strategy):
     """A strategy whose encoder grows by `blocks_per_stage` blocks a stage; the last stage takes the rest."""
 
     blocks_per_stage: Annotated[int, Field(ge=1)] = 1  # [LW] Table 3 varies this
+    init: Literal["random", "copy_previous"] = "random"  # of a new block: @v4 random, @v3 copies
 
     def num_stages(self, num_blocks: int) -> int:
         """S = blocks / blocks per stage, rounded up."""
@@ -108,6 +104,30 @@ class GrowingStrategy(Strategy):
         """L_s: the blocks that stage `stage` (1-based) adds."""
         start = (stage - 1) * self.blocks_per_stage
         return range(start, min(start + self.blocks_per_stage, num_blocks))
+
+    def start_stage(self, stage: int, initial: StateDict, current: StateDict) -> StateDict:
+        """`copy_previous`: a new block starts as the one `blocks_per_stage` before it, if it has the same shape."""
+        if self.init == "random":
+            return initial
+        return initial | _copied(initial, current, self.blocks_per_stage)
+
+
+def _copied(initial: StateDict, current: StateDict, distance: int) -> StateDict:
+    """Values for the new blocks of `initial`, taken from the blocks of `current` that stand `distance` before."""
+    new_blocks = {group_of(key) for key in initial if group_of(key).startswith("block_") and key not in current}
+    sources = {key: _block_before(key, distance) for key in initial if group_of(key) in new_blocks}
+    unequal = {
+        group_of(key)
+        for key, source in sources.items()
+        if source not in current or current[source].shape != initial[key].shape
+    }
+    return {key: current[source] for key, source in sources.items() if group_of(key) not in unequal}
+
+
+def _block_before(key: str, distance: int) -> str:
+    """`encoder.blocks.3.norm1.weight`, 2 -> `encoder.blocks.1.norm1.weight`."""
+    encoder, blocks, number, rest = key.split(".", 3)
+    return f"{encoder}.{blocks}.{int(number) - distance}.{rest}"
 
 
 def weighted_mean(updates: Iterable[ClientUpdate]) -> StateDict:
@@ -133,23 +153,58 @@ def _cast(mean: Tensor, dtype: Any) -> Tensor:
 
 
 def load_strategy(config: Mapping[str, Any]) -> Strategy:
-    """The strategy of `{"name": ..., fields ...}`.
+    """The strategy of `{"name": ..., fields ...}`; keys that name a mechanism are left to `load_mechanisms`.
 
     Raises:
         UserError: the name is unknown, or a field is unknown or of the wrong type.
     """
-    fields = {key: value for key, value in config.items() if key != "name"}
     cls = load_plugin("strategies", config["name"], Strategy)  # type: ignore[type-abstract]
+    own = {key: value for key, value in config.items() if key not in {"name", "preset", *_mechanisms(config, cls)}}
+    return _build(cls, own, f"strategy {config['name']!r}", "strategy", mechanism_names())
+
+
+def load_mechanisms(config: Mapping[str, Any]) -> list[Mechanism]:
+    """The mechanisms that a strategy's configuration switches on, in the order of their names.
+
+    `true` and `{}` stand for the defaults, `false` and `null` for off.
+
+    Raises:
+        UserError: a field is unknown or of the wrong type.
+    """
+    cls = load_plugin("strategies", config["name"], Strategy)  # type: ignore[type-abstract]
+    found = []
+    for name in sorted(_mechanisms(config, cls)):
+        value = {} if config[name] is True else config[name]
+        if value is None or value is False:
+            continue
+        if not isinstance(value, Mapping):
+            raise UserError(f"strategy.{name}={value!r}; allowed: its fields, true, false or null")
+        plugin = load_plugin("mechanisms", name, Mechanism)
+        found.append(_build(plugin, value, f"mechanism {name!r}", f"strategy.{name}", ()))
+    return found
+
+
+def mechanism_names() -> list[str]:
+    """All mechanisms that are installed."""
+    return [*builtin_files("mechanisms"), *entry_points("mechanisms")]
+
+
+def _mechanisms(config: Mapping[str, Any], cls: type) -> list[str]:
+    fields = getattr(cls, "__dataclass_fields__", {})
+    return [name for name in mechanism_names() if name in config and name not in fields]
+
+
+def _build(cls: type[Plugin], fields: Mapping[str, Any], what: str, key: str, more: Iterable[str]) -> Plugin:
     try:
-        return TypeAdapter(cls).validate_python(fields)
+        return TypeAdapter(cls).validate_python(dict(fields))
     except ValidationError as error:
-        allowed = list(getattr(cls, "__dataclass_fields__", {}))
-        lines = [_explain(details["loc"], details, allowed) for details in error.errors()]
-        raise UserError("\n".join([f"strategy {config['name']!r} is not valid:", *lines])) from error
+        allowed = [*getattr(cls, "__dataclass_fields__", {}), *more]
+        lines = [_explain(key, details, allowed) for details in error.errors()]
+        raise UserError("\n".join([f"{what} is not valid:", *lines])) from error
 
 
-def _explain(location: tuple[int | str, ...], details: Any, allowed: list[str]) -> str:
-    key = ".".join(["strategy", *map(str, location)])
+def _explain(section: str, details: Any, allowed: list[str]) -> str:
+    key = ".".join([section, *map(str, details["loc"])])
     if details["type"] == "unexpected_keyword_argument":
-        return f"  {key}: unknown key; {suggest(str(location[-1]), allowed)}"
+        return f"  {key}: unknown key; {suggest(str(details['loc'][-1]), allowed)}"
     return f"  {key}: {details['msg'].removeprefix('Value error, ')} (got {details['input']!r})"

@@ -21,11 +21,18 @@ class Versions:
         self.current: dict[str, int] = {}
         self._num_clients = num_clients
         self._held: dict[str, np.ndarray] = {}
+        self.news: set[str] = set()  # groups that changed since the round before this one began
+        self._risen: set[str] = set()
 
     def rise(self, group: str) -> None:
         """The server's values of `group` changed, or came into being."""
         self.current[group] = self.current.get(group, NOTHING) + 1
+        self._risen.add(group)
         self._held.setdefault(group, np.full(self._num_clients, NOTHING, dtype=np.int32))
+
+    def start_round(self) -> None:
+        """What rose since the last round began is news in this one; what is lacking besides is caught up."""
+        self.news, self._risen = self._risen, set()
 
     def missing(self, client: int, needed: Iterable[str]) -> list[str]:
         """Groups among `needed` that the client does not hold in the current version."""

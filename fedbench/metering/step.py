@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedbench.federation.client import LocalTask
+from fedbench.federation.local import LocalTask
 from fedbench.metering.live_memory import LiveMemory
 
 
@@ -64,13 +64,14 @@ def _create_optimizer_state(task: LocalTask, optimizer: torch.optim.Optimizer) -
 def _fake_copy(task: LocalTask, mode: FakeTensorMode) -> LocalTask:
     """The task with fake CPU tensors for its parameters and buffers, and for what it received."""
     method = copy.deepcopy(task.method).cpu()
-    for module in method.modules():
+    fake = LocalTask(method, task.terms, task.optimizer_config, task.views, torch.empty(0))
+    for module in fake.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            fake = nn.Parameter(mode.from_tensor(parameter.detach()), parameter.requires_grad)
-            setattr(module, name, fake)
+            value = nn.Parameter(mode.from_tensor(parameter.detach()), parameter.requires_grad)
+            setattr(module, name, value)
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, mode.from_tensor(buffer))
-    with mode:
-        fake_task = LocalTask(method, task.strategy, task.optimizer_config, task.views, torch.empty(0))
-        fake_task.received = {key: value.detach().clone() for key, value in method.online_state().items()}
-    return fake_task
+    fake.trained = {key: value for key, value in method.named_parameters() if value.requires_grad}
+    fake.received = {key: mode.from_tensor(value.detach().cpu()) for key, value in task.received.items()}
+    fake.teachers = {name: fake.teachers[name] for name in task.teachers}
+    return fake

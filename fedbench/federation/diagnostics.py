@@ -1,0 +1,35 @@
+"""Figures that say how a round went. Shapes: B samples, D dimensions, P uploaded values."""
+
+import torch
+from torch import Tensor
+
+from fedbench.federation.payload import StateDict
+
+PAIRED_CLIENTS = 16  # updates that are kept for the pairwise distance: bounds the memory
+
+
+def effective_rank(z_BD: Tensor) -> float:
+    """exp(entropy of the normalised singular values) of the centred projections (Roy and Vetterli 2007).
+
+    Between 1 (all on a line: collapsed) and min(B - 1, D).
+    """
+    singular = torch.linalg.svdvals((z_BD - z_BD.mean(0)).float())
+    share = singular / singular.sum().clamp_min(1e-12)
+    return torch.exp(-torch.special.xlogy(share, share).sum()).item()
+
+
+def flatten(state: StateDict) -> Tensor:
+    """All floating-point values of a state as one vector (P,)."""
+    return torch.cat([value.flatten().float() for value in state.values() if value.is_floating_point()])
+
+
+def mean_pairwise_l2(updates: list[Tensor]) -> float | None:
+    """Mean over pairs of clients of ||u_n - u_m||_2 ([LW] v4 Fig. 6); None for fewer than two."""
+    if len(updates) < 2:
+        return None
+    return torch.nn.functional.pdist(torch.stack(updates)).mean().item()
+
+
+def step_norm(before: StateDict, after: StateDict) -> float:
+    """||after - before||_2 over the floating-point values of `after`."""
+    return (flatten(after) - flatten({key: before[key] for key in after})).norm().item()

@@ -1,0 +1,176 @@
+"""Local training: what a client, and a calibrating server, does with a model and some samples."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from lightning import LightningModule, Trainer
+from torch import Tensor, nn
+
+from fedbench.config.schema import Config, OptimizerConfig
+from fedbench.data import Views
+from fedbench.encoders import Encoder
+from fedbench.random import generator, stream
+from fedbench.ssl import SSLMethod, StepOutput
+
+# Lightning announces its devices once per Trainer, warns that frozen blocks are in eval mode (which is what
+# freezing means here) and that a short epoch has few batches.
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", module="lightning", message=".*(in eval mode|treespec|num_workers).*")
+
+
+class Teacher(nn.Module):
+    """A frozen copy of encoder and projection head: views (B, C, H, W) -> projections (B, D), no gradient."""
+
+    def __init__(self, method: SSLMethod) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(method.encoder)
+        self.projection_head = copy.deepcopy(method.projection_head)
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def forward(self, view: Tensor) -> Tensor:
+        """z = H(F(x)) with BatchNorm in eval mode."""
+        return self.projection_head(self.encoder(view))
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over values from an online state; the prediction head's are left out."""
+        self.load_state_dict({key: value for key, value in state.items() if not key.startswith("prediction_")})
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """One local training step as an added loss term sees it.
+
+    Attributes:
+        output: the SSL method's loss and projections (z1, z2).
+        views: the two views (B, C, H, W).
+        trained: the parameters under training, by key.
+        received: the tensors of this round's payload, by the same keys; detached, on the model's device.
+        teachers: the frozen models that the term asked for (`Mechanism.teachers`), those that exist.
+    """
+
+    output: StepOutput
+    views: tuple[Tensor, Tensor]
+    trained: Mapping[str, Tensor]
+    received: Mapping[str, Tensor]
+    teachers: Mapping[str, Teacher]
+
+
+class Term(Protocol):
+    """Something with a loss term: the strategy, and each of its mechanisms."""
+
+    @property
+    def teachers(self) -> frozenset[str]:
+        """Names of the frozen models that the term needs."""
+        ...
+
+    def local_loss(self, step: LocalStep) -> Tensor | None:
+        """The term, or None."""
+        ...
+
+
+class LocalTask(LightningModule):
+    """Views of a batch, the SSL method's loss plus the added terms, AdamW, momentum."""
+
+    def __init__(
+        self, method: SSLMethod, terms: Sequence[Term], optimizer: OptimizerConfig, views: Views, images: Tensor
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.terms = terms
+        self.optimizer_config = optimizer
+        self.views = views
+        self.images = images  # uint8 (N, C, H, W), on the device
+        self.generator = torch.Generator(images.device)
+        self.received: Mapping[str, Tensor] = {}
+        self.trained = {key: value for key, value in method.named_parameters() if value.requires_grad}
+        names = frozenset[str]().union(*(term.teachers for term in terms))
+        self.all_teachers = nn.ModuleDict({name: Teacher(method) for name in sorted(names)})
+        self.teachers: Mapping[str, Teacher] = dict(self.all_teachers.items())  # type: ignore[arg-type]
+        self.losses = torch.zeros(2, device=images.device)  # sums over steps: the SSL loss, the added terms
+        self.projections = torch.zeros(0)  # of the last step: z1 (B, D)
+
+    def run_blocks(self, active: Sequence[int]) -> None:
+        """Let every encoder run these blocks only."""
+        for module in self.modules():
+            if isinstance(module, Encoder):
+                module.active = active
+
+    def step_losses(self, views: tuple[Tensor, Tensor]) -> tuple[StepOutput, Tensor]:
+        """The SSL method's output over two views (B, C, H, W), and the sum of the added terms."""
+        output = self.method.training_step(views)
+        step = LocalStep(output, views, self.trained, self.received, self.teachers)
+        added = [term for term in (source.local_loss(step) for source in self.terms) if term is not None]
+        return output, torch.stack(added).sum() if added else output["loss"].new_zeros(())
+
+    def step_loss(self, views: tuple[Tensor, Tensor]) -> Tensor:
+        """What a step minimises."""
+        output, added = self.step_losses(views)
+        return output["loss"] + added
+
+    def training_step(self, indices: Tensor, batch_idx: int) -> Tensor:
+        """One local step on the samples `indices` (B,)."""
+        output, added = self.step_losses(self.views(self.images[indices], self.generator))
+        self.losses += torch.stack([output["loss"].detach(), added.detach()])
+        self.projections = output["projections"][0].detach()
+        return output["loss"] + added
+
+    def on_train_batch_end(self, *_: object) -> None:
+        """The target branch follows the online branch."""
+        self.method.update_target()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """A fresh AdamW over the trained parameters: frozen ones have no state and no weight decay."""
+        return torch.optim.AdamW(
+            self.trained.values(),
+            lr=self.optimizer_config.lr,
+            weight_decay=self.optimizer_config.weight_decay,
+            fused=True,
+        )
+
+
+class LocalBatches:
+    """Batches of sample indices, shuffled anew every epoch; an incomplete last batch is dropped.
+
+    With fewer samples than a batch, one batch of all of them.
+    """
+
+    def __init__(self, indices: Tensor, batch_size: int, shuffle: torch.Generator) -> None:
+        self.indices = indices
+        self.batch_size = min(batch_size, len(indices))
+        self.shuffle = shuffle
+
+    def __len__(self) -> int:
+        return len(self.indices) // self.batch_size
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = torch.randperm(len(self.indices), generator=self.shuffle)
+        shuffled = self.indices[order.to(self.indices.device)]
+        return iter(shuffled[: len(self) * self.batch_size].split(self.batch_size))
+
+
+def fit(task: LocalTask, indices: Tensor, epochs: int, config: Config, *key: str | int) -> int:
+    """Train `task` on the samples `indices` for `epochs`, every draw from the streams named by `key`.
+
+    Returns:
+        The number of steps taken.
+    """
+    task.method.rebuild_target()
+    task.losses.zero_()
+    task.generator.manual_seed(stream(config.seed, "augment", *key))
+    torch.manual_seed(stream(config.seed, "noise", *key))  # dropout, and whatever a plugin draws
+    batches = LocalBatches(indices, config.optimizer.batch_size, generator(config.seed, "shuffle", *key))
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="gpu" if task.images.is_cuda else "cpu",
+        devices=1,
+        precision=config.precision,
+        barebones=True,
+    )
+    trainer.fit(task, batches)
+    return len(batches) * epochs

@@ -1,0 +1,60 @@
+"""What combines with any strategy: an added loss, a step on the server, blocks that sit a round out.
+
+A mechanism is one file in `methods/mechanisms/`, and is switched on under its name in the strategy's
+configuration: `strategy: {name: fedssl, proximal: {mu: 0.1}}`. A whole one:
+
+    @dataclass(frozen=True)
+    class Proximal(Mechanism):
+        mu: float = 0.01
+
+        def local_loss(self, step: LocalStep) -> Tensor | None:
+            pulls = [(w - step.received[key]).square().sum() for key, w in step.trained.items()]
+            return self.mu / 2 * torch.stack(pulls).sum()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import ConfigDict
+
+from fedbench.federation.plan import StagePlan
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from fedbench.config.schema import Config
+    from fedbench.federation.local import LocalStep
+    from fedbench.federation.server_training import ServerTraining
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """Each hook does nothing unless a mechanism says otherwise."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    teachers: ClassVar[frozenset[str]] = frozenset()
+    """Frozen models that `local_loss` needs: `received` (this round's global model), `previous` (the client's own
+    model after its last visit in this stage)."""
+
+    def auxiliary(self) -> float | Mapping[str, Any] | None:
+        """Images that the server needs: a share of the pre-training pool, a section `data`, or None."""
+        return None
+
+    def check(self, config: Config) -> None:
+        """Refuse a configuration with which the mechanism cannot work, by a `UserError`."""
+
+    def local_loss(self, step: LocalStep) -> Tensor | None:
+        """A term added to the client's loss, or None."""
+        return None
+
+    def active_blocks(self, plan: StagePlan, draw: torch.Generator) -> Sequence[int]:
+        """Blocks that one client runs (and needs) in one round, in ascending order."""
+        return range(plan.depth)
+
+    def server_step(self, server: ServerTraining) -> None:
+        """What the server does with the model after every aggregation."""

@@ -1,0 +1,53 @@
+"""The server trains: its own working model, its own auxiliary images, everything that exists at the stage."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedbench.config.schema import Config
+from fedbench.data import Views
+from fedbench.federation.local import LocalTask, fit
+from fedbench.federation.model import freeze_all_but
+from fedbench.federation.plan import StagePlan
+from fedbench.federation.server import Server
+from fedbench.ssl import SSLMethod
+
+
+class ServerTraining:
+    """What a mechanism's `server_step` is handed: the server's model, and a way to train it."""
+
+    def __init__(self, config: Config, server: Server, views: Views, auxiliary: Tensor) -> None:
+        self.config = config
+        self.server = server
+        self.views = views
+        self.auxiliary = auxiliary  # uint8 (N, C, H, W), on the device
+        self.num_steps = 0  # taken in this round
+        self.task: LocalTask | None = None
+
+    def start_stage(self, model: SSLMethod, plan: StagePlan) -> None:
+        """A new working model, of which all blocks are trained."""
+        blocks: Sequence[int] = range(plan.depth)
+        freeze_all_but(model, StagePlan(plan.depth, blocks, blocks).trained_groups)
+        model.to(self.auxiliary.device)
+        self.task = LocalTask(model, (), self.config.optimizer, self.views, self.auxiliary)
+
+    def start_round(self, round_index: int) -> None:
+        """Every round has its own random streams."""
+        self.round_index = round_index
+        self.num_steps = 0
+
+    def train(self, epochs: int, base_lr: float | None = None) -> None:
+        """Train L_1 .. L_s, H, P end to end with the SSL loss; the server takes the result over.
+
+        Args:
+            epochs: over the auxiliary images.
+            base_lr: as `optimizer.base_lr`, which it is if None.
+        """
+        assert self.task is not None, "start_stage comes first"
+        if base_lr is not None:
+            self.task.optimizer_config = self.config.optimizer.model_copy(update={"base_lr": base_lr})
+        self.task.method.load_online(self.server.state)
+        indices = torch.arange(len(self.auxiliary), device=self.auxiliary.device)
+        self.num_steps += fit(self.task, indices, epochs, self.config, self.round_index, "server")
+        self.server.apply({key: value.cpu().clone() for key, value in self.task.method.online_state().items()})

@@ -1,0 +1,1 @@
+"""Mechanisms that combine with any strategy: one file each."""

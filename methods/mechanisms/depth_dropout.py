@@ -1,0 +1,34 @@
+"""Depth dropout ([LW] v4 Sec. 4.6, DD): a client runs some of the frozen blocks only, and downloads no other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from fedbench.config.schema import Config
+from fedbench.errors import UserError
+from fedbench.federation import Mechanism, StagePlan
+
+
+@dataclass(frozen=True)
+class DepthDropout(Mechanism):
+    """At most `max_depth` blocks are run (6 in the paper's table); blocks under training are never dropped."""
+
+    max_depth: Annotated[int, Field(ge=1)] = 6
+
+    def check(self, config: Config) -> None:
+        """Blocks can be left out only where each keeps the shape of its input."""
+        if config.encoder.name == "resnet18":
+            raise UserError(
+                "strategy.depth_dropout: the blocks of encoder.name=resnet18 change the shape of their input; "
+                "allowed: vit"
+            )
+
+    def active_blocks(self, plan: StagePlan, draw: torch.Generator) -> Sequence[int]:
+        """The trained blocks, and frozen ones drawn without replacement until there are `max_depth`."""
+        frozen = [block for block in range(plan.depth) if block not in plan.trainable]
+        room = max(self.max_depth - len(plan.trainable), 0)
+        kept = torch.randperm(len(frozen), generator=draw)[:room].tolist()
+        return sorted([*plan.trainable, *(frozen[number] for number in kept)])
