@@ -32,7 +32,8 @@ class Upload:
         num_steps: local steps taken.
         loss: mean over the local steps of the SSL loss; `added_loss`: of the added terms.
         effective_rank: of the last step's projections.
-        peak_memory_bytes: the CUDA allocator's peak during this training; None on a CPU, which has none.
+        peak_memory_bytes: the CUDA allocator's peak during this training, the clients' images left out; None on
+            a CPU.
     """
 
     data: bytes
@@ -56,12 +57,12 @@ class Worker:
         self.images = images
         self.states = states
         self.task: LocalTask | None = None
+        self._received: dict[str, tuple[int, StateDict]] = {}  # group -> version and values, as last decoded
         self._loaded: dict[str, int] = {}  # group -> version of its values in the working model
 
     def start_stage(self, model: SSLMethod, plan: StagePlan, stage: int) -> None:
         """A new working model. Its initial values count for nothing: groups come from payloads only."""
-        if self.task is not None:
-            model.load_online(select(self.task.method.online_state(), self._loaded))
+        self._loaded = {}
         freeze_all_but(model, plan.trained_groups)
         model.to(self.images.device)
         self.task = LocalTask(model, self.terms, self.config.optimizer, self.views, self.images)
@@ -82,15 +83,27 @@ class Worker:
         num_steps = fit(task, indices, epochs, self.config, round_index, client)
         return self._send(task, client, len(indices), num_steps)
 
+    def _peak_memory_bytes(self) -> int | None:
+        """The allocator's peak without the images of all clients, which one client does not have."""
+        if not self.images.is_cuda:
+            return None
+        return torch.cuda.max_memory_allocated(self.images.device) - self.images.nbytes
+
     def _receive(self, download: Download) -> LocalTask:
-        """Load the payload; what it does not carry must be in the working model in the needed version."""
+        """Decode the payload; load every needed group that the working model has not in the needed version."""
         assert self.task is not None, "start_stage comes first"
-        received = decode(download.data)
-        self.task.method.load_online(received)
-        self._loaded.update({group: download.versions[group] for group in map(group_of, received)})
-        held = {group: self._loaded.get(group) for group in download.versions}
-        assert held == download.versions, (held, download.versions)
-        self.task.received = {key: value.to(self.images.device) for key, value in received.items()}
+        payload = decode(download.data)
+        for group in dict.fromkeys(map(group_of, payload)):
+            values = {key: value.to(self.images.device) for key, value in select(payload, {group}).items()}
+            self._received[group] = (download.versions[group], values)
+        self.task.received = {}
+        for group, needed in download.versions.items():
+            version, values = self._received[group]
+            assert version == needed, f"{group}: version {needed} is needed, {version} came as payload"
+            if self._loaded.get(group) != version:
+                self.task.method.load_online(values)
+                self._loaded[group] = version
+            self.task.received |= values
         return self.task
 
     def _load_teachers(self, task: LocalTask, client: int) -> None:
@@ -105,7 +118,7 @@ class Worker:
 
     def _send(self, task: LocalTask, client: int, num_samples: int, num_steps: int) -> Upload:
         for group in self.plan.trained_groups:
-            self._loaded.pop(group, None)  # overwritten: it must arrive again before anybody trains from it
+            self._loaded.pop(group, None)  # overwritten by training
         state = task.method.online_state()
         if "previous" in task.all_teachers:
             self.states.save(client, self.stage, select(state, self.plan.trained_groups))
@@ -117,7 +130,7 @@ class Worker:
             loss,
             added,
             effective_rank(task.projections),
-            torch.cuda.max_memory_allocated(self.images.device) if self.images.is_cuda else None,
+            self._peak_memory_bytes(),
         )
 
 

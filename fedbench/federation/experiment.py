@@ -10,7 +10,7 @@ from fedbench.config.schema import Config
 from fedbench.data import Dataset, Views, build_views, load_dataset, partition
 from fedbench.errors import UserError
 from fedbench.federation.mechanism import Mechanism
-from fedbench.federation.plan import StagePlan, check_plan, split_rounds
+from fedbench.federation.plan import StagePlan, check_plans, split_rounds
 from fedbench.federation.strategy import Strategy, load_mechanisms, load_strategy
 from fedbench.plugins import load_plugin
 from fedbench.random import generator
@@ -53,10 +53,9 @@ def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], l
         mechanism.check(config)
     blocks = config.encoder.depth
     num_stages = strategy.num_stages(blocks)
-    rounds_per_stage = _rounds_per_stage(config, num_stages)
     plans = [strategy.plan(stage, blocks) for stage in range(1, num_stages + 1)]
-    for stage, plan in enumerate(plans, start=1):
-        check_plan(plan, stage, blocks)
+    check_plans(plans, blocks)
+    rounds_per_stage = _rounds_per_stage(config, num_stages)
     choose_device(config.accelerator)
     return strategy, mechanisms, plans, rounds_per_stage
 

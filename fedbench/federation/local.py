@@ -50,7 +50,8 @@ class LocalStep:
         output: the SSL method's loss and projections (z1, z2).
         views: the two views (B, C, H, W).
         trained: the parameters under training, by key.
-        received: the tensors of this round's payload, by the same keys; detached, on the model's device.
+        received: the global model's tensors as this client received them, by key of the online state; detached,
+            on the model's device.
         teachers: the frozen models that the term asked for (`Mechanism.teachers`), those that exist.
     """
 
@@ -87,7 +88,7 @@ class LocalTask(LightningModule):
         self.views = views
         self.images = images  # uint8 (N, C, H, W), on the device
         self.generator = torch.Generator(images.device)
-        self.received: Mapping[str, Tensor] = {}
+        self.received: dict[str, Tensor] = {}
         self.trained = {key: value for key, value in method.named_parameters() if value.requires_grad}
         names = frozenset[str]().union(*(term.teachers for term in terms))
         self.all_teachers = nn.ModuleDict({name: Teacher(method) for name in sorted(names)})

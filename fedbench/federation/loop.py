@@ -8,6 +8,7 @@ from time import perf_counter
 import torch
 from safetensors import SafetensorError
 
+from fedbench.errors import UserError
 from fedbench.federation.client import Worker
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.diagnostics import PAIRED_CLIENTS, flatten, mean_pairwise_l2, step_norm
@@ -25,7 +26,11 @@ from fedbench.random import generator
 
 
 class Federation:
-    """Server and worker of one run. Iterate over `rounds()`; afterwards `server.state` is the result."""
+    """Server and worker of one run. Iterate over `rounds()`; afterwards `server.state` is the result.
+
+    The final model is delivered to nobody, whatever the strategy: a client is sent what it needs to train. (A
+    block of LW-FedSSL is handed over when the next stage begins; the last one has no next stage.)
+    """
 
     def __init__(self, experiment: Experiment, folder: Path) -> None:
         """`folder` is where clients keep what survives a round, if a mechanism needs that."""
@@ -78,7 +83,13 @@ class Federation:
                         updates.append(flatten(update.state))
                     yield update
 
-        values = self.strategy.aggregate(arriving())
+        stream = arriving()
+        values = self.strategy.aggregate(stream)
+        if next(stream, None) is not None:
+            raise UserError(
+                f"strategy={self.config.strategy['name']}: aggregate left updates of round {record.round_index} "
+                "unread; allowed: to consume them all, because the clients train while they are read"
+            )
         self.server.apply(values)
         record.pairwise_l2 = mean_pairwise_l2(updates)
         record.server_step_norm = step_norm(before, values) if values else 0.0

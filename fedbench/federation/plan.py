@@ -52,12 +52,27 @@ def group_of(key: str) -> str:
     return f"block_{int(parts[2]) + 1}" if parts[1] == "blocks" else parts[1]
 
 
-def check_plan(plan: StagePlan, stage: int, num_blocks: int) -> None:
+def check_plans(plans: Sequence[StagePlan], num_blocks: int) -> None:
+    """Refuse plans under which the encoder shrinks or does not end whole, and each that is incoherent.
+
+    Raises:
+        UserError: naming the stage, the field, the value and what is allowed.
+    """
+    for stage, plan in enumerate(plans, start=1):
+        check_plan(plan, stage, num_blocks)
+    depths = [plan.depth for plan in plans]
+    if depths != sorted(depths) or depths[-1:] != [num_blocks]:
+        raise UserError(f"plan: depths {depths}; allowed: at least one stage, rising to encoder.depth={num_blocks}")
+
+
+def check_plan(plan: object, stage: int, num_blocks: int) -> None:
     """Refuse a plan that names blocks which the encoder does not have at that stage.
 
     Raises:
         UserError: naming the stage, the field, the value and what is allowed.
     """
+    if not isinstance(plan, StagePlan):
+        raise UserError(f"plan of stage {stage} is {plan!r}; allowed: a StagePlan")
     if not 1 <= plan.depth <= num_blocks:
         raise UserError(f"plan of stage {stage}: depth={plan.depth}; allowed: 1 to {num_blocks}")
     for field in ("trainable", "upload"):

@@ -82,9 +82,11 @@ class Server:
             UserError: a strategy returned a tensor that the model does not have, or one of another shape.
         """
         for key, value in values.items():
-            if key not in self.state or self.state[key].shape != value.shape:
+            own = self.state.get(key)
+            if own is None or own.shape != value.shape or own.dtype != value.dtype:
+                has = "no such tensor" if own is None else f"{tuple(own.shape)}, {own.dtype}"
                 raise UserError(
-                    f"aggregate returned {key!r} of shape {tuple(value.shape)}; allowed: tensors of the model"
+                    f"aggregate returned {key!r} of shape {tuple(value.shape)}, {value.dtype}; the model has {has}"
                 )
         changed = {group_of(key) for key, value in values.items() if not torch.equal(self.state[key], value)}
         self.state.update({key: value.detach().to("cpu", copy=True) for key, value in values.items()})

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
-    """While active, adds a storage when an operation returns it and subtracts it when it dies.
+    """While active, adds a storage when an operation returns or first uses it, subtracts it when it dies.
 
     Counted: everything that lives as a tensor (parameters, gradients, optimizer state, activations, batch).
     Not counted: scratch space inside a kernel, an allocator's rounding and cache.
@@ -32,9 +32,9 @@ class LiveMemory(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run the operation, then follow what it returned."""
+        """Run the operation; follow what it returned, and what it used that was not known yet."""
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
+        for leaf in tree_leaves((args, kwargs, result)):
             if isinstance(leaf, Tensor):
                 self._add(leaf)
         return result

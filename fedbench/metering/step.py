@@ -1,7 +1,8 @@
 """What one local step costs, from one traced step on fake tensors: no data, no GPU, nothing is computed.
 
-Convention `step`: everything that a client executes from the augmented views on - both views, online branch
-forward and backward, target branch, added loss terms, optimizer. Augmentation is not counted.
+Convention `step`, from the augmented views on: both views, online branch forward and backward, target branch,
+added loss terms. FLOPs are those of matrix products, convolutions and attention; elementwise work (norms,
+activations, optimizer, a proximal term) is not counted, nor is augmentation. Memory is of all live tensors.
 """
 
 import copy
