@@ -1,6 +1,7 @@
 """Command line. `--help` and `list` import no torch; `run` imports it when the configuration is valid."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +20,12 @@ def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser(
         prog="fedbench",
+        allow_abbrev=False,
         description="Benchmark of federated self-supervised learning: accuracy next to FLOPs, memory and bytes.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="train and evaluate one cell, or a grid of them")
+    run = commands.add_parser("run", allow_abbrev=False, help="train and evaluate one cell, or a grid of them")
     run.add_argument(
         "--grid",
         nargs="?",
@@ -94,10 +96,18 @@ def names(kind: str) -> dict[str, str]:
 def run_command(arguments: argparse.Namespace) -> None:
     """Check every cell, then run them one after the other, then print the leaderboard."""
     configs, out = selected_cells(arguments)
+    check_out(out)
     print(f"fedbench: {len(configs)} cell(s) into {out}", file=sys.stderr)
     from fedbench.runner import run_cells
 
     print(run_cells(configs, out))
+
+
+def check_out(out: Path) -> None:
+    """Refuse a place for results that is no folder, or cannot become one."""
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"--out {out}: {there} is not a folder that can be written to")
 
 
 def selected_cells(arguments: argparse.Namespace) -> tuple[list["Config"], Path]:
@@ -108,7 +118,9 @@ def selected_cells(arguments: argparse.Namespace) -> tuple[list["Config"], Path]
 
     words = list(arguments.words)
     grid = arguments.grid
-    if grid is not None and "=" in grid:  # `run --grid seed=1`: argparse takes the override for the name
+    if (
+        grid is not None and "=" in grid and not Path(grid).is_file()
+    ):  # `run --grid seed=1`: argparse takes the override for the name
         words, grid = [grid, *words], DEFAULT_GRID
     files = [word for word in words if "=" not in word]
     overrides = parse_overrides(word for word in words if "=" in word)

@@ -48,6 +48,9 @@ def read_grid(path: Path) -> Grid:
 
 def cells(grid: Grid, overrides: Mapping[str, Any]) -> list[Config]:
     """Every cell, validated; equal ones once. All are checked before the first one runs."""
+    empty = [key for key, values in grid.axes.items() if not values]
+    if empty:
+        raise UserError(f"axes.{empty[0]} is empty; allowed: one value or more")
     trees = [merge(grid.base, axes) for axes in _combinations(grid.axes)] if grid.axes else []
     trees += [merge(grid.base, cell) for cell in grid.cells]
     configs = [load_config(tree, overrides) for tree in trees or [grid.base]]

@@ -2,12 +2,13 @@
 
 A plugin is a class in a module of its own. The name of a built-in one is its file's name in
 `methods/federation/`, `methods/mechanisms/` or `methods/ssl/`; a package registers its own in the entry point
-groups `fedbench.strategies`, `fedbench.mechanisms` and `fedbench.ssl`; anything else is named by `package.module:Class`,
-`package.module` or `path/to/file.py` (`:Class` where the file has several). Code is executed only from
-where the user points.
+groups `fedbench.strategies`, `fedbench.mechanisms` and `fedbench.ssl`; anything else is named by
+`package.module:Class`, `package.module` or `path/to/file.py` (`:Class` where the file has several). Code is
+executed only from where the user points.
 """
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -104,6 +105,8 @@ def _import_file(path: Path) -> ModuleType:
 def _import_dotted(target: str, kind: Kind) -> ModuleType:
     try:
         return importlib.import_module(target)
+    except (TypeError, ValueError) as error:  # a relative or an empty name
+        raise _unknown(kind, target) from error
     except ModuleNotFoundError as error:
         if error.name is None or not f"{target}.".startswith(f"{error.name}."):
             raise  # the plugin itself imports something that is missing
@@ -130,6 +133,11 @@ def _only_class(module: ModuleType, base: type[Plugin], name: str) -> type[Plugi
 
 
 def _subclass(value: object, base: type[Plugin], name: str) -> type[Plugin]:
-    if inspect.isclass(value) and issubclass(value, base):
+    if inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value):
         return value
-    raise UserError(f"plugin {name!r} is {value!r}; allowed: a subclass of {base.__name__}")
+    raise UserError(f"plugin {name!r} is {value!r}; allowed: a whole subclass of {base.__name__}")
+
+
+def source_hash(cls: type) -> str:
+    """SHA-256 of the file that defines a plugin, as hex: two files of one name are two plugins."""
+    return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()

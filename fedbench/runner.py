@@ -1,5 +1,6 @@
 """One cell: train, evaluate, write the run directory, mirror to W&B."""
 
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -7,11 +8,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import fedbench
 from fedbench.config import Config, config_hash, resolve_file
-from fedbench.config.load import read_yaml
+from fedbench.config.load import digest, read_yaml
 from fedbench.encoders import Encoder, build_encoder
 from fedbench.evaluation import linear_probe
 from fedbench.federation.experiment import Experiment, prepare
@@ -20,7 +23,7 @@ from fedbench.federation.model import build_model
 from fedbench.federation.record import RoundRecord
 from fedbench.metering import forward_macs
 from fedbench.tracking.leaderboard import render, write
-from fedbench.tracking.manifest import manifest
+from fedbench.tracking.manifest import git_state, manifest
 from fedbench.tracking.pareto import plot
 from fedbench.tracking.ranking import leaderboard
 from fedbench.tracking.run_directory import RunDirectory
@@ -34,15 +37,27 @@ def strategy_label(config: Config) -> str:
     known = read_yaml(resolve_file(preset, "strategies")) if preset else {"name": config.strategy["name"]}
     changed = {key: value for key, value in config.strategy.items() if key != "preset"}
     fields = ", ".join(f"{key}={value}" for key, value in changed.items() if known.get(key) != value)
-    name = preset or re.sub(r".*/|\.py\b", "", config.strategy["name"])
+    name = preset or re.sub(r".*/", "", config.strategy["name"])
     return f"{name}({fields})" if fields else name
 
 
-def cell_name(config: Config) -> str:
+def identity(experiment: Experiment) -> str:
+    """Hash of what determines a result: configuration, data, the plugins' source files, kind of device."""
+    facts = [
+        config_hash(experiment.config),
+        experiment.dataset.content_hash,
+        experiment.sources,
+        experiment.device.type,
+    ]
+    return digest(facts)
+
+
+def cell_name(experiment: Experiment) -> str:
     """Name of the run directory: what a person looks for, and the hash that makes it unique."""
-    words = [strategy_label(config), config.ssl.name, config.data.name, f"seed{config.seed}"]
+    config = experiment.config
+    words = [strategy_label(config)[:80], config.ssl.name[:40], config.data.name, f"seed{config.seed}"]
     plain = "-".join(re.sub(r"[^A-Za-z0-9_.@=]+", "_", word).strip("_") for word in words)
-    return f"{plain}-{config_hash(config)[:8]}"
+    return f"{plain}-{identity(experiment)[:8]}"
 
 
 def run_cells(configs: Sequence[Config], out: Path) -> str:
@@ -55,10 +70,11 @@ def run_cells(configs: Sequence[Config], out: Path) -> str:
         prepare(config)
     text = ""
     for number, config in enumerate(configs, start=1):
-        start = perf_counter()
-        done = RunDirectory(out / cell_name(config)).is_finished(config_hash(config))
-        directory = run_cell(config, out)
-        state = "was finished already" if done else f"{perf_counter() - start:.0f} s"
+        experiment = prepare(config)
+        directory = RunDirectory(out / cell_name(experiment))
+        start, state = perf_counter(), _finished_state(directory, identity(experiment))
+        run_cell(experiment, out)
+        state = state or f"{perf_counter() - start:.0f} s"
         print(f"[{number}/{len(configs)}] {directory.path.name}: {state}", file=sys.stderr)
         rows = leaderboard(read_runs(out))
         write(rows, out)
@@ -67,19 +83,26 @@ def run_cells(configs: Sequence[Config], out: Path) -> str:
     return text
 
 
-def run_cell(config: Config, out: Path) -> RunDirectory:
-    """Run one cell into `out/<cell name>`; a finished one with the same configuration is left as it is.
+def _finished_state(directory: RunDirectory, cell_hash: str) -> str:
+    """ "" if the cell has to be run; else what to tell, above all if other code ran it."""
+    if not directory.is_finished(cell_hash):
+        return ""
+    then, now = directory.manifest()["commit"], git_state(Path(fedbench.__file__).parents[1])["commit"]
+    other = "" if then == now else f", BY OTHER CODE (commit {then}, now {now}); remove it to run it again"
+    return f"was finished already{other}"
 
-    Raises:
-        UserError: before anything is written, if the configuration or the data do not allow the run.
-    """
-    directory = RunDirectory(out / cell_name(config))
-    if directory.is_finished(config_hash(config)):
+
+def run_cell(experiment: Experiment, out: Path) -> RunDirectory:
+    """Run one cell into `out/<cell name>`; a finished one is left as it is."""
+    config, name = experiment.config, cell_name(experiment)
+    directory = RunDirectory(out / name)
+    if directory.is_finished(identity(experiment)):
         return directory
-    experiment = prepare(config)
-    facts = manifest(config, experiment.dataset.content_hash, cell_name(config))
+    torch.set_num_threads(config.threads)
+    data_hash, device = experiment.dataset.content_hash, experiment.device.type
+    facts = manifest(config, data_hash, experiment.sources, device, identity(experiment), name)
     directory.start(facts)
-    with WandbMirror(config.tracking, cell_name(config), facts["config"], directory.path) as mirror:
+    with WandbMirror(config.tracking, name, facts["config"], directory.path) as mirror:
         start = perf_counter()
         federation = Federation(experiment, directory.path / "clients")
         records = _train(federation, directory, mirror)
@@ -138,12 +161,22 @@ def _costs(config: Config, records: list[RoundRecord]) -> dict[str, Any]:
         **{f"all_clients/{key}": value for key, value in totals.items()},
         **{f"client/{key}": value / config.federation.num_clients for key, value in totals.items()},
         "client/peak_memory_bytes": max(record.peak_memory_bytes for record in records),
+        "diverged": _diverged(records),
         "memory_source": max(record.memory_source for record in records),  # "" where nobody trained
         "server/flops": sum(record.server_flops for record in records),
-        "clients/num_lost": sum(record.to_dict()["num_lost"] for record in records),  # type: ignore[misc]
+        "clients/num_lost": sum(record.num_lost for record in records),
         "clients/num_rejected": sum(len(record.rejected) for record in records),
         **{f"encoder/forward_macs_{counter}": value for counter, value in macs.items()},
     }
+
+
+def _diverged(records: list[RoundRecord]) -> bool:
+    """Whether the last round in which somebody trained left no finite loss or no usable update."""
+    trained = [record for record in records if record.uploads]
+    if not trained:
+        return False
+    last = trained[-1]
+    return not math.isfinite(last.mean("loss") or 0.0) or len(last.rejected) == len(last.uploads)
 
 
 def _probe(experiment: Experiment, encoder: Encoder) -> dict[str, float]:

@@ -1,13 +1,17 @@
 """A strategy outside the repository runs by path, by dotted name and by entry point."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fedbench.config import Config
 from fedbench.errors import UserError
 from fedbench.federation import Strategy, load_strategy
+from fedbench.federation.experiment import prepare
 from fedbench.plugins import describe, load_plugin
+from fedbench.runner import cell_name, run_cell
 from fedbench.ssl import SSLMethod
 
 FEDPROX = '''
@@ -111,3 +115,45 @@ def test_a_plugin_that_fails_to_import_shows_its_own_error(tmp_path: Path) -> No
     broken.write_text("import a_module_that_is_not_there\n")
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
         load_plugin("strategies", str(broken), Strategy)  # type: ignore[type-abstract]
+
+
+def encoder_bytes(tiny: Callable[..., Config], folder: Path, strategy: object) -> bytes:
+    config = tiny({"federation": {"rounds": 2}}, strategy=strategy)
+    return (run_cell(prepare(config), folder).path / "encoder.safetensors").read_bytes()
+
+
+def test_fedprox_runs_by_path_by_dotted_name_and_by_entry_point_with_one_result(
+    fedprox: Path, tmp_path: Path, tiny: Callable[..., Config]
+) -> None:
+    install(fedprox, "prox")
+    names = [str(fedprox), "my_fedprox:FedProx", "prox"]
+    results = [
+        encoder_bytes(tiny, tmp_path / str(number), {"name": name, "proximal_mu": 5.0})
+        for number, name in enumerate(names)
+    ]
+    assert results[0] == results[1] == results[2]
+    assert results[0] != encoder_bytes(tiny, tmp_path / "fedssl", "fedssl")
+
+
+def test_fedprox_with_mu_zero_is_fedssl(fedprox: Path, tmp_path: Path, tiny: Callable[..., Config]) -> None:
+    zero = encoder_bytes(tiny, tmp_path / "zero", {"name": str(fedprox), "proximal_mu": 0.0})
+    assert zero == encoder_bytes(tiny, tmp_path / "fedssl", "fedssl")
+
+
+def test_another_file_under_the_same_name_is_another_cell(
+    fedprox: Path, tmp_path: Path, tiny: Callable[..., Config]
+) -> None:
+    config = tiny(strategy=str(fedprox))
+    before = cell_name(prepare(config))
+    fedprox.write_text(FEDPROX.replace("/ 2", "/ 3"))
+    assert cell_name(prepare(config)) != before
+
+
+def test_a_strategy_that_trains_nobody_is_refused(tmp_path: Path, tiny: Callable[..., Config]) -> None:
+    path = tmp_path / "skips.py"
+    text = FEDPROX.replace(
+        "def local_loss(self, step: LocalStep) -> Tensor | None", "def aggregate(self, updates)"
+    )
+    path.write_text(text[: text.index("        pulls")] + "        return {}\n")
+    with pytest.raises(UserError, match="aggregate left updates of round 0 unread"):
+        run_cell(prepare(tiny(strategy=str(path))), tmp_path)

@@ -15,6 +15,7 @@ from tiny_config import TINY
 
 from fedbench.cli import main
 from fedbench.config import Config
+from fedbench.federation.experiment import prepare
 from fedbench.runner import cell_name, run_cell
 
 Tiny = Callable[..., Config]
@@ -91,9 +92,9 @@ def test_the_saved_encoder_is_the_full_encoder(finished: Path) -> None:
 
 
 def test_a_finished_cell_is_not_run_again(tiny: Tiny, tmp_path: Path) -> None:
-    first = run_cell(tiny(), tmp_path)
+    first = run_cell(prepare(tiny()), tmp_path)
     written = (first.path / "summary.json").stat().st_mtime_ns
-    assert run_cell(tiny(), tmp_path).path == first.path
+    assert run_cell(prepare(tiny()), tmp_path).path == first.path
     assert (first.path / "summary.json").stat().st_mtime_ns == written
 
 
@@ -103,7 +104,7 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_does_not(
 ) -> None:
     configs = [tiny(strategy=strategy, seed=seed) for seed in (0, 0, 1)]
     files = [
-        run_cell(config, tmp_path / str(number)).path / "encoder.safetensors"
+        run_cell(prepare(config), tmp_path / str(number)).path / "encoder.safetensors"
         for number, config in enumerate(configs)
     ]
     first, again, other = (path.read_bytes() for path in files)
@@ -115,20 +116,22 @@ def test_the_state_of_the_global_generator_does_not_reach_the_result(tiny: Tiny,
     encoders = []
     for number in range(2):
         torch.manual_seed(number)
-        encoders.append((run_cell(tiny(), tmp_path / str(number)).path / "encoder.safetensors").read_bytes())
+        encoders.append(
+            (run_cell(prepare(tiny()), tmp_path / str(number)).path / "encoder.safetensors").read_bytes()
+        )
     assert encoders[0] == encoders[1]
 
 
 def test_bf16_trains_and_still_sends_float32(tiny: Tiny, tmp_path: Path) -> None:
-    run = run_cell(tiny(precision="bf16-mixed"), tmp_path)
+    run = run_cell(prepare(tiny(precision="bf16-mixed")), tmp_path)
     assert {value.dtype for value in load_file(run.path / "encoder.safetensors").values()} == {torch.float32}
 
 
 def test_cells_that_differ_have_different_names(tiny: Tiny) -> None:
     names = [
-        cell_name(tiny(strategy="lw_fedssl")),
-        cell_name(tiny(strategy={"name": "lw_fedssl", "blocks_per_stage": 2})),
-        cell_name(tiny(strategy="lw_fedssl", federation={"rounds": 7})),
+        cell_name(prepare(tiny(strategy="lw_fedssl"))),
+        cell_name(prepare(tiny(strategy={"name": "lw_fedssl", "blocks_per_stage": 2}))),
+        cell_name(prepare(tiny(strategy="lw_fedssl", federation={"rounds": 7}))),
     ]
     assert len(set(names)) == 3
     assert names[1].startswith("lw_fedssl_blocks_per_stage=2-moco_v3-digits-seed0-")

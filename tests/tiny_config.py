@@ -9,4 +9,5 @@ TINY = {
     "probe": {"epochs": 5},
     "tracking": {"wandb": "disabled"},
     "accelerator": "cpu",
+    "threads": 1,
 }

@@ -35,12 +35,32 @@ def resolve_file(name_or_path: str, kind: str) -> Path:
     raise UserError(f"{kind}: {name_or_path!r} is neither a file nor one of: {allowed}")
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe, and without what hides a mistake: a key given twice, or an alias."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(
+                None, None, "aliases are not allowed", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {twice[0]!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> Tree:
     """A YAML file whose top level is a mapping (an empty file is an empty one)."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+        raise UserError(f"{path}: not a valid YAML file: {error}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -56,10 +76,10 @@ def parse_overrides(words: Iterable[str]) -> Tree:
         if not equals or not all(key.split(".")):
             raise UserError(f"{word!r} is not an override; allowed: key=value or section.key=value")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            value = yaml.load(text, _Loader)
+        except (yaml.YAMLError, RecursionError) as error:
             raise UserError(f"{key}: {text!r} is not valid YAML: {error}") from error
-        tree = merge(tree, nest(key, value))
+        tree = merge(tree, nest(key, value), drop_fields=False)  # the order of the words does not matter
     return tree
 
 
@@ -69,24 +89,22 @@ def nest(key: str, value: Any) -> Tree:
     return {first: nest(rest, value) if dot else value}
 
 
-def merge(base: Tree, over: Mapping[str, Any]) -> Tree:
-    """`over` on top of `base`, mapping by mapping.
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], drop_fields: bool = True) -> Tree:
+    """`over` on top of `base`, mapping by mapping; a plain name stands for `{name: ...}`.
 
-    A mapping over a plain name (`strategy: fedssl` and then `strategy.field=1`) keeps the name; a new
-    `name` drops the fields of the old one, which belonged to another plugin.
+    With `drop_fields`, another `strategy` drops the fields of the old one, which were that plugin's own.
     """
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
-        if isinstance(value, Mapping):
-            old = {"name": old} if isinstance(old, str) else old
-            renamed = isinstance(old, Mapping) and "name" in value and value["name"] != old.get("name")
-            keep = old if isinstance(old, Mapping) and not (renamed and key == "strategy") else {}
-            result[key] = merge(dict(keep), value)
-        elif isinstance(old, Mapping) and "name" in old and isinstance(value, str):
-            result[key] = value if key == "strategy" else {**old, "name": value}
-        else:
+        if isinstance(value, str) and isinstance(old, Mapping):
+            value = {"name": value}
+        if not isinstance(value, Mapping):
             result[key] = value
+            continue
+        old = {"name": old} if isinstance(old, str) else old if isinstance(old, Mapping) else {}
+        other_plugin = key == "strategy" and "name" in value and value["name"] != old.get("name")
+        result[key] = merge({} if other_plugin and drop_fields else old, value, drop_fields)
     return result
 
 
@@ -149,6 +167,11 @@ def _is_model(annotation: object) -> TypeGuard[type[BaseModel]]:
 
 
 def config_hash(config: Config) -> str:
-    """Twelve hexadecimal digits that name a cell; `tracking` does not change a result, so it is left out."""
-    content = config.model_dump(mode="json", exclude={"tracking"})
+    """Twelve hexadecimal digits over what can change a result; data and device are named by other means."""
+    content = config.model_dump(mode="json", exclude={"tracking": True, "accelerator": True, "data": {"path"}})
+    return digest(content)
+
+
+def digest(content: Any) -> str:
+    """Twelve hexadecimal digits over a tree of plain values."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -24,7 +24,14 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """Frozen, and closed: a key that is not declared here is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool(cls, value: object) -> object:
+        if isinstance(value, bool):
+            raise ValueError("true and false are not numbers or names")
+        return value
 
 
 class SSLConfig(Section):
@@ -41,7 +48,7 @@ class EncoderConfig(Section):
     """Encoder as stem + blocks + norm. `patch_size`, `width` and `heads` are the ViT's."""
 
     name: Literal["vit", "resnet18"] = "vit"
-    image_size: PositiveInt = 8  # pixels; images of another size are resized once, when loaded
+    image_size: Annotated[int, Field(ge=2)] = 8  # pixels; images of another size are resized once, when loaded
     patch_size: PositiveInt = 2  # pixels
     width: PositiveInt = 64
     depth: PositiveInt = 4  # blocks; of ResNet-18 always 4, its residual stages
@@ -84,11 +91,17 @@ class DataConfig(Section):
 
     name: Literal["digits", "image_folder", "npz"] = "digits"
     path: str | None = None  # folder of image_folder, file of npz
-    num_train: PositiveInt | None = None  # samples kept for pre-training and probe training; None = all
+    num_train: Annotated[int, Field(ge=2)] | None = (
+        None  # samples kept for pre-training and probe training; None = all
+    )
     partition: PartitionConfig = PartitionConfig()
 
     @model_validator(mode="after")
     def _path(self) -> "DataConfig":
+        if self.name == "digits" and self.path:
+            raise ValueError(
+                f"path={self.path}; allowed with data.name=digits: none, it is shipped with scikit-learn"
+            )
         if self.name != "digits" and not self.path:
             raise ValueError(f"path is missing; data.name={self.name} needs the path of its files")
         return self
@@ -101,7 +114,9 @@ class AugmentationConfig(Section):
     min_scale: Annotated[float, Field(gt=0, le=1)] = 0.08  # smallest crop, share of the image's area
     flip: Probability = 0.5
     jitter: Probability = 0.8
-    jitter_strength: NonNegativeFloat = 0.5  # 0.5: brightness, contrast 0.2, saturation 0.1, hue 0.05
+    jitter_strength: Annotated[float, Field(ge=0, le=5)] = (
+        0.5  # 0.5: brightness, contrast 0.2, saturation 0.1, hue 0.05
+    )
     grayscale: Probability = 0.2
     blur: tuple[Probability, Probability] = (0.5, 0.5)  # of view 1 and of view 2
     solarize: tuple[Probability, Probability] = (0.0, 0.2)  # of view 1 and of view 2
@@ -191,9 +206,12 @@ class Config(Section):
     probe: ProbeConfig = ProbeConfig()
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: PositiveInt = (
+        2  # of torch on the CPU; sums are split among them, so their number reaches the last bits
+    )
     tracking: TrackingConfig = TrackingConfig()
 
-    @field_validator("strategy", "ssl", mode="before")
+    @field_validator("strategy", "ssl", "encoder", "data", mode="before")
     @classmethod
     def _name_alone(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value

@@ -12,7 +12,7 @@ from torch import Tensor
 from fedbench.config.schema import Config
 from fedbench.conformance.witness import Visit, Witness
 from fedbench.federation.experiment import Experiment, prepare
-from fedbench.federation.local import LocalStep, LocalTask
+from fedbench.federation.local import LocalStep, LocalTask, Term
 from fedbench.federation.model import build_model, freeze_all_but
 from fedbench.federation.payload import StateDict, encode
 from fedbench.federation.plan import group_of
@@ -145,9 +145,11 @@ def bytes_are_counted(trial: Trial) -> Finding | None:
     """The records' bytes are the lengths of the payloads, which are what the tensors in them serialise to."""
     for record in trial.witness.records:
         visits = [visit for visit in trial.visits if visit.round_index == record.round_index]
-        for name in ("download", "upload"):
-            lengths = sum(getattr(visit, f"{name}_bytes") for visit in visits)
-            tensors = sum(len(encode(visit.payload if name == "download" else visit.upload)) for visit in visits)
+        sent = [visit for visit in visits if visit.client not in record.participation.lost_after]
+        for name, seen in (("download", visits), ("upload", sent)):
+            lengths = sum(getattr(visit, f"{name}_bytes") for visit in seen)
+            states = [visit.payload if name == "download" else visit.upload for visit in seen]
+            tensors = sum(len(encode(state)) for state in states)
             counted = getattr(record, f"{name}_bytes")
             if not counted == lengths == tensors:
                 return Finding(
@@ -219,9 +221,7 @@ def growing_keeps_earlier_blocks(trial: Trial) -> Finding | None:
         kept = [key for key in trial.witness.final[previous] if group_of(key) != "reshape"]
         wrong = differing(trial.witness.final[previous], visit.server, kept)
         if wrong:
-            return Finding(
-                "a grown encoder keeps its earlier blocks", f"changed: {short(wrong)}", where(visit)
-            )
+            return Finding("a grown encoder keeps its earlier blocks", f"changed: {short(wrong)}", where(visit))
     return None
 
 
@@ -252,7 +252,7 @@ def added_loss_has_a_gradient(trial: Trial) -> Finding | None:
     config, plan = trial.config, trial.experiment.plans[-1]
     model = build_model(config, plan.depth, stage=1)
     freeze_all_but(model, plan.trained_groups)
-    terms = (trial.strategy, *trial.experiment.mechanisms)
+    terms: tuple[Term, ...] = (trial.strategy, *trial.experiment.mechanisms)
     task = LocalTask(model, terms, config.optimizer, trial.experiment.views, torch.empty(0))
     task.received = {key: value.detach().clone() for key, value in task.trained.items()}
     with torch.no_grad():

@@ -109,9 +109,7 @@ class Witness(Federation):
             self.visits.append(self._seen(client, record, server, update))
         return update
 
-    def _seen(
-        self, client: int, record: RoundRecord, server: StateDict, update: ClientUpdate | None
-    ) -> Visit:
+    def _seen(self, client: int, record: RoundRecord, server: StateDict, update: ClientUpdate | None) -> Visit:
         worker = self.worker
         return Visit(
             record.round_index,

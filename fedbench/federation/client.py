@@ -132,5 +132,3 @@ class Worker:
             effective_rank(task.projections),
             self._peak_memory_bytes(),
         )
-
-

@@ -12,7 +12,7 @@ from fedbench.errors import UserError
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan, check_plans, split_rounds
 from fedbench.federation.strategy import Strategy, load_mechanisms, load_strategy
-from fedbench.plugins import load_plugin
+from fedbench.plugins import load_plugin, source_hash
 from fedbench.random import generator
 from fedbench.ssl import SSLMethod
 
@@ -22,6 +22,7 @@ class Experiment:
     """One cell, checked and loaded.
 
     Attributes:
+        sources: hashes of the files that define the strategy, its mechanisms and the SSL method.
         mechanisms: what the strategy is combined with.
         plans: one per stage.
         rounds_per_stage: R_s.
@@ -30,6 +31,7 @@ class Experiment:
     """
 
     config: Config
+    sources: dict[str, str]
     strategy: Strategy
     mechanisms: list[Mechanism]
     plans: list[StagePlan]
@@ -89,6 +91,7 @@ def prepare(config: Config) -> Experiment:
     )
     return Experiment(
         config,
+        _sources(config, strategy, mechanisms),
         strategy,
         mechanisms,
         plans,
@@ -99,6 +102,13 @@ def prepare(config: Config) -> Experiment:
         build_views(config.augmentation, config.encoder.image_size),
         choose_device(config.accelerator),
     )
+
+
+def _sources(config: Config, strategy: Strategy, mechanisms: list[Mechanism]) -> dict[str, str]:
+    ssl = load_plugin("ssl", config.ssl.name, SSLMethod)
+    plugins = {"strategy": type(strategy), "ssl": ssl}
+    plugins |= {f"mechanism {number}": type(mechanism) for number, mechanism in enumerate(mechanisms)}
+    return {key: source_hash(plugin) for key, plugin in plugins.items()}
 
 
 def _hold_out(config: Config, mechanisms: list[Mechanism], dataset: Dataset) -> tuple[Tensor, Tensor]:
@@ -115,7 +125,7 @@ def _hold_out(config: Config, mechanisms: list[Mechanism], dataset: Dataset) -> 
     size = round(wish * len(whole))
     if size < 2:
         raise UserError(
-            f"strategy.calibration.share={wish} of {len(whole)} images leaves the server {size}; allowed: 2 or more"
+            f"strategy.calibration.share={wish} of {len(whole)} images is {size}; allowed: 2 images or more"
         )
     return order[size:].sort().values, dataset.train_images[order[:size].sort().values]
 

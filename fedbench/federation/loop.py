@@ -7,6 +7,7 @@ from time import perf_counter
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from fedbench.errors import UserError
 from fedbench.federation.client import Worker
@@ -73,7 +74,8 @@ class Federation:
     def _aggregate(self, record: RoundRecord) -> None:
         """M <- aggregate of the clients' updates, which arrive while they are consumed."""
         self.server.versions.start_round()
-        before, updates = dict(self.server.state), []
+        before = dict(self.server.state)
+        updates: list[Tensor] = []
 
         def arriving() -> Iterator[ClientUpdate]:
             for client in record.participation.drawn:
@@ -170,5 +172,3 @@ def clock(record: RoundRecord, part: str) -> Iterator[None]:
     start = perf_counter()
     yield
     record.seconds[part] = record.seconds.get(part, 0.0) + perf_counter() - start
-
-

@@ -12,11 +12,6 @@ from fedbench.random import stream
 from fedbench.ssl import SSLMethod
 
 
-def num_blocks(config: Config) -> int:
-    """S: blocks of the full encoder."""
-    return config.encoder.depth
-
-
 def build_model(config: Config, depth: int, stage: int) -> SSLMethod:
     """A model whose encoder has `depth` blocks, initialised from the stream (seed, "init", stage)."""
     method = load_plugin("ssl", config.ssl.name, SSLMethod)

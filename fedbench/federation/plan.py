@@ -62,7 +62,9 @@ def check_plans(plans: Sequence[StagePlan], num_blocks: int) -> None:
         check_plan(plan, stage, num_blocks)
     depths = [plan.depth for plan in plans]
     if depths != sorted(depths) or depths[-1:] != [num_blocks]:
-        raise UserError(f"plan: depths {depths}; allowed: at least one stage, rising to encoder.depth={num_blocks}")
+        raise UserError(
+            f"plan: depths {depths}; allowed: at least one stage, rising to encoder.depth={num_blocks}"
+        )
 
 
 def check_plan(plan: object, stage: int, num_blocks: int) -> None:

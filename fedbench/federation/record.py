@@ -59,8 +59,13 @@ class RoundRecord:
         lost = self.participation.lost_before | self.participation.lost_after | self.rejected.keys()
         return [client for client in self.participation.drawn if client not in lost]
 
+    @property
+    def num_lost(self) -> int:
+        """Clients that were drawn and lost on the way."""
+        return len(self.participation.lost_before | self.participation.lost_after)
+
     def mean(self, figure: str) -> float | None:
-        """Mean of a figure of the uploads over the clients that trained, weighted by samples; None if nobody did."""
+        """Mean of a figure over the clients that trained, weighted by samples; None if nobody did."""
         samples = sum(upload.num_samples for upload in self.uploads.values())
         terms = (getattr(upload, figure) * upload.num_samples for upload in self.uploads.values())
         return sum(terms) / samples if samples else None
@@ -76,7 +81,7 @@ class RoundRecord:
             "lost_after": sorted(self.participation.lost_after),
             "rejected": {str(client): reason for client, reason in self.rejected.items()},
             "num_returned": len(self.returned),
-            "num_lost": len(self.participation.lost_before | self.participation.lost_after),
+            "num_lost": self.num_lost,
             "num_rejected": len(self.rejected),
             "train/loss": self.mean("loss"),
             "train/added_loss": self.mean("added_loss"),

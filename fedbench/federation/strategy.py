@@ -19,6 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -59,7 +60,7 @@ class ClientUpdate:
 class Strategy(ABC):
     """A row of [LW] Table 1. `plan` is required; the rest has the defaults of federated averaging."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     teachers: ClassVar[frozenset[str]] = frozenset()
     """Frozen models that `local_loss` needs (`Mechanism.teachers`)."""
@@ -73,7 +74,7 @@ class Strategy(ABC):
         return 1
 
     def start_stage(self, stage: int, initial: StateDict, current: StateDict) -> StateDict:
-        """Values for the model of a stage: `initial` is random; the server's `current` ones win where both exist."""
+        """Values for the model of a stage: `initial` is random; `current`, the server's, wins where both exist."""
         return initial
 
     def local_loss(self, step: LocalStep) -> Tensor | None:
@@ -106,7 +107,7 @@ class GrowingStrategy(Strategy):
         return range(start, min(start + self.blocks_per_stage, num_blocks))
 
     def start_stage(self, stage: int, initial: StateDict, current: StateDict) -> StateDict:
-        """`copy_previous`: a new block starts as the one `blocks_per_stage` before it, if it has the same shape."""
+        """`copy_previous`: a new block starts as the one `blocks_per_stage` before it, if of equal shape."""
         if self.init == "random":
             return initial
         return initial | _copied(initial, current, self.blocks_per_stage)
@@ -114,7 +115,7 @@ class GrowingStrategy(Strategy):
 
 def _copied(initial: StateDict, current: StateDict, distance: int) -> StateDict:
     """Values for the new blocks of `initial`, taken from the blocks of `current` that stand `distance` before."""
-    new_blocks = {group_of(key) for key in initial if group_of(key).startswith("block_") and key not in current}
+    new_blocks = {group_of(key) for key in initial if key.startswith("encoder.blocks.") and key not in current}
     sources = {key: _block_before(key, distance) for key in initial if group_of(key) in new_blocks}
     unequal = {
         group_of(key)
@@ -190,15 +191,15 @@ def mechanism_names() -> list[str]:
 
 
 def _mechanisms(config: Mapping[str, Any], cls: type) -> list[str]:
-    fields = getattr(cls, "__dataclass_fields__", {})
-    return [name for name in mechanism_names() if name in config and name not in fields]
+    own = {field.name for field in fields_of(cls)}
+    return [name for name in mechanism_names() if name in config and name not in own]
 
 
 def _build(cls: type[Plugin], fields: Mapping[str, Any], what: str, key: str, more: Iterable[str]) -> Plugin:
     try:
         return TypeAdapter(cls).validate_python(dict(fields))
     except ValidationError as error:
-        allowed = [*getattr(cls, "__dataclass_fields__", {}), *more]
+        allowed = [*(field.name for field in fields_of(cls)), *more]  # type: ignore[arg-type]
         lines = [_explain(key, details, allowed) for details in error.errors()]
         raise UserError("\n".join([f"{what} is not valid:", *lines])) from error
 

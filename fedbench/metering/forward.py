@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from ptflops import get_model_complexity_info
-from timm.layers.config import set_fused_attn
+from timm.layers.config import set_fused_attn, use_fused_attn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedbench.config.schema import EncoderConfig
@@ -33,8 +33,9 @@ def forward_macs(config: EncoderConfig) -> dict[str, int]:
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
     """Build timm's attention without the fused kernel."""
+    before = use_fused_attn()
     set_fused_attn(False)
     try:
         yield
     finally:
-        set_fused_attn(True)
+        set_fused_attn(before)

@@ -15,7 +15,10 @@ __all__ = ["Row", "Run", "leaderboard", "read_runs", "render", "write"]
 
 Column = tuple[str, Callable[[Row], str]]
 MB, MIB, GFLOPS = 10**6, 2**20, 10**9
-CONVENTIONS = {"step": ": matrix products, convolutions and attention of local training (both views, all branches);\n  whole payloads in both directions"}
+CONVENTIONS = {
+    "step": ": matrix products, convolutions and attention of local training, all views and branches;\n"
+    "  whole payloads in both directions"
+}
 
 LEFT: list[Column] = [
     ("#", lambda row: str(row.rank)),

@@ -3,13 +3,14 @@
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import fedbench
-from fedbench.config import Config, config_hash
+from fedbench.config import Config
 
 LIBRARIES = (
     "torch",
@@ -28,17 +29,21 @@ LIBRARIES = (
 SOURCES = ("fedbench", "methods", "configs", "pyproject.toml")  # what can change a result
 
 
-def manifest(config: Config, data_hash: str, cell_name: str) -> dict[str, Any]:
+def manifest(
+    config: Config, data_hash: str, sources: Mapping[str, str], device: str, cell_hash: str, cell_name: str
+) -> dict[str, Any]:
     """Content of `manifest.json`.
 
     An absolute path in the configuration is shortened to its last part and the W&B entity left out, so that
-    run directories can be published; `config_hash` is that of the whole configuration, and what is on the
-    path is named by `data_hash`.
+    run directories can be published; what was there is named by `data_hash`, and by `sources`, the hashes of
+    the files that define the strategy and the SSL method.
     """
     return {
         "cell_name": cell_name,
-        "config_hash": config_hash(config),
+        "cell_hash": cell_hash,
         "data_hash": data_hash,
+        "sources": dict(sources),
+        "device": device,
         "config": _shareable(config.model_dump(mode="json", exclude={"tracking": {"entity"}})),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "fedbench": fedbench.__version__,

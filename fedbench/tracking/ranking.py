@@ -62,7 +62,7 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
         table=number,
         title=describe(cell),
         rank=1 + sum(other.accuracy > cell.accuracy for other in table),
-        strategy=cell.label("strategy"),
+        strategy=cell.label("strategy") + (" (diverged)" if cell.runs[0].summary["diverged"] else ""),
         ssl=cell.label("ssl"),
         variant=" ".join(f"{key}={cell.settings[key]}" for key in varying(table) if key in cell.settings),
         seeds=tuple(run.seed for run in cell.runs),
@@ -97,9 +97,8 @@ def _ratio(cell: Cell, table: Sequence[Cell], cost: str) -> float | None:
 
 
 def _reference(cell: Cell, table: Sequence[Cell]) -> Cell | None:
-    """The `fedssl` cell with this cell's SSL method; of several, the one that is alike in all else."""
+    """The `fedssl` cell that is like this one in all but the strategy; None if there is none, or several."""
     found = [other for other in table if other.label("ssl") == cell.label("ssl")]
     found = [other for other in found if other.label("strategy") == REFERENCE]
-    if len(found) > 1:
-        found = [other for other in found if not varying([other, cell])]
+    found = [other for other in found if not varying([other, cell])]
     return found[0] if len(found) == 1 else None

@@ -46,11 +46,11 @@ class RunDirectory:
         write_atomically(self.path / ENCODER, save(tensors, metadata=None))
         write_json(self.path / SUMMARY, summary)
 
-    def is_finished(self, config_hash: str) -> bool:
-        """Whether this folder holds the finished run of the configuration with that hash."""
+    def is_finished(self, cell_hash: str) -> bool:
+        """Whether this folder holds the finished run of the cell with that hash."""
         if not (self.path / SUMMARY).is_file() or not (self.path / MANIFEST).is_file():
             return False
-        return bool(self.manifest().get("config_hash") == config_hash)
+        return bool(self.manifest().get("cell_hash") == cell_hash)
 
     def manifest(self) -> dict[str, Any]:
         """What was run, by which code, on what machine."""

@@ -1,6 +1,7 @@
 """Finished runs, gathered by what they share: a cell's seeds, and the cells that may stand in one table."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from fedbench.errors import UserError
 from fedbench.tracking.run_directory import MANIFEST, SUMMARY, RunDirectory
 
 T = TypeVar("T")
+NEEDED = {"config", "data_hash", "device", "sources", "started"}
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,10 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """`section.key -> value` of all that can change a result but the seed; data is named by its hash."""
-        left_out = ("seed", "tracking", "data.path")
+        left_out = ("seed", "tracking", "data.path", "accelerator")
         flat = {key: value for key, value in _flat(self.manifest["config"]) if not key.startswith(left_out)}
-        return {**flat, "data_hash": self.manifest["data_hash"]}
+        named = {key: self.manifest[key] for key in ("data_hash", "device", "sources")}
+        return {**flat, **dict(_flat(named))}
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,19 @@ def read_runs(folder: Path) -> list[Run]:
     if not folder.is_dir():
         raise UserError(f"out: {str(folder)!r} is not a folder; allowed: one with run directories in it")
     finished = [path for path in sorted(folder.iterdir()) if _is_finished(path)]
-    return [Run(RunDirectory(path).manifest(), RunDirectory(path).summary()) for path in finished]
+    return [run for run in map(_read, finished) if run is not None]
+
+
+def _read(path: Path) -> Run | None:
+    """A run, or None with a warning where its files are not a run's."""
+    try:
+        run = Run(RunDirectory(path).manifest(), RunDirectory(path).summary())
+        assert run.manifest.keys() >= NEEDED
+        assert isinstance(run.summary["probe/linear_top1"], float)
+    except (AssertionError, KeyError, TypeError, ValueError):
+        print(f"fedbench: {path} is left out, its files are not those of a run", file=sys.stderr)
+        return None
+    return run
 
 
 def _is_finished(path: Path) -> bool:
@@ -71,10 +86,15 @@ def _is_finished(path: Path) -> bool:
 
 
 def cells(runs: Iterable[Run]) -> list[Cell]:
-    """Runs gathered by everything but their seed."""
-    labels = ("strategy", "ssl", "protocol", "convention", "memory_source")
+    """Runs gathered by everything but their seed; of one seed run twice, the newer counts."""
+    labels = ("strategy", "ssl", "protocol", "convention", "memory_source", "diverged")
     groups = _gather(runs, lambda run: [run.settings, *(run.summary[label] for label in labels)])
-    return [Cell(tuple(sorted(group, key=lambda run: run.seed))) for group in groups]
+    return [Cell(_one_per_seed(group)) for group in groups]
+
+
+def _one_per_seed(runs: Iterable[Run]) -> tuple[Run, ...]:
+    newest = {run.seed: run for run in sorted(runs, key=lambda run: str(run.manifest["started"]))}
+    return tuple(newest[seed] for seed in sorted(newest))
 
 
 def comparable(runs: Iterable[Run]) -> list[list[Cell]]:
@@ -93,7 +113,7 @@ def varying(table: Sequence[Cell]) -> list[str]:
     """Keys in which the cells of a table differ, besides the strategy and the name of the SSL method."""
     flats = [cell.settings for cell in table]
     keys = sorted({key for flat in flats for key in flat})
-    keys = [key for key in keys if not key.startswith("strategy") and key != "ssl.name"]
+    keys = [key for key in keys if not key.startswith(("strategy", "sources")) and key != "ssl.name"]
     return [key for key in keys if any(flat.get(key) != flats[0].get(key) for flat in flats)]
 
 

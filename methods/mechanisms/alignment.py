@@ -7,6 +7,7 @@ Shapes: B samples, D output dimensions.
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -28,7 +29,7 @@ class Alignment(Mechanism):
     def local_loss(self, step: LocalStep) -> Tensor | None:
         """The alignment term, summed over the two views."""
         pairs = zip(step.output["projections"], step.views, strict=True)
-        return self.alpha * sum(self.term(z, step.teachers["received"](view)) for z, view in pairs)
+        return self.alpha * torch.stack([self.term(z, step.teachers["received"](view)) for z, view in pairs]).sum()
 
     def term(self, z_BD: Tensor, global_z_BD: Tensor) -> Tensor:
         """l(z, z_g): InfoNCE with the same sample as positive, 1 - cos, or squared distance of unit vectors."""

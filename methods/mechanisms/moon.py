@@ -34,11 +34,13 @@ class Moon(Mechanism):
             return None
         received, previous = step.teachers["received"], step.teachers["previous"]
         pairs = zip(step.output["projections"], step.views, strict=True)
-        return self.mu * sum(self.term(z, received(view), previous(view)) for z, view in pairs)
+        return self.mu * torch.stack([self.term(z, received(view), previous(view)) for z, view in pairs]).sum()
 
     def term(self, z_BD: Tensor, global_z_BD: Tensor, previous_z_BD: Tensor) -> Tensor:
         """Cross-entropy of two classes: near the global model (0) or near the previous one (1)."""
         similarities_B2 = torch.stack(
             [F.cosine_similarity(z_BD, other) for other in (global_z_BD, previous_z_BD)], dim=1
         )
-        return F.cross_entropy(similarities_B2 / self.tau, torch.zeros(len(z_BD), dtype=torch.long, device=z_BD.device))
+        return F.cross_entropy(
+            similarities_B2 / self.tau, torch.zeros(len(z_BD), dtype=torch.long, device=z_BD.device)
+        )

@@ -75,7 +75,7 @@ def test_a_field_on_top_of_a_plain_name_keeps_the_name() -> None:
 
 def test_another_strategy_drops_the_fields_of_the_one_before() -> None:
     base = {"strategy": {"name": "lw_fedssl", "blocks_per_stage": 2}}
-    assert merge(base, {"strategy": "fedssl"}) == {"strategy": "fedssl"}
+    assert merge(base, {"strategy": "fedssl"}) == {"strategy": {"name": "fedssl"}}
     assert merge(base, {"strategy": {"name": "fedssl"}}) == {"strategy": {"name": "fedssl"}}
 
 
@@ -112,5 +112,49 @@ def test_a_file_that_is_no_mapping_is_refused_by_name(tmp_path: Path, text: str)
 def test_python_objects_in_yaml_are_not_built(tmp_path: Path) -> None:
     path = tmp_path / "evil.yaml"
     path.write_text("seed: !!python/object/apply:os.getpid []\n")
-    with pytest.raises(UserError, match="not valid YAML"):
+    with pytest.raises(UserError, match="not a valid YAML file"):
         read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["seed: 1\nseed: 2\n", "a: &x {b: 1}\nc: *x\n", "strategy: &a {name: fedssl, x: *a}\n"],
+    ids=["twice", "alias", "recursive"],
+)
+def test_yaml_that_hides_a_mistake_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "hides.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"given twice|aliases are not allowed"):
+        read_yaml(path)
+
+
+def test_a_binary_file_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(bytes(range(128, 256)))
+    with pytest.raises(UserError, match=r"binary\.yaml: not a valid YAML file"):
+        read_yaml(path)
+
+
+def test_the_order_of_overrides_does_not_matter() -> None:
+    words = ["ssl.temperature=0.7", "ssl=byol", "strategy.blocks_per_stage=2", "strategy=lw_fedssl"]
+    for order in (words, words[::-1]):
+        config = load_config({"strategy": "fedssl"}, parse_overrides(order))
+        assert (config.ssl.name, config.ssl.temperature) == ("byol", 0.7)
+        assert config.strategy == {"name": "lw_fedssl", "blocks_per_stage": 2}
+
+
+@pytest.mark.parametrize(
+    "word", ["seed=true", "optimizer.base_lr=.inf", "ssl.temperature=.nan", "encoder.width=true"]
+)
+def test_infinities_and_booleans_are_no_numbers(word: str) -> None:
+    assert word.split("=")[0] in message(parse_overrides([word]))
+
+
+def test_a_preset_of_a_strategy_is_written_out_and_keeps_its_name() -> None:
+    words = ["strategy=lw_fedssl@v3", "strategy.alignment=null", "strategy.calibration.epochs=3"]
+    config = load_config(parse_overrides(words))
+    assert config.strategy["name"] == "lw_fedssl"
+    assert config.strategy["preset"] == "lw_fedssl@v3"
+    assert config.strategy["alignment"] is None
+    assert config.strategy["calibration"] == {"share": 0.1, "epochs": 3, "base_lr": None}
+    assert load_config(config.model_dump(mode="json")) == config

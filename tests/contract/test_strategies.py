@@ -1,11 +1,13 @@
 """Every strategy that is found, with every SSL method and both encoders, keeps the contract."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
-from fedbench.config import Config
+from fedbench.config import Config, config_names
 from fedbench.conformance import Trial, run_checks
+from fedbench.federation import GrowingStrategy, StagePlan
 from fedbench.plugins import builtin_files
 
 STRATEGIES = list(builtin_files("strategies"))
@@ -33,3 +35,28 @@ def test_a_strategy_keeps_the_contract_with_two_of_three_clients(
     tiny: Callable[..., Config], strategy: str
 ) -> None:
     assert failures(Trial(tiny({"strategy": strategy, "federation": {"participants": 2}}))) == {}
+
+
+@dataclass(frozen=True)
+class Thaws(GrowingStrategy):
+    """Layer by layer, and at the last stage all at once: blocks that were frozen are trained again."""
+
+    def plan(self, stage: int, num_blocks: int) -> StagePlan:
+        newest = self.newest_blocks(stage, num_blocks)
+        blocks = range(num_blocks) if stage == self.num_stages(num_blocks) else newest
+        return StagePlan(newest.stop, trainable=blocks, upload=blocks)
+
+
+def test_a_plan_that_thaws_frozen_blocks_keeps_the_contract(tiny: Callable[..., Config]) -> None:
+    strategy = {"name": f"{__name__}:Thaws", "proximal": True}
+    assert failures(Trial(tiny(strategy=strategy))) == {}
+
+
+@pytest.mark.parametrize("mechanism", builtin_files("mechanisms"))
+def test_a_mechanism_keeps_the_contract(tiny: Callable[..., Config], mechanism: str) -> None:
+    assert failures(Trial(tiny(strategy={"name": "lw_fedssl", mechanism: True}))) == {}
+
+
+@pytest.mark.parametrize("preset", config_names("strategies"))
+def test_a_preset_keeps_the_contract(tiny: Callable[..., Config], preset: str) -> None:
+    assert failures(Trial(tiny(strategy=preset))) == {}

@@ -1,3 +1,6 @@
+import weakref
+from collections.abc import Iterator
+
 import torch
 
 from fedbench.federation import ClientUpdate, weighted_mean
@@ -30,12 +33,14 @@ def test_no_update_gives_nothing() -> None:
 
 
 def test_one_update_is_in_memory_at_a_time() -> None:
-    alive = []
+    seen: list[weakref.ref[torch.Tensor]] = []
 
-    def updates():  # type: ignore[no-untyped-def]
-        for client in range(3):
-            alive.append(client)
-            yield update(client, 1, 1.0)
-            assert len(alive) == client + 1
+    def updates() -> Iterator[ClientUpdate]:
+        for client in range(4):
+            assert sum(reference() is not None for reference in seen) <= 1
+            state = {"w": torch.ones(3)}
+            seen.append(weakref.ref(state["w"]))
+            yield ClientUpdate(client, 1, state)
 
     weighted_mean(updates())
+    assert len(seen) == 4

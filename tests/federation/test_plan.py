@@ -2,7 +2,7 @@ import pytest
 
 from fedbench.errors import UserError
 from fedbench.federation import StagePlan, load_strategy
-from fedbench.federation.plan import check_plan, group_of, split_rounds
+from fedbench.federation.plan import check_plan, check_plans, group_of, split_rounds
 
 
 def rows(name: str, num_blocks: int, **fields: int) -> list[tuple[int, list[int], list[int]]]:
@@ -72,3 +72,14 @@ def test_an_incoherent_plan_is_refused_with_stage_field_and_what_is_allowed(plan
         check_plan(plan, stage=2, num_blocks=3)
     assert "stage 2" in str(error.value)
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize("depths", [[], [1, 2], [2, 1, 3], [3, 2]])
+def test_an_encoder_that_shrinks_or_stays_short_is_refused(depths: list[int]) -> None:
+    with pytest.raises(UserError, match=r"rising to encoder\.depth=3"):
+        check_plans([StagePlan(depth, [0], [0]) for depth in depths], num_blocks=3)
+
+
+def test_something_else_than_a_plan_is_refused() -> None:
+    with pytest.raises(UserError, match="plan of stage 1 is None; allowed: a StagePlan"):
+        check_plan(None, stage=1, num_blocks=3)

@@ -23,7 +23,7 @@ STAGE_2 = {
 def groups_in(server: Server, client: int) -> set[str]:
     from fedbench.federation.plan import group_of
 
-    return {group_of(key) for key in decode(server.download(client).data)}
+    return {group_of(key) for key in decode(server.download(client, range(9)).data)}
 
 
 def test_a_new_client_is_sent_everything_and_a_second_time_nothing() -> None:
@@ -37,7 +37,7 @@ def test_a_new_client_is_sent_everything_and_a_second_time_nothing() -> None:
 def test_only_what_changed_is_sent_again() -> None:
     server = Server(num_clients=1)
     server.grow(STAGE_1)
-    server.download(0)
+    server.download(0, range(9))
     server.apply({"encoder.norm.w": torch.zeros(1), "projection_head.w": torch.ones(4)})  # heads: same values
     assert groups_in(server, 0) == {"norm"}
 
@@ -45,7 +45,7 @@ def test_only_what_changed_is_sent_again() -> None:
 def test_what_local_training_overwrote_is_sent_again_even_if_the_server_kept_it() -> None:
     server = Server(num_clients=2)
     server.grow(STAGE_1)
-    server.download(0)
+    server.download(0, range(9))
     server.overwritten(0, frozenset({"block_1", "heads", "block_9"}))
     assert groups_in(server, 0) == {"block_1", "heads"}
 
@@ -53,7 +53,7 @@ def test_what_local_training_overwrote_is_sent_again_even_if_the_server_kept_it(
 def test_growing_keeps_values_adds_the_block_and_replaces_the_reshaping_layer() -> None:
     server = Server(num_clients=1)
     server.grow(STAGE_1)
-    server.download(0)
+    server.download(0, range(9))
     server.grow(STAGE_2)
     assert groups_in(server, 0) == {"block_2", "reshape"}
     assert torch.equal(server.state["encoder.blocks.0.w"], torch.ones(3))
@@ -63,10 +63,10 @@ def test_growing_keeps_values_adds_the_block_and_replaces_the_reshaping_layer() 
 def test_a_client_that_was_away_catches_up_with_what_it_lacks() -> None:
     server = Server(num_clients=2)
     server.grow(STAGE_1)
-    server.download(0)
-    server.download(1)
+    server.download(0, range(9))
+    server.download(1, range(9))
     server.apply({"encoder.blocks.0.w": 2 * torch.ones(3)})
-    server.download(0)
+    server.download(0, range(9))
     server.grow(STAGE_2)
     assert groups_in(server, 0) == {"block_2", "reshape"}
     assert groups_in(server, 1) == {"block_1", "block_2", "reshape"}
@@ -75,9 +75,9 @@ def test_a_client_that_was_away_catches_up_with_what_it_lacks() -> None:
 def test_the_download_names_the_version_of_every_group_that_is_needed() -> None:
     server = Server(num_clients=1)
     server.grow(STAGE_1)
-    server.download(0)
+    server.download(0, range(9))
     server.apply({"encoder.norm.w": torch.zeros(1)})
-    assert server.download(0).versions == {"stem": 1, "block_1": 1, "norm": 2, "reshape": 1, "heads": 1}
+    assert server.download(0, range(9)).versions == {"stem": 1, "block_1": 1, "norm": 2, "reshape": 1, "heads": 1}
 
 
 def test_an_aggregate_with_a_tensor_that_the_model_lacks_is_refused() -> None:
@@ -85,6 +85,8 @@ def test_an_aggregate_with_a_tensor_that_the_model_lacks_is_refused() -> None:
     server.grow(STAGE_1)
     with pytest.raises(UserError, match=r"'encoder\.norm\.w' of shape \(2,\)"):
         server.apply({"encoder.norm.w": torch.zeros(2)})
+    with pytest.raises(UserError, match=r"torch\.float64; the model has \(1,\), torch\.float32"):
+        server.apply({"encoder.norm.w": torch.zeros(1, dtype=torch.float64)})
 
 
 def test_the_server_does_not_keep_the_clients_tensors_alive() -> None:

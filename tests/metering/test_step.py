@@ -8,8 +8,8 @@ from lightning import Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedbench.config import Config
-from fedbench.federation.client import LocalTask
 from fedbench.federation.experiment import prepare
+from fedbench.federation.local import LocalTask
 from fedbench.federation.model import build_model, freeze_all_but
 from fedbench.metering import StepCost, forward_macs, trace_step
 from fedbench.metering.live_memory import LiveMemory
@@ -24,9 +24,8 @@ def task_of(config: Config, stage: int = 1) -> LocalTask:
     plan = experiment.plans[stage - 1]
     model = build_model(config, plan.depth, stage)
     freeze_all_but(model, plan.trained_groups)
-    return LocalTask(
-        model, experiment.strategy, config.optimizer, experiment.views, experiment.dataset.train_images
-    )
+    terms = (experiment.strategy, *experiment.mechanisms)
+    return LocalTask(model, terms, config.optimizer, experiment.views, experiment.dataset.train_images)
 
 
 def traced(config: Config, stage: int = 1, batch: int = 8) -> StepCost:

@@ -18,6 +18,7 @@ def make_summary(strategy: str, ssl: str, top1: float, cost: float = 1.0) -> dic
         "ssl": ssl,
         "protocol": "linear",
         "convention": "step",
+        "diverged": False,
         "memory_source": "traced live tensors, CPU",
         "probe/linear_top1": top1,
         "untrained/linear_top1": 0.5,
@@ -47,7 +48,8 @@ def fake_run(tmp_path: Path) -> Callable[..., RunDirectory]:
     ) -> RunDirectory:
         config = load_config({"strategy": strategy, "ssl": ssl, "seed": seed}, overrides or {})
         directory = RunDirectory(tmp_path / "runs" / f"{strategy}-{config_hash(config)}-{data_hash}")
-        manifest = {"config": config.model_dump(mode="json"), "config_hash": config_hash(config)}
+        manifest = {"config": config.model_dump(mode="json"), "cell_hash": config_hash(config)}
+        manifest |= {"device": "cpu", "sources": {"strategy": strategy, "ssl": "s"}, "started": str(seed)}
         directory.start({**manifest, "data_hash": data_hash, "processor": "abacus", "accelerator": None})
         directory.finish({**make_summary(strategy, ssl, top1, cost), **(figures or {})}, {"w": torch.ones(2)})
         return directory

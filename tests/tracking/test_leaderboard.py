@@ -178,3 +178,38 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_no_runs_make_no_table(tmp_path: Path) -> None:
     assert render(leaderboard(read_runs(tmp_path))) == "No finished run.\n"
+
+
+def test_a_seed_that_was_run_twice_counts_once_and_the_newer_run_counts() -> None:
+    from fedbench.tracking.runs import Run, cells
+
+    def run(started: str, top1: float) -> Run:
+        config = {"seed": 0, "data": {"name": "npz", "path": started}}
+        manifest = {"config": config, "data_hash": "d", "device": "cpu", "sources": {}, "started": started}
+        labels = ("strategy", "ssl", "protocol", "convention", "memory_source", "diverged")
+        return Run(manifest, {**dict.fromkeys(labels, "x"), "probe/linear_top1": top1})
+
+    (cell,) = cells([run("2026-02", 0.7), run("2026-01", 0.5)])
+    assert len(cell.runs) == 1
+    assert cell.accuracy == 0.7
+
+
+def test_two_plugin_files_of_one_name_are_two_rows(fake_run: Callable[..., RunDirectory]) -> None:
+    first = fake_run("mine.py", 0.6)
+    other = fake_run("mine.py", 0.8, seed=1)
+    manifest = other.manifest() | {"sources": {"strategy": "another file", "ssl": "s"}}
+    (other.path / "manifest.json").write_text(json.dumps(manifest))
+    rows = leaderboard(read_runs(first.path.parent))
+    assert [row.seeds for row in rows] == [(1,), (0,)]
+
+
+def test_a_folder_that_is_no_run_is_left_out_with_a_word(
+    fake_run: Callable[..., RunDirectory], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = fake_run("fedssl", 0.6).path.parent
+    for name, content in (("broken", "{"), ("foreign", "{}")):
+        (out / name).mkdir()
+        for file in ("manifest.json", "summary.json"):
+            (out / name / file).write_text(content)
+    assert len(read_runs(out)) == 1
+    assert "broken is left out" in capsys.readouterr().err

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 import fedbench
-from fedbench.config import config_hash, load_config
+from fedbench.config import load_config
 from fedbench.tracking.manifest import git_state, manifest
 
 
 def test_the_manifest_names_configuration_code_and_machine() -> None:
     config = load_config({"seed": 7, "accelerator": "cpu"})
-    content = json.loads(json.dumps(manifest(config, "d1", "cell")))
+    content = json.loads(json.dumps(manifest(config, "d1", {"ssl": "s1"}, "cpu", "c1", "cell")))
     assert (content["cell_name"], content["data_hash"]) == ("cell", "d1")
     assert content["config"]["seed"] == 7
-    assert content["config_hash"] == config_hash(config)
+    assert (content["cell_hash"], content["sources"], content["device"]) == ("c1", {"ssl": "s1"}, "cpu")
     assert content["fedbench"] == fedbench.__version__
     assert content["libraries"]["torch"] == metadata.version("torch")
     assert content["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -38,7 +38,7 @@ def test_the_manifest_shows_no_absolute_path_host_or_wandb_account() -> None:
         "data": {"name": "npz", "path": "/home/somebody/secret/cells.npz"},
         "tracking": {"entity": "somebody"},
     }
-    content = manifest(load_config(keys), "d1", "cell")
+    content = manifest(load_config(keys), "d1", {}, "cpu", "c1", "cell")
     text = json.dumps(content)
     assert content["config"]["data"]["path"] == "cells.npz"
     assert content["config"]["strategy"] == {"name": "mine.py"}

@@ -12,7 +12,7 @@ from fedbench.tracking.run_directory import RunDirectory
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
     directory = RunDirectory(tmp_path / "out" / "cell")
-    directory.start({"config_hash": "abc", "cell_name": "cell"})
+    directory.start({"cell_hash": "abc", "cell_name": "cell"})
     return directory
 
 
@@ -22,7 +22,7 @@ def test_what_is_written_is_read_back(directory: RunDirectory) -> None:
     weight = torch.arange(6.0).reshape(2, 3).T  # not contiguous: safetensors would refuse it as it is
     directory.finish({"probe/linear_top1": 0.75}, {"block.1.weight": weight})
 
-    assert directory.manifest() == {"config_hash": "abc", "cell_name": "cell"}
+    assert directory.manifest() == {"cell_hash": "abc", "cell_name": "cell"}
     assert directory.rounds() == [{"round": 0, "train/loss": 1.25}, {"round": 1, "participants": [0, 2]}]
     assert directory.summary() == {"probe/linear_top1": 0.75}
     assert torch.equal(load_file(directory.path / "encoder.safetensors")["block.1.weight"], weight)
@@ -44,9 +44,9 @@ def test_only_a_summary_of_the_same_configuration_counts_as_finished(directory: 
 def test_a_second_start_removes_what_the_first_attempt_left(directory: RunDirectory) -> None:
     directory.append_round({"round": 0})
     directory.finish({}, {"w": torch.ones(1)})
-    directory.start({"config_hash": "new"})
+    directory.start({"cell_hash": "new"})
     assert [path.name for path in directory.path.iterdir()] == ["manifest.json"]
-    assert directory.manifest() == {"config_hash": "new"}
+    assert directory.manifest() == {"cell_hash": "new"}
 
 
 def test_a_crash_while_the_summary_is_written_leaves_the_run_unfinished(

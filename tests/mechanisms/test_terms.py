@@ -1,0 +1,84 @@
+"""Added loss terms: values by naive loops, gradients by finite differences."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fedbench.methods.mechanisms.alignment import Alignment
+from fedbench.methods.mechanisms.moon import Moon
+from fedbench.methods.mechanisms.proximal import Proximal
+from torch import Tensor
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    return (a @ b / (a.norm() * b.norm())).item()
+
+
+def points(number: int) -> Tensor:
+    torch.manual_seed(number)
+    return torch.randn(4, 3, dtype=torch.float64)
+
+
+def naive(kind: str, z: Tensor, g: Tensor, tau: float) -> float:
+    total = 0.0
+    for i in range(len(z)):
+        if kind == "cosine":
+            total += 1 - cosine(z[i], g[i])
+        elif kind == "mse":
+            total += sum((a / z[i].norm() - b / g[i].norm()).item() ** 2 for a, b in zip(z[i], g[i], strict=True))
+        else:
+            similar = [math.exp(cosine(z[i], g[j]) / tau) for j in range(len(g))]
+            total -= math.log(similar[i] / sum(similar))
+    return total / len(z)
+
+
+@pytest.mark.parametrize("kind", ["infonce", "cosine", "mse"])
+def test_the_alignment_term_equals_its_naive_double(kind: Any) -> None:
+    z, g = points(0), points(1)
+    assert Alignment(kind, tau=0.3).term(z, g).item() == pytest.approx(naive(kind, z, g, 0.3))
+
+
+def test_alignment_is_alpha_times_the_sum_over_both_views() -> None:
+    z1, z2, views = points(0), points(1), (points(2), points(3))
+    step: Any = SimpleNamespace(
+        output={"projections": (z1, z2)}, views=views, teachers={"received": lambda view: 2 * view + 1}
+    )
+    mechanism = Alignment("infonce", alpha=0.7, tau=0.3)
+    pairs = zip((z1, z2), views, strict=True)
+    expected = 0.7 * sum(naive("infonce", z, 2 * view + 1, 0.3) for z, view in pairs)
+    assert mechanism.local_loss(step).item() == pytest.approx(expected)  # type: ignore[union-attr]
+
+
+def test_the_moon_term_equals_its_naive_double() -> None:
+    z, g, previous = points(0), points(1), points(2)
+    expected = 0.0
+    for i in range(len(z)):
+        near, far = math.exp(cosine(z[i], g[i]) / 0.4), math.exp(cosine(z[i], previous[i]) / 0.4)
+        expected -= math.log(near / (near + far)) / len(z)
+    assert Moon(tau=0.4).term(z, g, previous).item() == pytest.approx(expected)
+
+
+def test_moon_has_no_term_without_a_previous_model() -> None:
+    step: Any = SimpleNamespace(teachers={"received": None})
+    assert Moon().local_loss(step) is None
+
+
+@pytest.mark.parametrize("kind", ["infonce", "cosine", "mse", "moon"])
+def test_the_gradients_equal_finite_differences(kind: Any) -> None:
+    z = points(0).requires_grad_()
+    g, previous = points(1), points(2)
+    term = (lambda z: Moon().term(z, g, previous)) if kind == "moon" else (lambda z: Alignment(kind).term(z, g))
+    assert torch.autograd.gradcheck(term, (z,))
+
+
+def test_the_proximal_gradient_is_mu_times_the_distance_from_what_was_received() -> None:
+    w = torch.tensor([1.0, -2.0, 0.5], requires_grad=True)
+    received = torch.tensor([0.0, 1.0, 0.5])
+    step: Any = SimpleNamespace(trained={"w": w}, received={"w": received, "frozen": torch.ones(2)})
+    term = Proximal(mu=0.3).local_loss(step)
+    assert term is not None
+    assert term.item() == pytest.approx(0.15 * (1 + 9))
+    (gradient,) = torch.autograd.grad(term, w)
+    torch.testing.assert_close(gradient, 0.3 * (w.detach() - received))
