@@ -37,6 +37,10 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: runs, or runs/GRID)")
     run.set_defaults(action=run_command)
 
+    check = commands.add_parser("check", allow_abbrev=False, help="does a strategy keep to what all must keep to")
+    check.add_argument("words", nargs="+", metavar="NAME|PATH | key=value", help="a strategy, and its fields")
+    check.set_defaults(action=check_command)
+
     show = commands.add_parser("list", help="what can be named in a configuration")
     show.add_argument("kind", nargs="?", choices=KINDS)
     show.set_defaults(action=list_command)
@@ -44,17 +48,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run a command; returns the exit code: 0, 1 for a failed check, 2 for bad input, 130 when interrupted."""
     arguments = parse(words)
     try:
-        arguments.action(arguments)
+        return int(arguments.action(arguments) or 0)
     except UserError as error:
         print(f"fedbench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fedbench: interrupted; finished cells are kept", file=sys.stderr)
         return 130
-    return 0
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -108,6 +111,21 @@ def check_out(out: Path) -> None:
     there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"--out {out}: {there} is not a folder that can be written to")
+
+
+def check_command(arguments: argparse.Namespace) -> int:
+    """Print the conformance table of one strategy; 1 if a check failed."""
+    from fedbench.config import parse_overrides
+
+    names = [word for word in arguments.words if "=" not in word]
+    if len(names) != 1:
+        raise UserError(f"check: {len(names)} strategies named; allowed: one, and its fields as key=value")
+    fields = parse_overrides(word for word in arguments.words if "=" in word)
+    from fedbench.conformance.report import check_strategy, render
+
+    rows = check_strategy({"name": names[0], **fields})
+    print(render(rows))
+    return int(any(finding is not None for _, _, finding in rows))
 
 
 def selected_cells(arguments: argparse.Namespace) -> tuple[list["Config"], Path]:

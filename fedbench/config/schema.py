@@ -132,6 +132,9 @@ class FederationConfig(Section):
     local_epochs: PositiveInt = 2  # E
     dropout_before: Probability = 0.0  # a drawn client is lost before it is sent anything
     dropout_after: Probability = 0.0  # ... or after training, before its upload: its download is spent
+    client_memory: Literal["kept", "none"] = (
+        "kept"  # what a client holds after a round; none: the paper's worst case
+    )
     late_clients: NonNegativeInt = 0  # the last of the clients join late
     late_round: NonNegativeInt = 0  # round (0-based) from which they can be drawn
 

@@ -106,7 +106,8 @@ class Federation:
             download = self.server.download(client, active)
         with clock(record, "training"):
             upload = self.worker.train(client, indices, record.round_index, download, active)
-        self.server.overwritten(client, self.worker.plan.trained_groups)
+        kept = self.config.federation.client_memory == "kept"
+        self.server.overwritten(client, self.worker.plan.trained_groups if kept else set(self.server.groups))
         record.add(client, download, upload, self._cost(self.worker.task, len(indices), len(active)))
         if client in record.participation.lost_after:
             return None

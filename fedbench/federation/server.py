@@ -72,7 +72,7 @@ class Server:
         )
 
     def overwritten(self, client: int, groups: Set[str]) -> None:
-        """The client's local training changed `groups`: it holds no version of them any more."""
+        """The client has changed or thrown away `groups`: it holds no version of them any more."""
         self.versions.forget(client, [group for group in self.groups if group in groups])
 
     def apply(self, values: Mapping[str, Tensor]) -> None:

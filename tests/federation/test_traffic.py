@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from fedbench.config import Config
 from fedbench.conformance.witness import Visit, Witness
 from fedbench.federation.experiment import prepare
@@ -58,3 +60,31 @@ def test_uploads_are_equal_to_the_plan_in_every_round(tiny: Tiny) -> None:
     uploads = [{group_of(key) for key in visit.upload} for visit in visits(tiny(strategy="lw_fedssl"))]
     assert uploads[0] == {"stem", "block_1", *ALWAYS}
     assert uploads[-1] == {"block_3", *ALWAYS}
+
+
+def block_bytes(config: Config) -> int:
+    """Bytes of the encoder's blocks alone, down and up, of all visits: the convention `paper-v3`."""
+    states = [state for visit in visits(config) for state in (visit.payload, visit.upload)]
+    return sum(value.nbytes for state in states for key, value in state.items() if ".blocks." in key)
+
+
+@pytest.fixture
+def twelve_stages(tiny: Tiny) -> Callable[..., Config]:
+    small = {"encoder": {"depth": 12, "width": 8}, "federation": {"num_clients": 2, "rounds": 12}}
+    return lambda strategy, **federation: tiny(small, {"federation": federation}, strategy=strategy)
+
+
+def test_at_twelve_stages_the_encoders_traffic_is_the_papers(twelve_stages: Callable[..., Config]) -> None:
+    """[LW] v3: 24 / 7.5 = 3.2 for LW-FedSSL, 24 / 13 = 1.85 for Prog-FedSSL, exactly."""
+    whole = block_bytes(twelve_stages("fedssl"))
+    assert whole * 2 * 7.5 == block_bytes(twelve_stages("lw_fedssl@v3")) * 2 * 24
+    assert whole * 13 == block_bytes(twelve_stages("prog_fedssl")) * 24
+
+
+def test_clients_that_remember_nothing_download_all_blocks_so_far(twelve_stages: Callable[..., Config]) -> None:
+    """Down 1 + 2 + ... + 12 blocks, up 12: what @v3 needs because calibration moves every block."""
+    forgetful = block_bytes(twelve_stages("lw_fedssl@v4", client_memory="none"))
+    assert forgetful == block_bytes(twelve_stages("lw_fedssl@v3"))
+    kept = block_bytes(twelve_stages("lw_fedssl@v4"))
+    block = forgetful // (2 * (78 + 12))
+    assert kept == 2 * block * (12 + 12 + 11)  # newest down and up, and each finished block handed over once

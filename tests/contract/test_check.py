@@ -1,0 +1,56 @@
+"""`python -m fedbench check`, as somebody with a strategy of their own uses it."""
+
+from pathlib import Path
+
+import pytest
+
+from fedbench.cli import main
+
+LEAKY = """
+from dataclasses import dataclass
+
+from fedbench.federation import GrowingStrategy, StagePlan
+
+
+@dataclass(frozen=True)
+class Leaky(GrowingStrategy):
+    def plan(self, stage, num_blocks):
+        newest = self.newest_blocks(stage, num_blocks)
+        return StagePlan(newest.stop, trainable=range(newest.stop), upload=newest)
+"""
+READS_ONE = (
+    LEAKY.replace("trainable=range(newest.stop)", "trainable=newest")
+    + """
+    def aggregate(self, updates):
+        return next(updates).state
+"""
+)
+
+
+def test_a_good_strategy_passes_every_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "lw_fedssl", "blocks_per_stage=2"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith("checks, 0 failed\n")
+    for situation in ("all clients", "one client", "some lost, one late"):
+        assert situation in printed
+
+
+def test_a_block_that_is_trained_and_never_uploaded_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "leaky.py"
+    path.write_text(LEAKY)
+    assert main(["check", str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "upload is what was trained" in printed
+    assert "seen:     trained, not uploaded: encoder.blocks.0" in printed
+    assert "where:    stage 2, round 2, client 0" in printed
+
+
+def test_what_cannot_be_started_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "fedssl", "lw_fedssl"]) == 2
+    assert main(["check", "nobody"]) == 2
+    path = tmp_path / "reads_one.py"
+    path.write_text(READS_ONE)
+    assert main(["check", str(path)]) == 2
+    assert "aggregate left updates" in capsys.readouterr().err
