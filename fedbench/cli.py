@@ -1,12 +1,16 @@
 """Command line. `--help` and `list` import no torch; `run` imports it when the configuration is valid."""
 
 import argparse
+import contextlib
+import gc
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedbench.conventions import CONVENTIONS, ConventionName
 from fedbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,6 +18,8 @@ if TYPE_CHECKING:
 
 KINDS = ("strategies", "mechanisms", "ssl", "encoders", "datasets", "grids", "presets")
 DEFAULT_GRID = "quickstart"
+PAPER_PRESET = "paper_vit_tiny"
+PAPER_STRATEGIES = "fedssl,lw_fedssl@v3,lw_fedssl@v4,prog_fedssl"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,6 +42,23 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="preset or YAML file, and overrides")
     run.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: runs, or runs/GRID)")
     run.set_defaults(action=run_command)
+
+    cost = commands.add_parser(
+        "profile", allow_abbrev=False, help="what a configuration will cost, without training"
+    )
+    cost.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="preset or YAML file, and overrides")
+    cost.add_argument("--convention", choices=CONVENTIONS, default="step", help="what is counted (default: step)")
+    cost.add_argument("--compare", metavar="A,B", help="strategies to set beside it (default: fedssl)")
+    cost.add_argument("--samples", type=positive, metavar="N", help="images of one client, where data do not say")
+    cost.add_argument("--budget", nargs="+", metavar="RESOURCE=AMOUNT", help="memory=2GiB upload=500MB flops=1e15")
+    form = cost.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="base units, as JSON")
+    form.add_argument("--csv", action="store_true", help="base units, a line for each stage")
+    cost.set_defaults(action=profile_command)
+
+    paper = commands.add_parser("published", allow_abbrev=False, help="the paper's figures beside ours")
+    paper.add_argument("tables", nargs="*", metavar="TABLE", help="(default: all)")
+    paper.set_defaults(action=published_command)
 
     check = commands.add_parser("check", allow_abbrev=False, help="does a strategy keep to what all must keep to")
     check.add_argument("words", nargs="+", metavar="NAME|PATH | key=value", help="a strategy, and its fields")
@@ -101,9 +124,80 @@ def run_command(arguments: argparse.Namespace) -> None:
     configs, out = selected_cells(arguments)
     check_out(out)
     print(f"fedbench: {len(configs)} cell(s) into {out}", file=sys.stderr)
-    from fedbench.runner import run_cells
+    with uncollected():
+        from fedbench.runner import run_cells
 
     print(run_cells(configs, out))
+
+
+def profile_command(arguments: argparse.Namespace) -> None:
+    """Print what a configuration will cost; alone, the paper's table beside ours."""
+    from fedbench.budgets import parse_budgets
+    from fedbench.config import load_config, parse_overrides, resolve_file, strategy_label
+    from fedbench.config.load import read_yaml
+
+    budget = [word for word in arguments.budget or [] if is_budget(word)]
+    arguments.words += [word for word in arguments.budget or [] if not is_budget(word)]
+    files = [word for word in arguments.words if "=" not in word]
+    overrides = parse_overrides(word for word in arguments.words if "=" in word)
+    if len(files) > 1:
+        raise UserError(f"too many configurations: {', '.join(files)}; allowed: one CONFIG")
+    alone = not arguments.words
+    base = read_yaml(resolve_file(files[0] if files else PAPER_PRESET, "presets")) if files or alone else {}
+    config = load_config(base, overrides)
+    own = strategy_label(config)
+    compare = arguments.compare or (PAPER_STRATEGIES if alone else "fedssl")
+    others = [name for name in compare.split(",") if name and name != own]
+    configs = [config, *(load_config(base, overrides, {"strategy": name}) for name in others)]
+    budgets = parse_budgets(budget)
+    with uncollected():
+        from fedbench.profiling import profile
+        from fedbench.profiling.budget import render_budgets
+        from fedbench.profiling.published import comparison
+        from fedbench.profiling.render import to_csv, to_dict, to_text
+
+        profiles = [profile(one, strategy_label(one), arguments.samples) for one in configs]
+    convention: ConventionName = arguments.convention
+    if arguments.json:
+        print(json.dumps(to_dict(profiles, convention), indent=2))
+    elif arguments.csv:
+        print(to_csv(profiles, convention), end="")
+    elif budgets:
+        print(render_budgets(profiles, budgets))
+    else:
+        print(to_text(profiles, convention))
+        if alone:
+            print(comparison("lw_fedssl_v4_table2"))
+
+
+def published_command(arguments: argparse.Namespace) -> None:
+    """Print published tables beside our figures."""
+    with uncollected():
+        from fedbench.profiling.published import comparison, table_names
+    print("\n\n".join(comparison(name) for name in arguments.tables or table_names()))
+
+
+def is_budget(word: str) -> bool:
+    """Whether a word behind `--budget` is one, and no CONFIG or override that came after it."""
+    from fedbench.config import Config
+
+    return "=" in word and word.partition("=")[0].partition(".")[0] not in Config.model_fields
+
+
+def positive(text: str) -> int:
+    """An integer above zero, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}; allowed: 1 or more")
+    return value
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Import without garbage collection: it costs a fifth of the time, and what is imported is no garbage."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def check_out(out: Path) -> None:
@@ -121,7 +215,8 @@ def check_command(arguments: argparse.Namespace) -> int:
     if len(names) != 1:
         raise UserError(f"check: {len(names)} strategies named; allowed: one, and its fields as key=value")
     fields = parse_overrides(word for word in arguments.words if "=" in word)
-    from fedbench.conformance.report import check_strategy, render
+    with uncollected():
+        from fedbench.conformance.report import check_strategy, render
 
     rows = check_strategy({"name": names[0], **fields})
     print(render(rows))

@@ -13,15 +13,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 import fedbench
-from fedbench.config import Config, config_hash, resolve_file
-from fedbench.config.load import digest, read_yaml
+from fedbench.config import Config, config_hash, strategy_label
+from fedbench.config.load import digest
 from fedbench.encoders import Encoder, build_encoder
 from fedbench.evaluation import linear_probe
 from fedbench.federation.experiment import Experiment, prepare
 from fedbench.federation.loop import Federation
 from fedbench.federation.model import build_model
-from fedbench.federation.record import RoundRecord
-from fedbench.metering import forward_macs
+from fedbench.federation.record import LEDGER_COLUMNS, RoundRecord
+from fedbench.metering.cuda_memory import largest
+from fedbench.metering.forward import forward_macs
 from fedbench.tracking.leaderboard import render, write
 from fedbench.tracking.manifest import git_state, manifest
 from fedbench.tracking.pareto import plot
@@ -29,16 +30,6 @@ from fedbench.tracking.ranking import leaderboard
 from fedbench.tracking.run_directory import RunDirectory
 from fedbench.tracking.runs import read_runs
 from fedbench.tracking.wandb_mirror import WandbMirror
-
-
-def strategy_label(config: Config) -> str:
-    """Name of the strategy or its preset, and what was changed: `lw_fedssl@v3(alignment=None)`."""
-    preset = config.strategy.get("preset")
-    known = read_yaml(resolve_file(preset, "strategies")) if preset else {"name": config.strategy["name"]}
-    changed = {key: value for key, value in config.strategy.items() if key != "preset"}
-    fields = ", ".join(f"{key}={value}" for key, value in changed.items() if known.get(key) != value)
-    name = preset or re.sub(r".*/", "", config.strategy["name"])
-    return f"{name}({fields})" if fields else name
 
 
 def identity(experiment: Experiment) -> str:
@@ -121,6 +112,7 @@ def _train(federation: Federation, directory: RunDirectory, mirror: WandbMirror)
         for record in federation.rounds():
             records.append(record)
             directory.append_round(record.to_dict())
+            directory.append_ledger(LEDGER_COLUMNS, record.ledger())
             mirror.log_round(record.to_dict(), step=record.round_index)
             if not record.returned:
                 bar.write(f"round {record.round_index}: no client returned, the model is kept", file=sys.stderr)
@@ -155,12 +147,15 @@ def _costs(config: Config, records: list[RoundRecord]) -> dict[str, Any]:
         "download_bytes": sum(record.download_bytes for record in records),
         "upload_bytes": sum(record.upload_bytes for record in records),
         "catch_up_bytes": sum(record.catch_up_bytes for record in records),
+        "hand_over_bytes": sum(record.hand_over_bytes for record in records),
     }
     macs = forward_macs(config.encoder)
+    cuda = largest(memory for record in records for memory in record.cuda_memory.values())
     return {
         **{f"all_clients/{key}": value for key, value in totals.items()},
         **{f"client/{key}": value / config.federation.num_clients for key, value in totals.items()},
         "client/peak_memory_bytes": max(record.peak_memory_bytes for record in records),
+        **{f"client/{key}": value for key, value in cuda.items()},
         "diverged": _diverged(records),
         "memory_source": max(record.memory_source for record in records),  # "" where nobody trained
         "server/flops": sum(record.server_flops for record in records),

@@ -1,6 +1,13 @@
 """Configuration: pydantic models (`schema`), YAML files and dotted overrides (`load`)."""
 
-from fedbench.config.load import config_hash, config_names, load_config, parse_overrides, resolve_file
+from fedbench.config.load import (
+    config_hash,
+    config_names,
+    load_config,
+    parse_overrides,
+    resolve_file,
+    strategy_label,
+)
 from fedbench.config.schema import (
     AugmentationConfig,
     Config,
@@ -30,4 +37,5 @@ __all__ = [
     "load_config",
     "parse_overrides",
     "resolve_file",
+    "strategy_label",
 ]

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -130,6 +131,16 @@ def _expand_preset(tree: Tree) -> Tree:
     preset = read_yaml(resolve_file(chosen["name"], "strategies"))
     own = {key: value for key, value in chosen.items() if key != "name"}
     return {**tree, "strategy": merge({**preset, "preset": chosen["name"]}, own)}
+
+
+def strategy_label(config: Config) -> str:
+    """Name of the strategy or its preset, and what was changed: `lw_fedssl@v3(alignment=None)`."""
+    preset = config.strategy.get("preset")
+    known = read_yaml(resolve_file(preset, "strategies")) if preset else {"name": config.strategy["name"]}
+    changed = {key: value for key, value in config.strategy.items() if key != "preset"}
+    fields = ", ".join(f"{key}={value}" for key, value in changed.items() if known.get(key) != value)
+    name = preset or re.sub(r".*/", "", config.strategy["name"])
+    return f"{name}({fields})" if fields else name
 
 
 def explain(model: type[BaseModel], details: ErrorDetails) -> str:

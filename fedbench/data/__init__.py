@@ -4,4 +4,6 @@ from fedbench.data.augment import Views, build_views, normalize
 from fedbench.data.dataset import Dataset, load_dataset
 from fedbench.data.partition import partition
 
-__all__ = ["Dataset", "Views", "build_views", "load_dataset", "normalize", "partition"]
+SHIPPED = frozenset({"digits"})  # data sets that are installed with fedbench's dependencies
+
+__all__ = ["SHIPPED", "Dataset", "Views", "build_views", "load_dataset", "normalize", "partition"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 
@@ -29,15 +30,59 @@ class Encoder(nn.Module):
         self.reshape = reshape
         self.feature_dim = feature_dim
         self.active: Sequence[int] = range(len(blocks))  # blocks that are run; depth dropout leaves some out
+        self.prefix: SharedPrefix | None = None  # runs the first blocks, together with others
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of images, (B, C, H, W) -> (B, feature_dim)."""
-        hidden = self.stem(images)
-        for number in self.active:
-            hidden = self.blocks[number](hidden)
+        if self.prefix is None:
+            hidden = self.encode(images, 0, len(self.blocks))
+        else:
+            hidden = self.encode(self.prefix.run(self, images), self.prefix.num_blocks, len(self.blocks))
         return self.reshape(self.pool(self.norm(hidden)))
+
+    def encode(self, x: Tensor, from_block: int, to_block: int) -> Tensor:
+        """Run the active ones of blocks from_block .. to_block - 1; from 0, images go through the stem first."""
+        hidden = x if from_block else self.stem(x)
+        for number in self.active:
+            if from_block <= number < to_block:
+                hidden = self.blocks[number](hidden)
+        return hidden
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules of the encoder by tensor group, in the order of the forward pass."""
         blocks = {f"block_{number}": block for number, block in enumerate(self.blocks, start=1)}
         return {"stem": self.stem, **blocks, "norm": self.norm, "reshape": self.reshape}
+
+    def num_frozen(self) -> int:
+        """Leading blocks of which nothing is trained, the stem with them."""
+        for number, part in enumerate([self.stem, *self.blocks]):
+            if any(weight.requires_grad for weight in part.parameters()):
+                return max(number - 1, 0)
+        return len(self.blocks)
+
+
+class SharedPrefix:
+    """The frozen first blocks, computed once per view for all encoders of a local step.
+
+    Under LW-FedSSL online branch, target branch and aligned global model hold the same frozen weights, so what
+    they make of a view is computed once, by the first that asks, without gradient: the same bits for a third of
+    the work. A view is recognised as the same tensor object, unchanged since.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self._known: list[tuple[Tensor, int, Tensor]] = []  # view, its version, its hidden states
+
+    @torch.no_grad()
+    def run(self, encoder: Encoder, images: Tensor) -> Tensor:
+        """Hidden states behind the frozen blocks, (B, C, H, W) -> whatever the blocks exchange."""
+        for view, version, hidden in self._known:
+            if view is images and version == images._version:
+                return hidden
+        hidden = encoder.encode(images, 0, self.num_blocks)
+        self._known.append((images, images._version, hidden))
+        return hidden
+
+    def forget(self) -> None:
+        """At the end of a step: its views are gone."""
+        self._known.clear()

@@ -7,7 +7,6 @@ bytes: groups that the client holds already came to this worker in an earlier pa
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from fedbench.config.schema import Config
@@ -16,9 +15,11 @@ from fedbench.federation.client_states import ClientStates
 from fedbench.federation.diagnostics import effective_rank
 from fedbench.federation.local import LocalTask, Term, fit
 from fedbench.federation.model import freeze_all_but
-from fedbench.federation.payload import StateDict, decode, encode, select
+from fedbench.federation.payload import StateDict, decode, encode, received_bytes, select
 from fedbench.federation.plan import StagePlan, group_of
 from fedbench.federation.server import Download
+from fedbench.metering import cuda_memory
+from fedbench.metering.cuda_memory import CudaMemory
 from fedbench.ssl import SSLMethod
 
 
@@ -32,8 +33,9 @@ class Upload:
         num_steps: local steps taken.
         loss: mean over the local steps of the SSL loss; `added_loss`: of the added terms.
         effective_rank: of the last step's projections.
-        peak_memory_bytes: the CUDA allocator's peak during this training, the clients' images left out; None on
-            a CPU.
+        memory: of this training, on a GPU; None on a CPU.
+        pool_bytes: of the images of all clients, which lie in that memory and which no client has.
+        received_bytes: of the download, as its decoder counted them.
     """
 
     data: bytes
@@ -42,7 +44,9 @@ class Upload:
     loss: float
     added_loss: float
     effective_rank: float
-    peak_memory_bytes: int | None
+    memory: CudaMemory | None
+    pool_bytes: int
+    received_bytes: int
 
 
 class Worker:
@@ -58,6 +62,7 @@ class Worker:
         self.states = states
         self.task: LocalTask | None = None
         self._received: dict[str, tuple[int, StateDict]] = {}  # group -> version and values, as last decoded
+        self._received_bytes = 0  # of the latest payload
         self._loaded: dict[str, int] = {}  # group -> version of its values in the working model
 
     def start_stage(self, model: SSLMethod, plan: StagePlan, stage: int) -> None:
@@ -77,22 +82,16 @@ class Worker:
         task = self._receive(download)
         task.run_blocks(active)
         self._load_teachers(task, client)
-        if self.images.is_cuda:
-            torch.cuda.reset_peak_memory_stats(self.images.device)
+        cuda_memory.start(self.images.device)
         epochs = self.config.federation.local_epochs
         num_steps = fit(task, indices, epochs, self.config, round_index, client)
         return self._send(task, client, len(indices), num_steps)
-
-    def _peak_memory_bytes(self) -> int | None:
-        """The allocator's peak without the images of all clients, which one client does not have."""
-        if not self.images.is_cuda:
-            return None
-        return torch.cuda.max_memory_allocated(self.images.device) - self.images.nbytes
 
     def _receive(self, download: Download) -> LocalTask:
         """Decode the payload; load every needed group that the working model has not in the needed version."""
         assert self.task is not None, "start_stage comes first"
         payload = decode(download.data)
+        self._received_bytes = received_bytes(download.data, payload)
         for group in dict.fromkeys(map(group_of, payload)):
             values = {key: value.to(self.images.device) for key, value in select(payload, {group}).items()}
             self._received[group] = (download.versions[group], values)
@@ -130,5 +129,7 @@ class Worker:
             loss,
             added,
             effective_rank(task.projections),
-            self._peak_memory_bytes(),
+            cuda_memory.read(self.images.device),
+            self.images.nbytes,
+            self._received_bytes,
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedbench.config.schema import Config, OptimizerConfig
 from fedbench.data import Views
-from fedbench.encoders import Encoder
+from fedbench.encoders.encoder import Encoder, SharedPrefix
 from fedbench.random import generator, stream
 from fedbench.ssl import SSLMethod, StepOutput
 
@@ -93,20 +93,36 @@ class LocalTask(LightningModule):
         names = frozenset[str]().union(*(term.teachers for term in terms))
         self.all_teachers = nn.ModuleDict({name: Teacher(method) for name in sorted(names)})
         self.teachers: Mapping[str, Teacher] = dict(self.all_teachers.items())  # type: ignore[arg-type]
+        self.prefix = self._share_prefix()
         self.losses = torch.zeros(2, device=images.device)  # sums over steps: the SSL loss, the added terms
         self.projections = torch.zeros(0)  # of the last step: z1 (B, D)
 
+    def encoders(self) -> list[Encoder]:
+        """Of the online branch, the target branch and the teachers."""
+        return [module for module in self.modules() if isinstance(module, Encoder)]
+
     def run_blocks(self, active: Sequence[int]) -> None:
         """Let every encoder run these blocks only."""
-        for module in self.modules():
-            if isinstance(module, Encoder):
-                module.active = active
+        for encoder in self.encoders():
+            encoder.active = active
+
+    def _share_prefix(self) -> SharedPrefix | None:
+        """Frozen blocks hold the received values in every encoder of the task: run them once for all."""
+        num_frozen = self.method.encoder.num_frozen()
+        if not num_frozen:
+            return None
+        prefix = SharedPrefix(num_frozen)
+        for encoder in self.encoders():
+            encoder.prefix = prefix
+        return prefix
 
     def step_losses(self, views: tuple[Tensor, Tensor]) -> tuple[StepOutput, Tensor]:
         """The SSL method's output over two views (B, C, H, W), and the sum of the added terms."""
         output = self.method.training_step(views)
         step = LocalStep(output, views, self.trained, self.received, self.teachers)
         added = [term for term in (source.local_loss(step) for source in self.terms) if term is not None]
+        if self.prefix is not None:
+            self.prefix.forget()
         return output, torch.stack(added).sum() if added else output["loss"].new_zeros(())
 
     def step_loss(self, views: tuple[Tensor, Tensor]) -> Tensor:

@@ -13,17 +13,18 @@ from fedbench.errors import UserError
 from fedbench.federation.client import Worker
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.diagnostics import PAIRED_CLIENTS, flatten, mean_pairwise_l2, step_norm
+from fedbench.federation.dispatch import Dispatch
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.local import LocalTask
 from fedbench.federation.model import build_model
-from fedbench.federation.participation import participation
-from fedbench.federation.payload import StateDict, decode
+from fedbench.federation.participation import active_blocks, participation
+from fedbench.federation.payload import StateDict, decode, received_bytes
 from fedbench.federation.record import RoundRecord
 from fedbench.federation.server import Server
 from fedbench.federation.server_training import ServerTraining
+from fedbench.federation.shipment import compare, describe
 from fedbench.federation.strategy import ClientUpdate
 from fedbench.metering import StepCost, trace_step
-from fedbench.random import generator
 
 
 class Federation:
@@ -38,7 +39,8 @@ class Federation:
         self.experiment = experiment
         self.config = experiment.config
         self.strategy, self.mechanisms = experiment.strategy, experiment.mechanisms
-        self.server = Server(self.config.federation.num_clients)
+        federation = self.config.federation
+        self.server = Server(Dispatch(federation.num_clients, federation.client_memory == "kept"))
         self.worker = Worker(
             self.config,
             (self.strategy, *self.mechanisms),
@@ -66,14 +68,15 @@ class Federation:
     def _start_stage(self, stage: int) -> None:
         plan = self.experiment.plans[stage - 1]
         model = build_model(self.config, plan.depth, stage)
-        self.server.grow(self.strategy.start_stage(stage, model.online_state(), self.server.state))
+        initial = self.strategy.start_stage(stage, model.online_state(), self.server.state)
+        self.server.start_stage(plan, describe(model), initial)
         self.worker.start_stage(model, plan, stage)
         if len(self.experiment.auxiliary):
             self.server_training.start_stage(build_model(self.config, plan.depth, stage), plan)
 
     def _aggregate(self, record: RoundRecord) -> None:
         """M <- aggregate of the clients' updates, which arrive while they are consumed."""
-        self.server.versions.start_round()
+        self.server.dispatch.start_round()
         before = dict(self.server.state)
         updates: list[Tensor] = []
 
@@ -92,7 +95,7 @@ class Federation:
                 f"strategy={self.config.strategy['name']}: aggregate left updates of round {record.round_index} "
                 "unread; allowed: to consume them all, because the clients train while they are read"
             )
-        self.server.apply(values)
+        self.server.apply(values, aggregated=True)
         record.pairwise_l2 = mean_pairwise_l2(updates)
         record.server_step_norm = step_norm(before, values) if values else 0.0
 
@@ -101,21 +104,27 @@ class Federation:
         if client in record.participation.lost_before:
             return None
         indices = self.experiment.client_indices[client].to(self.experiment.device)
-        active = self._active_blocks(client, record)
+        active = active_blocks(self.config, self.mechanisms, self.worker.plan, record.round_index, client)
+        where = f"round {record.round_index}, client {client}"
+        dispatch = self.server.dispatch
         with clock(record, "communication"):
             download = self.server.download(client, active)
         with clock(record, "training"):
             upload = self.worker.train(client, indices, record.round_index, download, active)
-        kept = self.config.federation.client_memory == "kept"
-        self.server.overwritten(client, self.worker.plan.trained_groups if kept else set(self.server.groups))
-        record.add(client, download, upload, self._cost(self.worker.task, len(indices), len(active)))
+        compare(f"{where}, download", download.shipment, len(download.data), upload.received_bytes)
+        dispatch.trained(client)
+        record.add(client, download.shipment, upload, self._cost(self.worker.task, len(indices), len(active)))
         if client in record.participation.lost_after:
             return None
-        record.upload_bytes += len(upload.data)
+        record.add_upload(client, dispatch.upload())
         with clock(record, "communication"):
-            return self._accept(client, upload.num_samples, upload.data, record)
+            state = self._accept(client, upload.data, record)
+        if state is None:
+            return None
+        compare(f"{where}, upload", dispatch.upload(), len(upload.data), received_bytes(upload.data, state))
+        return ClientUpdate(client, upload.num_samples, state)
 
-    def _accept(self, client: int, num_samples: int, data: bytes, record: RoundRecord) -> ClientUpdate | None:
+    def _accept(self, client: int, data: bytes, record: RoundRecord) -> StateDict | None:
         """Decode an upload; one that does not decode, does not fit or is not finite is rejected, and named."""
         try:
             state = decode(data)
@@ -126,7 +135,7 @@ class Federation:
         if reason:
             record.rejected[client] = reason
             return None
-        return ClientUpdate(client, num_samples, state)
+        return state
 
     def _fault(self, state: StateDict) -> str | None:
         for key, value in state.items():
@@ -135,15 +144,6 @@ class Federation:
             if not torch.isfinite(value).all():
                 return f"{key} is not finite"
         return None
-
-    def _active_blocks(self, client: int, record: RoundRecord) -> list[int]:
-        """Blocks that the client runs: those that every mechanism lets run."""
-        plan = self.worker.plan
-        active = set(range(plan.depth))
-        for number, mechanism in enumerate(self.mechanisms):
-            draw = generator(self.config.seed, "blocks", record.round_index, client, number)
-            active &= set(mechanism.active_blocks(plan, draw))
-        return sorted(active)
 
     def _server_step(self, record: RoundRecord, depth: int) -> None:
         """What mechanisms do on the server after averaging."""

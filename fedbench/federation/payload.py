@@ -24,3 +24,8 @@ def encode(state: Mapping[str, Tensor]) -> bytes:
 def decode(data: bytes) -> StateDict:
     """Tensors from bytes; copies that share nothing with the sender's."""
     return load(data)
+
+
+def received_bytes(data: bytes, state: Mapping[str, Tensor]) -> int:
+    """What a receiver counts: the header's length as it stands in the payload, and the values that came out."""
+    return 8 + int.from_bytes(data[:8], "little") + sum(value.nbytes for value in state.values())

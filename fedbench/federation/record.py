@@ -4,8 +4,11 @@ from dataclasses import dataclass, field
 
 from fedbench.federation.client import Upload
 from fedbench.federation.participation import Participation
-from fedbench.federation.server import Download
+from fedbench.federation.shipment import Entry, Shipment
 from fedbench.metering import StepCost
+from fedbench.metering.cuda_memory import CudaMemory, largest
+
+LEDGER_COLUMNS = ("round", "stage", "client", "direction", *Entry._fields)
 
 
 @dataclass
@@ -16,9 +19,10 @@ class RoundRecord:
         round_index: 0-based over the whole run; `stage` is 1-based.
         participation: who was drawn, who was lost.
         rejected: client -> why its update was not used.
-        download_bytes, upload_bytes, flops: over all clients that trained, also those that were lost after it.
-        catch_up_bytes: the part of the downloads that other clients had a round ago or longer.
+        flops: over all clients that trained, also those that were lost after it.
+        downloads, uploads_sent: the payloads of the round, as declared and as counted, by client.
         peak_memory_bytes: the largest of the round's clients; `memory_source` says how it was found.
+        cuda_memory: the allocator's and the driver's figures, by client; empty without a GPU.
         uploads: what is known of each client's training, by client.
         pairwise_l2: mean distance between the clients' updates; None for fewer than two.
         server_step_norm: L2 norm of what the round changed in the server's model, without calibration.
@@ -30,28 +34,68 @@ class RoundRecord:
     stage: int
     participation: Participation
     rejected: dict[int, str] = field(default_factory=dict)
-    download_bytes: int = 0
-    catch_up_bytes: int = 0
-    upload_bytes: int = 0
+    downloads: dict[int, Shipment] = field(default_factory=dict)
+    uploads_sent: dict[int, Shipment] = field(default_factory=dict)
     flops: int = 0
     peak_memory_bytes: int = 0
     memory_source: str = ""
+    cuda_memory: dict[int, CudaMemory] = field(default_factory=dict)
     uploads: dict[int, Upload] = field(default_factory=dict)
     pairwise_l2: float | None = None
     server_step_norm: float = 0.0
     server_flops: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def add(self, client: int, download: Download, upload: Upload, cost: StepCost) -> None:
-        """Count one client's visit."""
-        self.download_bytes += len(download.data)
-        self.catch_up_bytes += download.catch_up_bytes
+    def add(self, client: int, download: Shipment, upload: Upload, cost: StepCost) -> None:
+        """Count one client's download and training."""
+        self.downloads[client] = download
         self.flops += cost.flops * upload.num_steps
-        measured = upload.peak_memory_bytes
-        self.memory_source = "traced live tensors" if measured is None else "CUDA allocator"
-        peak = cost.peak_memory_bytes if measured is None else measured
+        self.memory_source = "traced live tensors" if upload.memory is None else "CUDA allocator"
+        peak = cost.peak_memory_bytes
+        if upload.memory is not None:
+            self.cuda_memory[client] = upload.memory
+            peak = upload.memory.max_allocated_bytes - upload.pool_bytes
         self.peak_memory_bytes = max(self.peak_memory_bytes, peak)
         self.uploads[client] = upload
+
+    def add_upload(self, client: int, upload: Shipment) -> None:
+        """Count what a client sent back, whether it will be used or not."""
+        self.uploads_sent[client] = upload
+
+    @property
+    def download_bytes(self) -> int:
+        """Over all clients that were sent something."""
+        return sum(shipment.num_bytes for shipment in self.downloads.values())
+
+    @property
+    def upload_bytes(self) -> int:
+        """Over all clients that sent something."""
+        return sum(shipment.num_bytes for shipment in self.uploads_sent.values())
+
+    @property
+    def catch_up_bytes(self) -> int:
+        """The part of the downloads that other clients had a round ago or longer."""
+        return sum(shipment.because("catch_up") for shipment in self.downloads.values())
+
+    @property
+    def hand_over_bytes(self) -> int:
+        """The part of the downloads that delivers a finished block ([LW] Algorithm 1, line 14)."""
+        return sum(shipment.because("hand_over") for shipment in self.downloads.values())
+
+    @property
+    def shipments(self) -> list[Shipment]:
+        """Everything that travelled."""
+        return [*self.downloads.values(), *self.uploads_sent.values()]
+
+    def ledger(self) -> list[tuple[object, ...]]:
+        """Lines of the byte ledger (`LEDGER_COLUMNS`): per client, direction, tensor group and type."""
+        directions = (("download", self.downloads), ("upload", self.uploads_sent))
+        return [
+            (self.round_index, self.stage, client, direction, *entry)
+            for direction, shipments in directions
+            for client, shipment in shipments.items()
+            for entry in shipment.entries
+        ]
 
     @property
     def returned(self) -> list[int]:
@@ -92,8 +136,12 @@ class RoundRecord:
             "server/flops": self.server_flops,
             "all_clients/download_bytes": self.download_bytes,
             "all_clients/catch_up_bytes": self.catch_up_bytes,
+            "all_clients/hand_over_bytes": self.hand_over_bytes,
             "all_clients/upload_bytes": self.upload_bytes,
+            "all_clients/framing_bytes": sum(shipment.framing_bytes for shipment in self.shipments),
+            "all_clients/buffer_bytes": sum(shipment.buffer_bytes for shipment in self.shipments),
             "all_clients/flops": self.flops,
             "client/peak_memory_bytes": self.peak_memory_bytes,
+            **{f"client/{key}": value for key, value in largest(self.cuda_memory.values()).items()},
             **{f"seconds/{part}": value for part, value in self.seconds.items()},
         }

@@ -50,4 +50,4 @@ class ServerTraining:
         self.task.method.load_online(self.server.state)
         indices = torch.arange(len(self.auxiliary), device=self.auxiliary.device)
         self.num_steps += fit(self.task, indices, epochs, self.config, self.round_index, "server")
-        self.server.apply({key: value.cpu().clone() for key, value in self.task.method.online_state().items()})
+        self.server.apply(self.task.method.online_state(), aggregated=False)

@@ -22,12 +22,14 @@ class Versions:
         self._num_clients = num_clients
         self._held: dict[str, np.ndarray] = {}
         self.news: set[str] = set()  # groups that changed since the round before this one began
+        self.aggregated: set[str] = set()  # groups whose current values are an aggregate of clients'
         self._risen: set[str] = set()
 
-    def rise(self, group: str) -> None:
+    def rise(self, group: str, aggregated: bool) -> None:
         """The server's values of `group` changed, or came into being."""
         self.current[group] = self.current.get(group, NOTHING) + 1
         self._risen.add(group)
+        (self.aggregated.add if aggregated else self.aggregated.discard)(group)
         self._held.setdefault(group, np.full(self._num_clients, NOTHING, dtype=np.int32))
 
     def start_round(self) -> None:

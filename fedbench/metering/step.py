@@ -6,15 +6,15 @@ activations, optimizer, a proximal term) is not counted, nor is augmentation. Me
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from fedbench.federation.local import LocalTask
-from fedbench.metering.live_memory import LiveMemory
+from fedbench.metering.meter import Meter
 
 
 @dataclass(frozen=True)
@@ -24,33 +24,62 @@ class StepCost:
     Attributes:
         flops: FLOPs of the step; one multiply-add is two.
         peak_memory_bytes: peak of live tensor bytes; optimizer state exists, as in every step but the first.
+        flops_by_phase: `online forward`, `backward`, `target and teachers`.
+        memory: bytes at the peak: `parameters`, `frozen copies` (target branch, teachers, and the received
+            values where a term reads them), `gradients`, `optimizer state`, `batch`, `activations`.
     """
 
     flops: int
     peak_memory_bytes: int
+    flops_by_phase: Mapping[str, int]
+    memory: Mapping[str, int]
 
 
 def trace_step(task: LocalTask, batch_size: int, image_shape: tuple[int, int, int], precision: str) -> StepCost:
     """Trace a step of `task` on a batch of `batch_size` images of shape (C, H, W)."""
     mode = FakeTensorMode()
-    fake = _fake_copy(task, mode)  # outside the mode, inside of which real tensors are refused
     with mode:
+        fake = _fake_copy(task)
         views = (torch.empty(batch_size, *image_shape), torch.empty(batch_size, *image_shape))
-        optimizer = fake.configure_optimizers()
-        live = LiveMemory([*fake.parameters(), *fake.buffers(), *views])
-        with live:
-            _create_optimizer_state(fake, optimizer)
-            with FlopCounterMode(display=False) as counter:
-                _step(fake, optimizer, views, precision)
-    return StepCost(counter.get_total_flops(), live.peak_bytes)
+        return measure_step(fake, views, precision)
 
 
-def _step(task: LocalTask, optimizer: torch.optim.Optimizer, views: tuple[Tensor, Tensor], precision: str) -> None:
+def measure_step(task: LocalTask, views: tuple[Tensor, Tensor], precision: str) -> StepCost:
+    """Meter one step of `task`, on whatever kind of tensors it is made of."""
+    optimizer = task.configure_optimizers()
+    meter = Meter(
+        {
+            "frozen copies": [*task.parameters(), *task.buffers()],
+            "parameters": task.method.online_state().values(),
+            "batch": views,
+        }
+    )
+    trained = task.trained.values()
+    with meter:
+        _create_optimizer_state(task, optimizer)
+        meter.label("gradients", (weight.grad for weight in trained if weight.grad is not None))
+        meter.label("optimizer state", _state(optimizer))
+        meter.flops.clear()
+        _step(task, optimizer, views, precision, meter)
+        meter.label("gradients", (weight.grad for weight in trained if weight.grad is not None))
+        meter.label_used("frozen copies", task.received.values())
+    return StepCost(sum(meter.flops.values()), meter.peak_bytes, dict(meter.flops), meter.peak())
+
+
+def _step(
+    task: LocalTask,
+    optimizer: torch.optim.Optimizer,
+    views: tuple[Tensor, Tensor],
+    precision: str,
+    meter: Meter,
+) -> None:
     """In the order of Lightning's loop: old gradients live until the loss is known."""
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
         loss = task.step_loss(views)
     optimizer.zero_grad()
+    meter.phase = "backward"
     loss.backward()
+    meter.phase = "optimizer"
     optimizer.step()
     task.method.update_target()
 
@@ -62,17 +91,22 @@ def _create_optimizer_state(task: LocalTask, optimizer: torch.optim.Optimizer) -
     optimizer.step()
 
 
-def _fake_copy(task: LocalTask, mode: FakeTensorMode) -> LocalTask:
+def _state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    states = optimizer.state.values()
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+
+
+def _fake_copy(task: LocalTask) -> LocalTask:
     """The task with fake CPU tensors for its parameters and buffers, and for what it received."""
-    method = copy.deepcopy(task.method).cpu()
-    fake = LocalTask(method, task.terms, task.optimizer_config, task.views, torch.empty(0))
-    for module in fake.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            value = nn.Parameter(mode.from_tensor(parameter.detach()), parameter.requires_grad)
-            setattr(module, name, value)
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, mode.from_tensor(buffer))
-    fake.trained = {key: value for key, value in method.named_parameters() if value.requires_grad}
-    fake.received = {key: mode.from_tensor(value.detach().cpu()) for key, value in task.received.items()}
-    fake.teachers = {name: fake.teachers[name] for name in task.teachers}
-    return fake
+    real = {id(tensor): tensor for tensor in [*task.parameters(), *task.buffers(), *task.received.values()]}
+    replaced: dict[int, object] = {number: _fake(tensor) for number, tensor in real.items()}
+    shared = (task.images, task.generator, task.views, task.terms, task.optimizer_config)
+    untouched = (*shared, task.losses, task.projections)  # by a step of `step_loss`
+    replaced |= {id(value): value for value in untouched}
+    return copy.deepcopy(task, replaced)
+
+
+def _fake(tensor: Tensor) -> Tensor:
+    """Made inside a FakeTensorMode: shape, strides and type of `tensor`, and no values."""
+    fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake

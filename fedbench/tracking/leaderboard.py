@@ -7,6 +7,8 @@ from dataclasses import asdict, fields
 from itertools import groupby
 from pathlib import Path
 
+from fedbench.conventions import CONVENTIONS
+from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number, with_ratio
 from fedbench.tracking.ranking import Row, leaderboard
 from fedbench.tracking.run_directory import write_atomically, write_json
 from fedbench.tracking.runs import Run, read_runs
@@ -14,12 +16,6 @@ from fedbench.tracking.runs import Run, read_runs
 __all__ = ["Row", "Run", "leaderboard", "read_runs", "render", "write"]
 
 Column = tuple[str, Callable[[Row], str]]
-MB, MIB, GFLOPS = 10**6, 2**20, 10**9
-CONVENTIONS = {
-    "step": ": matrix products, convolutions and attention of local training, all views and branches;\n"
-    "  whole payloads in both directions"
-}
-
 LEFT: list[Column] = [
     ("#", lambda row: str(row.rank)),
     ("strategy", lambda row: row.strategy),
@@ -31,11 +27,11 @@ RIGHT: list[Column] = [
     ("top-1 %", lambda row: _percent(row.linear_top1_mean, row.linear_top1_std)),
     ("floor %", lambda row: _percent(row.untrained_top1_mean)),
     ("gain", lambda row: f"{100 * row.gain:+.1f}"),
-    ("GFLOPs", lambda row: _cost(row.flops / GFLOPS, row.flops_ratio)),
-    ("memory MiB", lambda row: _cost(row.peak_memory_bytes / MIB, row.peak_memory_ratio)),
-    ("down MB", lambda row: _cost(row.download_bytes / MB, row.download_ratio)),
-    ("up MB", lambda row: _cost(row.upload_bytes / MB, row.upload_ratio)),
-    ("wall s", lambda row: _number(row.seconds)),
+    ("GFLOPs", lambda row: with_ratio(row.flops / GFLOPS, row.flops_ratio)),
+    ("memory MiB", lambda row: with_ratio(row.peak_memory_bytes / MIB, row.peak_memory_ratio)),
+    ("down MB", lambda row: with_ratio(row.download_bytes / MB, row.download_ratio)),
+    ("up MB", lambda row: with_ratio(row.upload_bytes / MB, row.upload_ratio)),
+    ("wall s", lambda row: number(row.seconds)),
 ]
 
 
@@ -68,45 +64,28 @@ def _section(rows: Sequence[Row]) -> str:
 
 def _table(rows: Sequence[Row]) -> str:
     shown = [column for column in LEFT if column[0] != "variant" or any(row.variant for row in rows)]
-    lines = [[header, *(cell(row) for row in rows)] for header, cell in [*shown, *RIGHT]]
-    columns = [_padded(column, left=index < len(shown)) for index, column in enumerate(lines)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True))
-
-
-def _padded(column: Sequence[str], left: bool) -> list[str]:
-    """Header, Markdown's rule and cells at one width."""
-    width = max(3, *map(len, column))
-    header, *cells = (f"{text:{'<' if left else '>'}{width}}" for text in column)
-    return [header, "-" * width if left else "-" * (width - 1) + ":", *cells]
+    columns = [*shown, *RIGHT]
+    cells = [[cell(row) for _, cell in columns] for row in rows]
+    return markdown([header for header, _ in columns], cells, left=len(shown))
 
 
 def _footer(rows: Sequence[Row]) -> str:
     first = rows[0]
+    rule = CONVENTIONS[first.convention]
     seeds = sorted({seed for row in rows for seed in row.seeds})
     sources = ", ".join(sorted({row.memory_source for row in rows}))
     machines = ", ".join(sorted({row.machine for row in rows}))
-    return "\n".join(
-        [
-            f"- Protocol `{first.protocol}`, on the frozen encoder, last epoch; mean ± sample standard",
-            "  deviation over seeds. Floor: the same probe on the untrained encoder; gain: points above it.",
-            f"- Convention `{first.convention}`{CONVENTIONS.get(first.convention, '')}.",
-            "- Client: total of all clients in the run / registered clients; memory: highest peak of any.",
-            f"- Memory source: {sources}.",
-            "- GFLOPs = 10^9 FLOPs, 1 multiply-add = 2 FLOPs; MiB = 2^20 bytes; MB = 10^6 bytes.",
-            "- (0.50x): this row / the `fedssl` row with the same SSL method.",
-            f"- Seeds {', '.join(map(str, seeds))}; data {first.data_hash}; wall time on {machines}.",
-        ]
+    return bullets(
+        f"Protocol `{first.protocol}`, on the frozen encoder, last epoch; mean ± sample standard deviation over "
+        "seeds. Floor: the same probe on the untrained encoder; gain: points above it.",
+        f"Convention `{first.convention}`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
+        "Client: total of all clients in the run / registered clients; memory: highest peak of any.",
+        f"Memory source: {sources}.",
+        "GFLOPs = 10^9 FLOPs, 1 multiply-add = 2 FLOPs; MiB = 2^20 bytes; MB = 10^6 bytes.",
+        "(0.50x): this row / the `fedssl` row with the same SSL method.",
+        f"Seeds {', '.join(map(str, seeds))}; data {first.data_hash}; wall time on {machines}.",
     )
 
 
 def _percent(mean: float, std: float | None = None) -> str:
     return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
-
-
-def _cost(value: float, ratio: float | None) -> str:
-    return _number(value) + ("" if ratio is None else f" ({ratio:.2f}x)")
-
-
-def _number(value: float) -> str:
-    """Three significant digits below a thousand, then whole numbers; never an exponent for what is larger."""
-    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"

@@ -1,13 +1,16 @@
-"""One cell's results as files: manifest.json, rounds.jsonl, encoder.safetensors, summary.json.
+"""One cell's results as files: manifest.json, rounds.jsonl, ledger.csv.gz, encoder.safetensors, summary.json.
 
 `summary.json` is written last and atomically, so that its existence means the run is finished. A number that
 is not finite (the loss of a diverged run) is written as null: JSON has no word for it.
 """
 
+import csv
+import gzip
+import io
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST, ROUNDS, ENCODER, SUMMARY = "manifest.json", "rounds.jsonl", "encoder.safetensors", "summary.json"
+LEDGER = "ledger.csv.gz"
 
 
 class RunDirectory:
@@ -29,7 +33,7 @@ class RunDirectory:
         The old summary goes first: were we killed here, the folder would count as unfinished.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in (SUMMARY, ENCODER, ROUNDS):
+        for name in (SUMMARY, ENCODER, ROUNDS, LEDGER):
             (self.path / name).unlink(missing_ok=True)
         write_json(self.path / MANIFEST, manifest)
 
@@ -37,6 +41,22 @@ class RunDirectory:
         """Add one line to `rounds.jsonl`; it has left this process when the call returns."""
         with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
             file.write(to_json(record) + "\n")
+
+    def append_ledger(self, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+        """Add a round's lines to the byte ledger: one gzip member per round, which readers take for one file."""
+        path = self.path / LEDGER
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not path.exists():
+            writer.writerow(columns)
+        writer.writerows(rows)
+        with path.open("ab") as file:
+            file.write(gzip.compress(text.getvalue().encode(), mtime=0))
+
+    def ledger(self) -> list[dict[str, str]]:
+        """The lines of the byte ledger so far."""
+        with gzip.open(self.path / LEDGER, "rt", encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
 
     def finish(self, summary: Mapping[str, Any], encoder_state: Mapping[str, "Tensor"]) -> None:
         """Write the encoder, then the summary that marks the run as finished."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedbench.config import Config
 from fedbench.conformance import CHECKS, Trial
 from fedbench.conformance.witness import copy_of
+from fedbench.errors import AccountingError
 from fedbench.federation import ClientUpdate, GrowingStrategy, LocalStep, StagePlan, Strategy, weighted_mean
 from fedbench.federation import client as client_module
 from fedbench.federation import payload as payload_module
@@ -21,6 +22,7 @@ from fedbench.federation.payload import StateDict, decode, select
 from fedbench.federation.plan import group_of
 from fedbench.federation.record import RoundRecord
 from fedbench.federation.server import Download, Server
+from fedbench.federation.shipment import Specs, declare
 
 Tiny = Callable[..., Config]
 
@@ -129,10 +131,12 @@ def test_weights_that_arrive_uncounted_are_caught(tiny: Tiny, monkeypatch: pytes
         served.append(self)
         whole = download(self, client, active)
         heads = {key: value for key, value in decode(whole.data).items() if group_of(key) == "heads"}
-        return Download(payload_module.encode(heads), whole.versions, 0)
+        declared = declare(self.dispatch.specs, {"heads": "round"})
+        return Download(payload_module.encode(heads), whole.versions, declared)
 
     def by_reference(self: Any, download: Download) -> LocalTask:
         self.task.method.load_online(served[-1].state)
+        self._received_bytes = len(download.data)
         return self.task
 
     monkeypatch.setattr(Server, "download", heads_only)
@@ -147,6 +151,7 @@ def test_a_client_that_goes_on_from_the_one_before_it_is_caught(
         if not self._loaded:
             self.task.method.load_online(decode(download.data))
         self._loaded = {"everything": 1}
+        self._received_bytes = len(download.data)
         return self.task
 
     monkeypatch.setattr("fedbench.conformance.witness._WitnessedWorker._receive", snapshot_after(load_once))
@@ -168,6 +173,9 @@ def test_heads_that_stay_at_home_are_caught(tiny: Tiny, monkeypatch: pytest.Monk
         return select(state, groups - {"heads"} if len(groups) > 1 else groups)  # the upload's choice alone
 
     monkeypatch.setattr(client_module, "select", without_heads)
+    with pytest.raises(AccountingError, match=r"round 0, client 0, upload: \d+ bytes were declared"):
+        Trial(tiny())
+    monkeypatch.setattr("fedbench.federation.loop.compare", lambda *_: None)
     assert "heads in every upload" in finding(tiny(), "heads are synchronised")
 
 
@@ -177,38 +185,35 @@ def test_a_version_that_does_not_rise_is_caught(tiny: Tiny, monkeypatch: pytest.
     assert "all clients start from the server's model" in words
 
 
-def once_per_group() -> Callable[[Any, str], None]:
+def once_per_group() -> Callable[[Any, str, bool], None]:
     from fedbench.federation.versions import Versions
 
     rise = Versions.rise
-    return lambda self, group: None if group in self.current else rise(self, group)
+    return lambda self, group, aggregated: None if group in self.current else rise(self, group, aggregated)
 
 
 def test_bytes_of_the_python_object_are_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    add = RoundRecord.add
+    def count_objects(self: RoundRecord) -> int:
+        return sum(sys.getsizeof(shipment) for shipment in self.uploads_sent.values())
 
-    def count_objects(self: RoundRecord, client: int, download: Download, upload: Any, cost: Any) -> None:
-        add(self, client, download, upload, cost)
-        self.upload_bytes += sys.getsizeof(upload) - len(upload.data)
-
-    monkeypatch.setattr(RoundRecord, "add", count_objects)
+    monkeypatch.setattr(RoundRecord, "upload_bytes", property(count_objects))
     assert "upload bytes" in finding(tiny(), "bytes are counted")
 
 
 def test_a_grown_encoder_that_starts_anew_is_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    grow = Server.grow
+    start_stage = Server.start_stage
 
-    def anew(self: Server, initial: StateDict) -> None:
-        self.state = {}
-        grow(self, {key: value + 1 for key, value in initial.items()})
+    def anew(self: Server, plan: StagePlan, specs: Specs, initial: StateDict) -> None:
+        self.dispatch.specs = {}
+        start_stage(self, plan, specs, {key: value + 1 for key, value in initial.items()})
 
-    monkeypatch.setattr(Server, "grow", anew)
+    monkeypatch.setattr(Server, "start_stage", anew)
     config = tiny(strategy="prog_fedssl")
     assert "stage 2" in finding(config, "growing keeps earlier blocks")
 
 
 def test_a_server_that_ignores_the_aggregate_is_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Server, "apply", lambda self, values: None)
+    monkeypatch.setattr(Server, "apply", lambda self, values, aggregated: None)
     assert "the server's model is the aggregate" in finding(tiny(), "server takes the aggregate")
 
 

@@ -79,8 +79,8 @@ def test_an_unusable_update_is_rejected_counted_and_named(
 ) -> None:
     accept = Federation._accept
 
-    def spoiled(self: Federation, client: int, samples: int, data: bytes, record: Any) -> Any:
-        return accept(self, client, samples, spoil(decode(data)) if client == 1 else data, record)
+    def spoiled(self: Federation, client: int, data: bytes, record: Any) -> Any:
+        return accept(self, client, spoil(decode(data)) if client == 1 else data, record)
 
     monkeypatch.setattr(Federation, "_accept", spoiled)
     witness = Witness(prepare(tiny()))

@@ -11,8 +11,10 @@ from fedbench.config import Config
 from fedbench.federation.experiment import prepare
 from fedbench.federation.local import LocalTask
 from fedbench.federation.model import build_model, freeze_all_but
-from fedbench.metering import StepCost, forward_macs, trace_step
-from fedbench.metering.live_memory import LiveMemory
+from fedbench.metering import StepCost, trace_step
+from fedbench.metering.forward import forward_macs
+from fedbench.metering.meter import Meter
+from fedbench.metering.step import measure_step
 from fedbench.plugins import builtin_files
 
 Tiny = Callable[..., Config]
@@ -59,30 +61,40 @@ def test_a_block_costs_what_arithmetic_says(tiny: Tiny) -> None:
 
 
 def test_a_frozen_block_costs_its_forward_passes_alone(tiny: Tiny) -> None:
-    """Stage 3 against stage 2 under LW: one frozen block more, forward only, in two views and two branches."""
+    """Stage 3 against stage 2 under LW: one frozen block more, forward, two views, for all branches."""
     costs = [traced(tiny(strategy="lw_fedssl"), stage).flops for stage in (2, 3)]
-    assert costs[1] - costs[0] == pytest.approx(2 * 2 * block_flops(width=16, tokens=4, batch=8), rel=0.02)
+    assert costs[1] - costs[0] == pytest.approx(2 * block_flops(width=16, tokens=4, batch=8), rel=0.02)
 
 
 def test_flops_grow_with_the_batch(tiny: Tiny) -> None:
     assert traced(tiny(), batch=16).flops > 1.9 * traced(tiny(), batch=8).flops
 
 
-def test_peak_memory_is_that_of_the_same_step_on_real_tensors(tiny: Tiny) -> None:
-    config = tiny(strategy="lw_fedssl")
-    task = task_of(config, stage=2)
-    optimizer = task.configure_optimizers()
-    views = (torch.randn(8, *SHAPE), torch.randn(8, *SHAPE))
-    with LiveMemory([*task.parameters(), *task.buffers(), *views]) as live:
-        for parameter in task.trained.values():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()
-        loss = task.step_loss(views)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        task.method.update_target()
-    assert traced(config, stage=2).peak_memory_bytes == live.peak_bytes
+@pytest.mark.parametrize("strategy", ["fedssl", "lw_fedssl@v3"])
+@pytest.mark.parametrize("ssl", builtin_files("ssl"))
+def test_the_traced_step_costs_what_the_same_step_on_real_tensors_costs(
+    tiny: Tiny, ssl: str, strategy: str
+) -> None:
+    config = tiny(strategy=strategy, ssl=ssl)
+    task = task_of(config, stage=1)
+    cost = traced(config, stage=1)
+    real = measure_step(task, (torch.randn(8, *SHAPE), torch.randn(8, *SHAPE)), config.precision)
+    assert real == cost
+    assert sum(cost.memory.values()) == cost.peak_memory_bytes
+    assert sum(cost.flops_by_phase.values()) == cost.flops
+
+
+def test_the_peak_is_listed_by_what_it_consists_of(tiny: Tiny) -> None:
+    task = task_of(tiny(strategy="lw_fedssl"), stage=2)
+    memory = traced(tiny(strategy="lw_fedssl"), stage=2).memory
+    online = task.method.online_state().values()
+    trained = sum(weight.nbytes for weight in task.trained.values())
+    assert memory["parameters"] == sum(value.nbytes for value in online)
+    assert memory["gradients"] == trained
+    assert 2 * trained <= memory["optimizer state"] <= 2 * trained + 8 * len(task.trained)  # and step counters
+    assert memory["batch"] == 2 * 8 * 64 * 4
+    copies = sum(value.nbytes for key, value in task.method.state_dict().items() if key.startswith("target_"))
+    assert memory["frozen copies"] == copies
 
 
 def test_peak_memory_contains_parameters_gradients_and_optimizer_state(tiny: Tiny) -> None:
@@ -101,18 +113,19 @@ def test_training_one_block_needs_less_memory_than_training_all(tiny: Tiny) -> N
     assert newest.flops < whole.flops
 
 
-def test_live_memory_follows_storages_not_tensors() -> None:
+def test_the_meter_follows_storages_not_tensors() -> None:
     start = torch.zeros(100)
-    with LiveMemory([start]) as live:
+    with Meter({"start": [start]}) as meter:
         twice = start * 2  # 400 bytes more
         view = twice[10:]  # no bytes
         third = view + 1  # 360 bytes more
-        assert live.current_bytes == 400 + 400 + 360
+        assert meter.current_bytes == 400 + 400 + 360
         del twice, view
-        assert live.current_bytes == 400 + 360
+        assert meter.current_bytes == 400 + 360
         third.add_(1)  # in place
-        assert live.current_bytes == 400 + 360
-    assert live.peak_bytes == 400 + 400 + 360
+        assert meter.current_bytes == 400 + 360
+    assert meter.peak_bytes == 400 + 400 + 360
+    assert meter.peak() == {"start": 400, "activations": 760}
 
 
 def test_tracing_leaves_the_task_as_it_was(tiny: Tiny) -> None:

@@ -1,0 +1,1 @@
+"""Published tables: the numbers of others, as data."""

@@ -1,0 +1,249 @@
+"""The profile of a configuration: per stage and in total, in base units, under any convention.
+
+Figures are of one client: the mean over all registered ones, whether drawn or not, except memory, which is the
+largest of any client.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import get_args
+
+import torch
+
+from fedbench.config.schema import Config
+from fedbench.conventions import ConventionName
+from fedbench.data import build_views
+from fedbench.federation import Mechanism, StagePlan, Strategy
+from fedbench.federation.experiment import check
+from fedbench.federation.local import LocalTask
+from fedbench.federation.model import build_model, freeze_all_but
+from fedbench.federation.plan import group_of
+from fedbench.federation.shipment import Shipment, describe
+from fedbench.metering import StepCost, trace_step
+from fedbench.metering.counting import entry_bytes, forward_macs_by_group, paper_epoch_macs
+from fedbench.profiling.rehearsal import Visit, rehearse
+from fedbench.profiling.sizes import Sizes, client_sizes
+
+PARTS = ("encoder", "heads", "buffers", "hand_over", "catch_up", "framing")
+PAPER_GB = 1000 * 2**20  # bytes: what [LW] v4 calls a GB
+Number = int | float
+
+
+@dataclass(frozen=True)
+class StageProfile:
+    """One stage; bytes and FLOPs over all its rounds.
+
+    Attributes:
+        local_steps: of one client, over all its rounds.
+        flops_per_step: of a step at the largest batch.
+        flops, download_bytes, upload_bytes: by convention.
+        download, upload: bytes by what they are (`PARTS`), convention `step`.
+        memory: bytes at the peak by what they are; None if nothing was traced.
+    """
+
+    stage: int
+    rounds: int
+    depth: int
+    trained_parameters: int
+    frozen_parameters: int
+    local_steps: Number
+    flops_per_step: int
+    flops_by_phase: Mapping[str, int]
+    flops: Mapping[ConventionName, Number]
+    download_bytes: Mapping[ConventionName, Number]
+    upload_bytes: Mapping[ConventionName, Number]
+    download: Mapping[str, Number]
+    upload: Mapping[str, Number]
+    peak_memory_bytes: int
+    memory: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A configuration's stages, and what was assumed about the size of its data."""
+
+    strategy: str
+    stages: tuple[StageProfile, ...]
+    sizes: Sizes
+
+    def total(self, figure: str, convention: ConventionName) -> Number:
+        """Sum over the stages of `flops`, `download_bytes` or `upload_bytes`."""
+        return sum(getattr(stage, figure)[convention] for stage in self.stages)
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Of the stage that needs most."""
+        return max(stage.peak_memory_bytes for stage in self.stages)
+
+    @property
+    def paper_gflops(self) -> float:
+        """In [LW] v4's convention and unit (10^9 multiply-accumulates)."""
+        return self.total("flops", "paper-v4") / 1e9
+
+    @property
+    def paper_comm_gb(self) -> float:
+        """In [LW] v4's convention and unit (1000 MiB), both directions."""
+        both = self.total("download_bytes", "paper-v4") + self.total("upload_bytes", "paper-v4")
+        return both / PAPER_GB
+
+
+def profile(config: Config, strategy_label: str, samples: int | None = None, trace: bool = True) -> Profile:
+    """Profile a configuration without its data.
+
+    Args:
+        strategy_label: the name to print.
+        samples: per client; None: as known from the configuration, see `client_sizes`.
+        trace: False leaves out what needs a traced step (FLOPs in the convention `step`, and memory: zeros).
+
+    Raises:
+        UserError: the configuration cannot be run.
+    """
+    strategy, mechanisms, plans, rounds_per_stage = check(config)
+    sizes = client_sizes(config, mechanisms, samples)
+    with torch.random.fork_rng(devices=[]):
+        stages = [_Stage(config, (strategy, *mechanisms), plan, stage) for stage, plan in enumerate(plans, 1)]
+    for visit in rehearse(config, mechanisms, plans, rounds_per_stage, [stage.specs for stage in stages]):
+        stages[visit.stage - 1].visits.append(visit)
+    return Profile(
+        strategy_label,
+        tuple(stage.profile(rounds, sizes, trace) for stage, rounds in zip(stages, rounds_per_stage, strict=True)),
+        sizes,
+    )
+
+
+NOTHING = StepCost(0, 0, {}, {})
+
+
+class _Stage:
+    """Gathers a stage's visits, traces the steps that they need, sums up."""
+
+    def __init__(
+        self, config: Config, terms: tuple[Strategy | Mechanism, ...], plan: StagePlan, stage: int
+    ) -> None:
+        self.config, self.terms, self.plan, self.stage = config, terms, plan, stage
+        encoder = config.encoder
+        self.image_shape = (encoder.in_channels, encoder.image_size, encoder.image_size)
+        model = build_model(config, plan.depth, stage)
+        self.specs = describe(model)
+        self.macs = forward_macs_by_group(model, self.image_shape)
+        self.visits: list[Visit] = []
+        self._costs: dict[tuple[int, int, bool], StepCost] = {}
+
+    def profile(self, rounds: int, sizes: Sizes, trace: bool) -> StageProfile:
+        """Sum up the visits."""
+        flops, steps, costs = 0, 0, [NOTHING]
+        for visit in self.visits:
+            batch, local_steps = self._batch(sizes.clients[visit.client])
+            steps += local_steps
+            if trace:
+                costs.append(self._cost(batch, visit))
+                flops += costs[-1].flops * local_steps
+        highest, dearest = max(costs, key=_peak), max(costs, key=_flops)
+        downloads = [visit.download for visit in self.visits]
+        uploads = [visit.upload for visit in self.visits if visit.upload is not None]
+        trained, whole = self._parameters()
+        return StageProfile(
+            stage=self.stage,
+            rounds=rounds,
+            depth=self.plan.depth,
+            trained_parameters=trained,
+            frozen_parameters=whole - trained,
+            local_steps=self._each(steps),
+            flops_per_step=dearest.flops,
+            flops_by_phase=dearest.flops_by_phase,
+            flops={"step": self._each(flops), **self._paper_macs(rounds)},
+            download_bytes=self._traffic(downloads, rounds),
+            upload_bytes=self._traffic(uploads, rounds),
+            download={part: self._each(value) for part, value in parts(downloads).items()},
+            upload={part: self._each(value) for part, value in parts(uploads).items()},
+            peak_memory_bytes=highest.peak_memory_bytes,
+            memory=highest.memory,
+        )
+
+    def _each(self, total: int) -> Number:
+        """The mean over all registered clients, whole if it is."""
+        clients = self.config.federation.num_clients
+        return total / clients if total % clients else total // clients
+
+    def _batch(self, num_samples: int) -> tuple[int, int]:
+        """Batch size and local steps of one visit."""
+        batch = min(self.config.optimizer.batch_size, num_samples)
+        return batch, num_samples // batch * self.config.federation.local_epochs
+
+    def _cost(self, batch: int, visit: Visit) -> StepCost:
+        key = (batch, len(visit.active), visit.first)
+        if key not in self._costs:
+            task = self._task()
+            task.run_blocks(visit.active)
+            gone = {"previous"} if visit.first else set()
+            task.teachers = {name: teacher for name, teacher in task.teachers.items() if name not in gone}
+            self._costs[key] = trace_step(task, batch, self.image_shape, self.config.precision)
+            if "previous" not in task.all_teachers:  # then a first visit is like any other
+                self._costs[(batch, len(visit.active), not visit.first)] = self._costs[key]
+        return self._costs[key]
+
+    def _task(self) -> LocalTask:
+        model = build_model(self.config, self.plan.depth, self.stage)
+        freeze_all_but(model, self.plan.trained_groups)
+        views = build_views(self.config.augmentation, self.config.encoder.image_size)
+        task = LocalTask(model, self.terms, self.config.optimizer, views, torch.empty(0))
+        task.received = model.online_state()
+        return task
+
+    def _parameters(self) -> tuple[int, int]:
+        """Numbers of parameters that are trained, and of all."""
+        sizes = {key: prod(spec.shape) for key, spec in self.specs.items() if not spec.is_buffer}
+        trained = (size for key, size in sizes.items() if group_of(key) in self.plan.trained_groups)
+        return sum(trained), sum(sizes.values())
+
+    def _paper_macs(self, rounds: int) -> dict[ConventionName, Number]:
+        """Of a client that takes part in every round."""
+        epochs = rounds * self.config.federation.local_epochs
+        rules: tuple[ConventionName, ...] = ("paper-v4", "paper-v3")
+        return {
+            rule: _mean(
+                [paper_epoch_macs(self.macs, self.plan, visit.active, rule) for visit in self.visits], epochs
+            )
+            for rule in rules
+        }
+
+    def _traffic(self, shipments: Sequence[Shipment], rounds: int) -> dict[ConventionName, Number]:
+        """Of a mean client; under the paper's rules, of one that takes part in every round."""
+        totals = {rule: [counted_bytes(one, rule) for one in shipments] for rule in get_args(ConventionName)}
+        return {
+            rule: self._each(sum(values)) if rule == "step" else _mean(values, rounds)
+            for rule, values in totals.items()
+        }
+
+
+def counted_bytes(shipment: Shipment, convention: ConventionName) -> int:
+    """What a payload counts for."""
+    return sum(entry_bytes(entry, convention) for entry in shipment.entries)
+
+
+def parts(shipments: Iterable[Shipment]) -> dict[str, int]:
+    """Bytes by what they are (`PARTS`): each byte is listed once."""
+    totals = dict.fromkeys(PARTS, 0)
+    for shipment in shipments:
+        for entry in shipment.entries:
+            totals["framing"] += entry.framing_bytes
+            if entry.reason != "round":
+                totals[entry.reason] += entry.value_bytes
+                continue
+            totals["buffers"] += entry.buffer_bytes
+            totals["heads" if entry.group == "heads" else "encoder"] += entry.value_bytes - entry.buffer_bytes
+    return totals
+
+
+def _mean(values: Sequence[int], times: int) -> Number:
+    total = sum(values) * times
+    return 0 if not values else total / len(values) if total % len(values) else total // len(values)
+
+
+def _peak(cost: StepCost) -> int:
+    return cost.peak_memory_bytes
+
+
+def _flops(cost: StepCost) -> int:
+    return cost.flops

@@ -1,0 +1,181 @@
+"""Profiles as text, JSON and CSV. Files hold base units; only the text divides."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedbench.conventions import CONVENTIONS, ConventionName
+from fedbench.profiling.profile import Number, Profile, StageProfile
+from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number, with_ratio
+
+REFERENCE = "fedssl"
+
+
+def to_dict(profiles: Sequence[Profile], convention: ConventionName) -> dict[str, Any]:
+    """The first profile at the top level; those that it is compared with under `compare`."""
+    first, *others = profiles
+    listed = {"compare": [_tree(one, profiles, convention) for one in others]} if others else {}
+    rule = CONVENTIONS[convention]
+    words = {"flops": rule.flops, "traffic": rule.traffic}
+    return {"convention": convention, "counts": words, **_tree(first, profiles, convention), **listed}
+
+
+def _tree(one: Profile, profiles: Sequence[Profile], rule: ConventionName) -> dict[str, Any]:
+    return {
+        "strategy": one.strategy,
+        "samples_per_client": one.sizes.source,
+        "stages": [_stage(stage, rule) for stage in one.stages],
+        "total": _total(one, rule),
+        "ratio_to_fedssl": _ratios(one, profiles, rule),
+    }
+
+
+def _stage(stage: StageProfile, rule: ConventionName) -> dict[str, Any]:
+    return {
+        "stage": stage.stage,
+        "rounds": stage.rounds,
+        "depth": stage.depth,
+        "trained_parameters": stage.trained_parameters,
+        "frozen_parameters": stage.frozen_parameters,
+        "local_steps": stage.local_steps,
+        "flops_per_step": stage.flops_per_step,
+        "flops": stage.flops[rule],
+        "download_bytes": stage.download_bytes[rule],
+        "upload_bytes": stage.upload_bytes[rule],
+        "download": dict(stage.download),
+        "upload": dict(stage.upload),
+        "peak_memory_bytes": stage.peak_memory_bytes,
+        "memory": dict(stage.memory),
+    }
+
+
+def _total(one: Profile, rule: ConventionName) -> dict[str, Number]:
+    return {
+        "download_bytes": one.total("download_bytes", rule),
+        "upload_bytes": one.total("upload_bytes", rule),
+        "flops": one.total("flops", rule),
+        "peak_memory_bytes": one.peak_memory_bytes,
+        "paper_gflops": one.paper_gflops,
+        "paper_comm_gb": one.paper_comm_gb,
+    }
+
+
+COSTS = ("flops", "peak_memory_bytes", "download_bytes", "upload_bytes")
+
+
+def _ratios(one: Profile, profiles: Sequence[Profile], rule: ConventionName) -> dict[str, float | None]:
+    """This profile / FedSSL's, of the same configuration; None without one."""
+    reference = next((other for other in profiles if other.strategy == REFERENCE), None)
+    own = _total(one, rule)
+    base: Mapping[str, Number] = _total(reference, rule) if reference else {}
+    return {cost: own[cost] / base[cost] if base.get(cost) else None for cost in COSTS}
+
+
+def to_csv(profiles: Sequence[Profile], convention: ConventionName) -> str:
+    """A line for each strategy and stage, nested figures as `download.heads`."""
+    rows = [
+        {"convention": convention, "strategy": one.strategy, **_flat(_stage(stage, convention))}
+        for one in profiles
+        for stage in one.stages
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval=0, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = (
+            {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
+        )
+        flat |= nested
+    return flat
+
+
+def to_text(profiles: Sequence[Profile], convention: ConventionName) -> str:
+    """Totals of every strategy; the stages and the parts of the first one."""
+    first = profiles[0]
+    rule = CONVENTIONS[convention]
+    flops = "GFLOPs" if convention == "step" else "G (paper)"
+    sections = [
+        f"### One client over the whole run, convention `{convention}`",
+        _totals(profiles, convention, flops),
+        f"### {first.strategy} by stage",
+        _stages(first, convention, flops),
+        f"### {first.strategy}: what the bytes are (MB, convention `step`)",
+        _bytes(first),
+        f"### {first.strategy}: what the peak is (MiB)",
+        _memory(first),
+        bullets(
+            f"FLOPs: {rule.flops}.",
+            f"Bytes: {rule.traffic}.",
+            "Client: the mean over all registered clients; memory: the highest peak of any, as live tensors of a "
+            "traced step (no allocator cache).",
+            f"Samples per client: {first.sizes.source}.",
+            "MB = 10^6 bytes, MiB = 2^20 bytes; (0.50x): this row / `fedssl`.",
+        ),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _totals(profiles: Sequence[Profile], rule: ConventionName, flops: str) -> str:
+    rows = []
+    for one in profiles:
+        total, ratio = _total(one, rule), _ratios(one, profiles, rule)
+        figures = [
+            (total[cost] / unit, ratio[cost]) for cost, unit in zip(COSTS, (GFLOPS, MIB, MB, MB), strict=True)
+        ]
+        rows.append([one.strategy, *(with_ratio(value, share) for value, share in figures)])
+    return markdown(["strategy", flops, "peak memory MiB", "download MB", "upload MB"], rows)
+
+
+def _stages(one: Profile, rule: ConventionName, flops: str) -> str:
+    rows = [
+        [
+            str(stage.stage),
+            str(stage.rounds),
+            number(stage.trained_parameters),
+            number(stage.frozen_parameters),
+            number(stage.flops_per_step / GFLOPS),
+            number(stage.flops[rule] / GFLOPS),
+            number(stage.peak_memory_bytes / MIB),
+            number(stage.download_bytes[rule] / MB),
+            number(stage.upload_bytes[rule] / MB),
+        ]
+        for stage in one.stages
+    ]
+    headers = [
+        "stage",
+        "rounds",
+        "trained",
+        "frozen",
+        "GFLOPs/step",
+        flops,
+        "peak MiB",
+        "download MB",
+        "upload MB",
+    ]
+    return markdown(headers, rows, left=0)
+
+
+def _bytes(one: Profile) -> str:
+    rows = []
+    for direction in ("download", "upload"):
+        totals = {
+            part: sum(getattr(stage, direction)[part] for stage in one.stages) for part in one.stages[0].upload
+        }
+        rows.append([direction, *(number(value / MB) for value in totals.values())])
+    return markdown(["direction", *(part.replace("_", "-") for part in one.stages[0].upload)], rows)
+
+
+def _memory(one: Profile) -> str:
+    names = list(dict.fromkeys(name for stage in one.stages for name in stage.memory))
+    rows = [
+        [str(stage.stage), *(number(stage.memory.get(name, 0) / MIB) for name in names)] for stage in one.stages
+    ]
+    return markdown(["stage", *names], rows, left=0)

@@ -1,0 +1,47 @@
+"""How many samples a client has, without reading any."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from fedbench.config.schema import Config
+from fedbench.data import SHIPPED
+from fedbench.federation import Mechanism
+from fedbench.federation.experiment import prepare
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Samples of each client, and where the figures come from, in words."""
+
+    clients: tuple[int, ...]
+    source: str
+
+
+def client_sizes(config: Config, mechanisms: Sequence[Mechanism], samples: int | None) -> Sizes:
+    """Samples per client: those given, those of a data set that is shipped, an even split of `data.num_train`.
+
+    If none of these is known, one batch for each client.
+    """
+    clients, batch = config.federation.num_clients, config.optimizer.batch_size
+    if samples is not None:
+        return Sizes((samples,) * clients, f"{samples} per client, as asked for")
+    if config.data.name in SHIPPED:
+        counts = tuple(len(indices) for indices in prepare(config).client_indices)
+        return Sizes(counts, "the data's own sizes")
+    total = config.data.num_train
+    if total is not None:
+        held_out = sum(round(wish * total) for wish in _wishes(mechanisms) if isinstance(wish, float))
+        counts = tuple(len(part) for part in torch.arange(total - held_out).tensor_split(clients))
+        return Sizes(counts, f"an even split of data.num_train={total}")
+    return Sizes(
+        (batch,) * clients,
+        f"ASSUMED one batch ({batch}) per client: the size of {config.data.name} is not known unread; "
+        "give --samples N or data.num_train=N",
+    )
+
+
+def _wishes(mechanisms: Sequence[Mechanism]) -> Sequence[object]:
+    wishes = [mechanism.auxiliary() for mechanism in mechanisms]
+    return [wish for wish in wishes if wish is not None][:1]  # as in `prepare`, the first one counts

@@ -1,0 +1,35 @@
+"""Tables in Markdown with aligned columns, which also read in a terminal; figures with three digits."""
+
+import textwrap
+from collections.abc import Sequence
+
+GFLOPS, TFLOPS, MB, MIB = 10**9, 10**12, 10**6, 2**20
+
+
+def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table whose first `left` columns are words, the others figures."""
+    columns = list(zip(headers, *rows, strict=True))
+    padded = [_padded(column, index < left) for index, column in enumerate(columns)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in zip(*padded, strict=True))
+
+
+def _padded(column: Sequence[str], left: bool) -> list[str]:
+    """Header, Markdown's rule and cells at one width."""
+    width = max(3, *map(len, column))
+    header, *cells = (f"{text:{'<' if left else '>'}{width}}" for text in column)
+    return [header, "-" * width if left else "-" * (width - 1) + ":", *cells]
+
+
+def bullets(*points: str) -> str:
+    """A Markdown list with lines of at most 118 letters."""
+    return "\n".join(textwrap.fill(point, 118, initial_indent="- ", subsequent_indent="  ") for point in points)
+
+
+def number(value: float) -> str:
+    """Three significant digits below a thousand, then whole numbers; never an exponent for what is larger."""
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
+
+
+def with_ratio(value: float, ratio: float | None) -> str:
+    """`12.3 (0.50x)`."""
+    return number(value) + ("" if ratio is None else f" ({ratio:.2f}x)")

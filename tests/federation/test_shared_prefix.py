@@ -1,0 +1,86 @@
+"""The frozen blocks run once for all branches, and nobody can tell from the numbers."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedbench.config import Config
+from fedbench.federation.experiment import prepare
+from fedbench.federation.local import LocalTask
+from fedbench.federation.model import build_model, freeze_all_but
+from fedbench.plugins import builtin_files
+
+Tiny = Callable[..., Config]
+RESNET = {"encoder": {"name": "resnet18", "depth": 4}, "data": {"num_train": 16}}
+
+
+def task_of(config: Config, stage: int) -> LocalTask:
+    experiment = prepare(config)
+    plan = experiment.plans[stage - 1]
+    model = build_model(config, plan.depth, stage)
+    freeze_all_but(model, plan.trained_groups)
+    terms = (experiment.strategy, *experiment.mechanisms)
+    task = LocalTask(model, terms, config.optimizer, experiment.views, experiment.dataset.train_images)
+    for teacher in task.teachers.values():
+        teacher.load(model.online_state())
+    return task
+
+
+def step(task: LocalTask, views: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    task.zero_grad()
+    loss = task.step_loss(views)
+    loss.backward()
+    return loss.detach(), {
+        key: weight.grad.clone() for key, weight in task.trained.items() if weight.grad is not None
+    }
+
+
+@pytest.mark.parametrize("ssl", builtin_files("ssl"))
+@pytest.mark.parametrize("encoder", [{}, RESNET])
+def test_loss_and_gradients_are_those_of_separate_branches_bit_for_bit(
+    tiny: Tiny, ssl: str, encoder: dict[str, object]
+) -> None:
+    task = task_of(tiny(encoder, strategy="lw_fedssl@v3", ssl=ssl), stage=3)
+    views = (torch.randn(8, 1, 8, 8), torch.randn(8, 1, 8, 8))
+    shared = step(task, views)
+    assert task.prefix is not None
+    assert task.prefix.num_blocks == 2
+    for branch in task.encoders():
+        branch.prefix = None
+    separate = step(task, views)
+    assert torch.equal(shared[0], separate[0])
+    assert shared[1].keys() == separate[1].keys() != set()
+    assert all(torch.equal(shared[1][key], separate[1][key]) for key in shared[1])
+
+
+def test_frozen_blocks_run_once_per_view(tiny: Tiny) -> None:
+    task = task_of(tiny(strategy="lw_fedssl@v3"), stage=3)
+    calls = []
+    for encoder in task.encoders():
+        encoder.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    step(task, (torch.randn(8, 1, 8, 8), torch.randn(8, 1, 8, 8)))
+    assert len(task.encoders()) == 3  # online, target, received
+    assert len(calls) == 2
+
+
+def test_a_view_that_was_changed_in_place_is_another_view(tiny: Tiny) -> None:
+    task = task_of(tiny(strategy="lw_fedssl@v3"), stage=3)
+    view = torch.randn(8, 1, 8, 8)
+    with torch.no_grad():
+        before = task.method.project(view)
+        view.mul_(2)
+        assert not torch.equal(task.method.project(view), before)
+
+
+def test_nothing_is_shared_where_all_is_trained(tiny: Tiny) -> None:
+    assert task_of(tiny(strategy="fedssl"), stage=1).prefix is None
+    assert task_of(tiny(strategy="lw_fedssl"), stage=1).prefix is None
+
+
+def test_views_do_not_outlive_their_step(tiny: Tiny) -> None:
+    task = task_of(tiny(strategy="lw_fedssl"), stage=2)
+    step(task, (torch.randn(8, 1, 8, 8), torch.randn(8, 1, 8, 8)))
+    assert task.prefix is not None
+    assert task.prefix._known == []
