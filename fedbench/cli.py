@@ -151,21 +151,21 @@ def profile_command(arguments: argparse.Namespace) -> None:
     configs = [config, *(load_config(base, overrides, {"strategy": name}) for name in others)]
     budgets = parse_budgets(budget)
     with uncollected():
-        from fedbench.profiling import profile
+        from fedbench.profiling import profiles
         from fedbench.profiling.budget import render_budgets
         from fedbench.profiling.published import comparison
         from fedbench.profiling.render import to_csv, to_dict, to_text
 
-        profiles = [profile(one, strategy_label(one), arguments.samples) for one in configs]
+        found = profiles(configs, arguments.samples)
     convention: ConventionName = arguments.convention
     if arguments.json:
-        print(json.dumps(to_dict(profiles, convention), indent=2))
+        print(json.dumps(to_dict(found, convention), indent=2))
     elif arguments.csv:
-        print(to_csv(profiles, convention), end="")
+        print(to_csv(found, convention), end="")
     elif budgets:
-        print(render_budgets(profiles, budgets))
+        print(render_budgets(found, budgets))
     else:
-        print(to_text(profiles, convention))
+        print(to_text(found, convention))
         if alone:
             print(comparison("lw_fedssl_v4_table2"))
 

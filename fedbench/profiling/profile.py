@@ -4,13 +4,18 @@ Figures are of one client: the mean over all registered ones, whether drawn or n
 largest of any client.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from math import prod
 from typing import get_args
 
 import torch
 
+from fedbench.config.load import strategy_label
 from fedbench.config.schema import Config
 from fedbench.conventions import ConventionName
 from fedbench.data import build_views
@@ -88,30 +93,57 @@ class Profile:
         return both / PAPER_GB
 
 
-def profile(config: Config, strategy_label: str, samples: int | None = None, trace: bool = True) -> Profile:
+def profile(config: Config, samples: int | None = None, trace: bool = True) -> Profile:
     """Profile a configuration without its data.
 
     Args:
-        strategy_label: the name to print.
         samples: per client; None: as known from the configuration, see `client_sizes`.
         trace: False leaves out what needs a traced step (FLOPs in the convention `step`, and memory: zeros).
 
     Raises:
         UserError: the configuration cannot be run.
     """
+    return profiles([config], samples, trace)[0]
+
+
+def profiles(configs: Sequence[Config], samples: int | None = None, trace: bool = True) -> list[Profile]:
+    """Profile several configurations; their stages are traced in parallel."""
+    plots = [(strategy_label(config), *_stages(config, samples)) for config in configs]
+    jobs = [partial(stage.profile, sizes, trace) for _, sizes, stages in plots for stage in stages]
+    traced = iter(_in_parallel(jobs))
+    return [Profile(label, tuple(islice(traced, len(stages))), sizes) for label, sizes, stages in plots]
+
+
+def _stages(config: Config, samples: int | None) -> tuple[Sizes, list["_Stage"]]:
+    """The stages of a configuration with all their visits."""
     strategy, mechanisms, plans, rounds_per_stage = check(config)
     sizes = client_sizes(config, mechanisms, samples)
-    with torch.random.fork_rng(devices=[]):
-        stages = [_Stage(config, (strategy, *mechanisms), plan, stage) for stage, plan in enumerate(plans, 1)]
+    terms: tuple[Strategy | Mechanism, ...] = (strategy, *mechanisms)
+    rounds = zip(plans, rounds_per_stage, strict=True)
+    stages = [_Stage(config, terms, plan, stage, number) for stage, (plan, number) in enumerate(rounds, 1)]
     for visit in rehearse(config, mechanisms, plans, rounds_per_stage, [stage.specs for stage in stages]):
         stages[visit.stage - 1].visits.append(visit)
-    return Profile(
-        strategy_label,
-        tuple(stage.profile(rounds, sizes, trace) for stage, rounds in zip(stages, rounds_per_stage, strict=True)),
-        sizes,
-    )
+    return sizes, stages
 
 
+_jobs: list[Callable[[], "StageProfile"]] = []  # what the forked workers are to do
+
+
+def _in_parallel(jobs: Sequence[Callable[[], StageProfile]]) -> list[StageProfile]:
+    """Results in the order of the jobs, from one forked process per core where there are enough of them."""
+    workers = min(os.cpu_count() or 1, len(jobs))
+    if len(jobs) < WORTH_FORKING or workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        return [job() for job in jobs]
+    _jobs[:] = jobs
+    with multiprocessing.get_context("fork").Pool(workers, torch.set_num_threads, (1,)) as pool:
+        return pool.map(_run_job, range(len(jobs)), chunksize=1)
+
+
+def _run_job(number: int) -> StageProfile:
+    return _jobs[number]()
+
+
+WORTH_FORKING = 6  # jobs, of about half a second each
 NOTHING = StepCost(0, 0, {}, {})
 
 
@@ -119,18 +151,18 @@ class _Stage:
     """Gathers a stage's visits, traces the steps that they need, sums up."""
 
     def __init__(
-        self, config: Config, terms: tuple[Strategy | Mechanism, ...], plan: StagePlan, stage: int
+        self, config: Config, terms: tuple[Strategy | Mechanism, ...], plan: StagePlan, stage: int, rounds: int
     ) -> None:
-        self.config, self.terms, self.plan, self.stage = config, terms, plan, stage
+        self.config, self.terms, self.plan, self.stage, self.rounds = config, terms, plan, stage, rounds
         encoder = config.encoder
         self.image_shape = (encoder.in_channels, encoder.image_size, encoder.image_size)
-        model = build_model(config, plan.depth, stage)
-        self.specs = describe(model)
-        self.macs = forward_macs_by_group(model, self.image_shape)
+        self.model = build_model(config, plan.depth, stage)
+        self.specs = describe(self.model)
+        self.macs = forward_macs_by_group(self.model, self.image_shape)
         self.visits: list[Visit] = []
         self._costs: dict[tuple[int, int, bool], StepCost] = {}
 
-    def profile(self, rounds: int, sizes: Sizes, trace: bool) -> StageProfile:
+    def profile(self, sizes: Sizes, trace: bool) -> StageProfile:
         """Sum up the visits."""
         flops, steps, costs = 0, 0, [NOTHING]
         for visit in self.visits:
@@ -145,16 +177,16 @@ class _Stage:
         trained, whole = self._parameters()
         return StageProfile(
             stage=self.stage,
-            rounds=rounds,
+            rounds=self.rounds,
             depth=self.plan.depth,
             trained_parameters=trained,
             frozen_parameters=whole - trained,
             local_steps=self._each(steps),
             flops_per_step=dearest.flops,
             flops_by_phase=dearest.flops_by_phase,
-            flops={"step": self._each(flops), **self._paper_macs(rounds)},
-            download_bytes=self._traffic(downloads, rounds),
-            upload_bytes=self._traffic(uploads, rounds),
+            flops={"step": self._each(flops), **self._paper_macs()},
+            download_bytes=self._traffic(downloads),
+            upload_bytes=self._traffic(uploads),
             download={part: self._each(value) for part, value in parts(downloads).items()},
             upload={part: self._each(value) for part, value in parts(uploads).items()},
             peak_memory_bytes=highest.peak_memory_bytes,
@@ -184,11 +216,10 @@ class _Stage:
         return self._costs[key]
 
     def _task(self) -> LocalTask:
-        model = build_model(self.config, self.plan.depth, self.stage)
-        freeze_all_but(model, self.plan.trained_groups)
+        freeze_all_but(self.model, self.plan.trained_groups)
         views = build_views(self.config.augmentation, self.config.encoder.image_size)
-        task = LocalTask(model, self.terms, self.config.optimizer, views, torch.empty(0))
-        task.received = model.online_state()
+        task = LocalTask(self.model, self.terms, self.config.optimizer, views, torch.empty(0))
+        task.received = self.model.online_state()
         return task
 
     def _parameters(self) -> tuple[int, int]:
@@ -197,9 +228,9 @@ class _Stage:
         trained = (size for key, size in sizes.items() if group_of(key) in self.plan.trained_groups)
         return sum(trained), sum(sizes.values())
 
-    def _paper_macs(self, rounds: int) -> dict[ConventionName, Number]:
+    def _paper_macs(self) -> dict[ConventionName, Number]:
         """Of a client that takes part in every round."""
-        epochs = rounds * self.config.federation.local_epochs
+        epochs = self.rounds * self.config.federation.local_epochs
         rules: tuple[ConventionName, ...] = ("paper-v4", "paper-v3")
         return {
             rule: _mean(
@@ -208,11 +239,11 @@ class _Stage:
             for rule in rules
         }
 
-    def _traffic(self, shipments: Sequence[Shipment], rounds: int) -> dict[ConventionName, Number]:
+    def _traffic(self, shipments: Sequence[Shipment]) -> dict[ConventionName, Number]:
         """Of a mean client; under the paper's rules, of one that takes part in every round."""
         totals = {rule: [counted_bytes(one, rule) for one in shipments] for rule in get_args(ConventionName)}
         return {
-            rule: self._each(sum(values)) if rule == "step" else _mean(values, rounds)
+            rule: self._each(sum(values)) if rule == "step" else _mean(values, self.rounds)
             for rule, values in totals.items()
         }
 

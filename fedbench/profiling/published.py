@@ -9,7 +9,7 @@ from fedbench.config import load_config, resolve_file
 from fedbench.config.load import read_yaml, suggest
 from fedbench.conventions import CONVENTIONS
 from fedbench.errors import UserError
-from fedbench.profiling.profile import Profile, profile
+from fedbench.profiling.profile import Profile, profiles
 from fedbench.tables import bullets, markdown
 
 UNITS: Mapping[str, tuple[str, int]] = {  # key -> title, digits after the point in the paper
@@ -40,16 +40,12 @@ def comparison(name: str) -> str:
         raise UserError(f"published table {name!r}: no such table; {suggest(name, table_names())}")
     table = read_yaml(folder() / f"{name}.yaml")
     base = read_yaml(resolve_file(table["preset"], "presets"))
-    profiles: dict[tuple[str, str], Profile] = {}
-
-    def ours(strategy: str, ssl: str) -> Profile:
-        if (strategy, ssl) not in profiles:
-            config = load_config(base, {"strategy": strategy, "ssl": {"name": ssl}})
-            profiles[strategy, ssl] = profile(config, strategy, trace=False)
-        return profiles[strategy, ssl]
-
+    needed = {(row["strategy"], row["ssl"]) for row in table["rows"]}
+    cells = sorted(needed | {("fedssl", ssl) for _, ssl in needed})
+    configs = [load_config(base, {"strategy": strategy, "ssl": {"name": ssl}}) for strategy, ssl in cells]
+    ours = dict(zip(cells, profiles(configs, trace=False), strict=True))
     rows = [
-        _line(row, key, ours(row["strategy"], row["ssl"]), ours("fedssl", row["ssl"]), table["convention"])
+        _line(row, key, ours[row["strategy"], row["ssl"]], ours["fedssl", row["ssl"]], table["convention"])
         for row in table["rows"]
         for key in UNITS
         if key in row

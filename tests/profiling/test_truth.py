@@ -1,0 +1,120 @@
+"""One truth: what the profile predicts is what a real run counts, to the byte and to the FLOP."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fedbench.config import Config
+from fedbench.conformance.witness import Witness
+from fedbench.errors import AccountingError
+from fedbench.federation import shipment as shipment_module
+from fedbench.federation.experiment import prepare
+from fedbench.federation.record import LEDGER_COLUMNS, RoundRecord
+from fedbench.plugins import builtin_files
+from fedbench.profiling import Profile, profile
+
+Tiny = Callable[..., Config]
+STRATEGIES = ["fedssl", "prog_fedssl", "lw_fedssl@v3", "lw_fedssl@v4"]
+UNRELIABLE = {
+    "num_clients": 6,
+    "participants": 3,
+    "dropout_before": 0.2,
+    "dropout_after": 0.3,
+    "late_clients": 1,
+    "late_round": 3,
+}
+
+
+def predicted(one: Profile) -> dict[str, float]:
+    parts = {part: sum(stage.download[part] for stage in one.stages) for part in ("hand_over", "catch_up")}
+    return {
+        "download": one.total("download_bytes", "step"),
+        "upload": one.total("upload_bytes", "step"),
+        "flops": one.total("flops", "step"),
+        "memory": one.peak_memory_bytes,
+        **parts,
+    }
+
+
+def counted(config: Config) -> dict[str, float]:
+    records = Witness(prepare(config)).records
+    clients = config.federation.num_clients
+    return {
+        "download": sum(record.download_bytes for record in records) / clients,
+        "upload": sum(record.upload_bytes for record in records) / clients,
+        "flops": sum(record.flops for record in records) / clients,
+        "memory": max(record.peak_memory_bytes for record in records),
+        "hand_over": sum(record.hand_over_bytes for record in records) / clients,
+        "catch_up": sum(record.catch_up_bytes for record in records) / clients,
+    }
+
+
+@pytest.mark.parametrize("ssl", builtin_files("ssl"))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> None:
+    config = tiny(strategy=strategy, ssl=ssl)
+    assert predicted(profile(config)) == counted(config)
+
+
+@pytest.mark.parametrize(
+    "trees",
+    [
+        {"strategy": "lw_fedssl@v4", "federation": UNRELIABLE},
+        {"strategy": "lw_fedssl@v3", "federation": {"client_memory": "none"}},
+        {"strategy": {"name": "lw_fedssl@v4", "moon": True}},
+        {"strategy": {"name": "lw_fedssl", "depth_dropout": {"max_depth": 2}}},
+        {"strategy": {"name": "fedssl", "proximal": {"mu": 0.1}}},
+        {"strategy": {"name": "lw_fedssl", "blocks_per_stage": 2}},
+        {
+            "strategy": "lw_fedssl@v3",
+            "encoder": {"name": "resnet18", "depth": 4},
+            "data": {"num_train": 16},
+            "federation": {"rounds": 4, "num_clients": 2},
+        },
+    ],
+)
+def test_whatever_happens_to_the_clients(tiny: Tiny, trees: dict[str, Any]) -> None:
+    config = tiny(trees)
+    assert predicted(profile(config)) == pytest.approx(counted(config), rel=1e-12)
+
+
+def test_the_ledger_lists_every_byte_once(tiny: Tiny) -> None:
+    witness = Witness(prepare(tiny(strategy="lw_fedssl@v4", federation=UNRELIABLE)))
+    column = {name: number for number, name in enumerate(LEDGER_COLUMNS)}
+    for record in witness.records:
+        lines = record.ledger()
+        for direction, total in (("download", record.download_bytes), ("upload", record.upload_bytes)):
+            mine = [line for line in lines if line[column["direction"]] == direction]
+            sums = [sum(line[column[name]] for line in mine) for name in ("value_bytes", "framing_bytes")]  # type: ignore[misc]
+            assert sum(sums) == total
+    reasons = {line[column["reason"]] for record in witness.records for line in record.ledger()}
+    assert reasons == {"round", "hand_over", "catch_up"}
+    sent = [len(visit.upload) for visit in witness.visits]
+    assert all(sent)
+
+
+def test_a_count_that_differs_stops_the_run_with_both_figures(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    framing = shipment_module._framing
+
+    def short(specs: Any) -> dict[str, int]:
+        return {**framing(specs), "envelope": 0}
+
+    monkeypatch.setattr(shipment_module, "_framing", short)
+    with pytest.raises(
+        AccountingError, match=r"round 0, client 0, download: \d+ bytes were declared, \d+ serialised"
+    ):
+        Witness(prepare(tiny()))
+
+
+def test_a_decoder_that_counts_otherwise_stops_the_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedbench.federation.client.received_bytes", lambda data, state: len(data) - 1)
+    with pytest.raises(AccountingError, match="received; allowed: three equal counts"):
+        Witness(prepare(tiny()))
+
+
+def test_a_record_without_a_gpu_says_so(tiny: Tiny) -> None:
+    record: RoundRecord = Witness(prepare(tiny())).records[0]
+    flat = record.to_dict()
+    for name in ("max_allocated_bytes", "max_reserved_bytes", "process_bytes"):
+        assert flat[f"client/cuda_{name}"] is None
