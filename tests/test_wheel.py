@@ -55,4 +55,9 @@ def test_the_wheel_runs_the_quick_start_from_another_directory(wheel: Path, tmp_
     assert Path(where).is_relative_to(site)
     run(python, "-m", "fedbench", "run", "--grid", *SHORT, "--out", "results", cwd=tmp_path)
     rows = json.loads((tmp_path / "results" / "leaderboard.json").read_text())
-    assert sorted(row["strategy"] for row in rows) == ["fedssl", "lw_fedssl@v4", "prog_fedssl"]
+    assert sorted(row["strategy"] for row in rows) == [
+        "fedssl",
+        "lw_fedssl@v3(calibration.epochs=3, calibration.base_lr=0.004)",
+        "lw_fedssl@v4",
+        "prog_fedssl",
+    ]

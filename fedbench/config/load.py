@@ -134,13 +134,22 @@ def _expand_preset(tree: Tree) -> Tree:
 
 
 def strategy_label(config: Config) -> str:
-    """Name of the strategy or its preset, and what was changed: `lw_fedssl@v3(alignment=None)`."""
+    """Name of the strategy or its preset, and what was changed: `lw_fedssl@v3(calibration.epochs=3)`."""
     preset = config.strategy.get("preset")
     known = read_yaml(resolve_file(preset, "strategies")) if preset else {"name": config.strategy["name"]}
-    changed = {key: value for key, value in config.strategy.items() if key != "preset"}
-    fields = ", ".join(f"{key}={value}" for key, value in changed.items() if known.get(key) != value)
+    own = flat({key: value for key, value in config.strategy.items() if key != "preset"})
+    changed = ", ".join(f"{key}={value}" for key, value in own.items() if flat(known).get(key, ...) != value)
     name = preset or re.sub(r".*/", "", config.strategy["name"])
-    return f"{name}({fields})" if fields else name
+    return f"{name}({changed})" if changed else name
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
+    """`{"a": {"b": 1}, "c": 2}` -> `{"a.b": 1, "c": 2}`."""
+    pairs: Tree = {}
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping) and value
+        pairs |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return pairs
 
 
 def explain(model: type[BaseModel], details: ErrorDetails) -> str:

@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedbench.config.load import flat
 from fedbench.conventions import CONVENTIONS, ConventionName
 from fedbench.profiling.profile import Number, Profile, StageProfile
 from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number, with_ratio
@@ -75,7 +76,7 @@ def _ratios(one: Profile, profiles: Sequence[Profile], rule: ConventionName) -> 
 def to_csv(profiles: Sequence[Profile], convention: ConventionName) -> str:
     """A line for each strategy and stage, nested figures as `download.heads`."""
     rows = [
-        {"convention": convention, "strategy": one.strategy, **_flat(_stage(stage, convention))}
+        {"convention": convention, "strategy": one.strategy, **flat(_stage(stage, convention))}
         for one in profiles
         for stage in one.stages
     ]
@@ -85,16 +86,6 @@ def to_csv(profiles: Sequence[Profile], convention: ConventionName) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        nested = (
-            {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
-        )
-        flat |= nested
-    return flat
 
 
 def to_text(profiles: Sequence[Profile], convention: ConventionName) -> str:

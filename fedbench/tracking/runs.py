@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
 
+from fedbench.config.load import flat
 from fedbench.errors import UserError
 from fedbench.tracking.run_directory import MANIFEST, SUMMARY, RunDirectory
 
@@ -31,9 +32,9 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """`section.key -> value` of all that can change a result but the seed; data is named by its hash."""
         left_out = ("seed", "tracking", "data.path", "accelerator")
-        flat = {key: value for key, value in _flat(self.manifest["config"]) if not key.startswith(left_out)}
+        settings = flat(self.manifest["config"])
         named = {key: self.manifest[key] for key in ("data_hash", "device", "sources")}
-        return {**flat, **dict(_flat(named))}
+        return {key: value for key, value in settings.items() if not key.startswith(left_out)} | flat(named)
 
 
 @dataclass(frozen=True)
@@ -128,14 +129,6 @@ def describe(cell: Cell) -> str:
         f"{encoder['name']} ({encoder['image_size']} px{patch}, {encoder['depth']} blocks), "
         f"{cell.label('protocol')} probe"
     )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        nested = isinstance(value, Mapping)
-        pairs += _flat(value, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", value)]
-    return pairs
 
 
 def _gather(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
