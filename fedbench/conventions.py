@@ -22,7 +22,7 @@ class Convention:
 
 STEP = Convention(
     "step",
-    "FLOPs of local steps as executed: matrix products, convolutions, attention; both views, all branches, "
+    "matrix products, convolutions and attention of local steps as executed; both views, all branches, "
     "forward and backward; 1 multiply-add = 2",
     "whole payloads both ways: values, buffers, framing, hand-over, catch-up",
 )
