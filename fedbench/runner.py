@@ -1,9 +1,8 @@
 """One cell: train, evaluate, write the run directory, mirror to W&B."""
 
-import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,11 +16,12 @@ from fedbench.config import Config, config_hash, strategy_label
 from fedbench.config.load import digest
 from fedbench.encoders import Encoder, build_encoder
 from fedbench.evaluation import linear_probe
+from fedbench.federation import checkpoint
+from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.experiment import Experiment, prepare
 from fedbench.federation.loop import Federation
 from fedbench.federation.model import build_model
 from fedbench.federation.record import LEDGER_COLUMNS, RoundRecord
-from fedbench.metering.cuda_memory import largest
 from fedbench.metering.forward import forward_macs
 from fedbench.tracking.leaderboard import render, write
 from fedbench.tracking.manifest import git_state, manifest
@@ -62,11 +62,8 @@ def run_cells(configs: Sequence[Config], out: Path) -> str:
     text = ""
     for number, config in enumerate(configs, start=1):
         experiment = prepare(config)
-        directory = RunDirectory(out / cell_name(experiment))
-        start, state = perf_counter(), _finished_state(directory, identity(experiment))
-        run_cell(experiment, out)
-        state = state or f"{perf_counter() - start:.0f} s"
-        print(f"[{number}/{len(configs)}] {directory.path.name}: {state}", file=sys.stderr)
+        state = run_cell(experiment, out)
+        print(f"[{number}/{len(configs)}] {cell_name(experiment)}: {state}", file=sys.stderr)
         rows = leaderboard(read_runs(out))
         write(rows, out)
         plot(rows, out / "pareto.png")
@@ -74,51 +71,77 @@ def run_cells(configs: Sequence[Config], out: Path) -> str:
     return text
 
 
-def _finished_state(directory: RunDirectory, cell_hash: str) -> str:
-    """ "" if the cell has to be run; else what to tell, above all if other code ran it."""
-    if not directory.is_finished(cell_hash):
-        return ""
+def _finished_state(directory: RunDirectory) -> str:
+    """That there is nothing to do, and loudly if other code did it."""
     then, now = directory.manifest()["commit"], git_state(Path(fedbench.__file__).parents[1])["commit"]
     other = "" if then == now else f", BY OTHER CODE (commit {then}, now {now}); remove it to run it again"
     return f"was finished already{other}"
 
 
-def run_cell(experiment: Experiment, out: Path) -> RunDirectory:
-    """Run one cell into `out/<cell name>`; a finished one is left as it is."""
-    config, name = experiment.config, cell_name(experiment)
+def run_cell(experiment: Experiment, out: Path) -> str:
+    """Run one cell in `out/<cell name>`, or what is left of it. Returns what was done, in words.
+
+    Raises:
+        UserError: the folder has the checkpoint of another run.
+    """
+    config, name, cell_hash = experiment.config, cell_name(experiment), identity(experiment)
     directory = RunDirectory(out / name)
-    if directory.is_finished(identity(experiment)):
-        return directory
-    torch.set_num_threads(config.threads)
-    data_hash, device = experiment.dataset.content_hash, experiment.device.type
-    facts = manifest(config, data_hash, experiment.sources, device, identity(experiment), name)
-    directory.start(facts)
-    with WandbMirror(config.tracking, name, facts["config"], directory.path) as mirror:
-        start = perf_counter()
+    with directory.locked() as mine:
+        if not mine:
+            return "is being run by another process"
+        if directory.is_finished(cell_hash):
+            return _finished_state(directory)
+        torch.set_num_threads(config.threads)
         federation = Federation(experiment, directory.path / "clients")
-        records = _train(federation, directory, mirror)
-        encoder = _final_encoder(config, federation.server.state)
-        summary = _describe(config) | _costs(config, records) | _probe(experiment, encoder)
-        summary["seconds"] = perf_counter() - start
-        directory.finish(summary, encoder.state_dict())
-        mirror.finish(summary)
-    return directory
+        found = _resume(federation, directory, cell_hash)
+        if found is None:
+            data_hash, device = experiment.dataset.content_hash, experiment.device.type
+            directory.start(manifest(config, data_hash, experiment.sources, device, cell_hash, name))
+        before = found.facts["seconds"] if found else 0.0
+        start = perf_counter()
+        facts = directory.manifest()
+        run_id = digest([cell_hash, facts["started"]])  # the same one after a resume
+        with WandbMirror(config.tracking, name, facts["config"], directory.path, run_id) as mirror:
+            for record in _progress(federation, name):
+                directory.append_round(record.to_dict())
+                directory.append_ledger(LEDGER_COLUMNS, record.ledger())
+                seconds = before + perf_counter() - start
+                federation.checkpoint(cell_hash, sizes=directory.sizes(), seconds=seconds).write(directory.path)
+                mirror.log_round(record.to_dict(), step=record.round_index)
+            encoder = _final_encoder(config, federation.server.state)
+            summary = _describe(config) | _costs(config, directory.rounds()) | _probe(experiment, encoder)
+            summary["seconds"] = before + perf_counter() - start
+            directory.finish(summary, encoder.state_dict())
+            checkpoint.remove(directory.path)
+            mirror.finish(summary)
+    resumed = f", resumed after round {found.facts['rounds_done']}" if found else ""
+    return f"{summary['seconds']:.0f} s{resumed}"
 
 
-def _train(federation: Federation, directory: RunDirectory, mirror: WandbMirror) -> list[RoundRecord]:
-    records = []
-    total = federation.config.federation.rounds
-    with tqdm(total=total, desc=directory.path.name, unit="round", disable=None, leave=False) as bar:
+def _resume(federation: Federation, directory: RunDirectory, cell_hash: str) -> Checkpoint | None:
+    """Bring the federation and the files to the last round that was kept whole; None to begin anew."""
+    found, complaints = checkpoint.read(directory.path, cell_hash)
+    for complaint in complaints:
+        print(f"fedbench: {complaint}", file=sys.stderr)
+    if found is None:
+        return None
+    if not directory.rewind(found.facts["sizes"]):
+        print(f"fedbench: {directory.path}: rounds are missing from its files; it begins anew", file=sys.stderr)
+        return None
+    federation.resume(found)
+    return found
+
+
+def _progress(federation: Federation, name: str) -> Iterator[RoundRecord]:
+    """The rounds that are left, with a bar."""
+    total, done = federation.config.federation.rounds, federation.rounds_done
+    with tqdm(total=total, initial=done, desc=name, unit="round", disable=None, leave=False) as bar:
         for record in federation.rounds():
-            records.append(record)
-            directory.append_round(record.to_dict())
-            directory.append_ledger(LEDGER_COLUMNS, record.ledger())
-            mirror.log_round(record.to_dict(), step=record.round_index)
+            yield record
             if not record.returned:
                 bar.write(f"round {record.round_index}: no client returned, the model is kept", file=sys.stderr)
             bar.set_postfix(stage=record.stage, loss=record.mean("loss"))
             bar.update()
-    return records
 
 
 def _final_encoder(config: Config, state: Mapping[str, Tensor]) -> Encoder:
@@ -140,38 +163,32 @@ def _describe(config: Config) -> dict[str, Any]:
     }
 
 
-def _costs(config: Config, records: list[RoundRecord]) -> dict[str, Any]:
+def _costs(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Totals over the run; `client/...` is the mean over all registered clients, whether drawn or not."""
-    totals = {
-        "flops": sum(record.flops for record in records),
-        "download_bytes": sum(record.download_bytes for record in records),
-        "upload_bytes": sum(record.upload_bytes for record in records),
-        "catch_up_bytes": sum(record.catch_up_bytes for record in records),
-        "hand_over_bytes": sum(record.hand_over_bytes for record in records),
-    }
+    costs = ("flops", "download_bytes", "upload_bytes", "catch_up_bytes", "hand_over_bytes")
+    totals = {cost: sum(record[f"all_clients/{cost}"] for record in rounds) for cost in costs}
+    peaks = ("client/peak_memory_bytes", *(key for key in rounds[0] if key.startswith("client/cuda_")))
     macs = forward_macs(config.encoder)
-    cuda = largest(memory for record in records for memory in record.cuda_memory.values())
     return {
         **{f"all_clients/{key}": value for key, value in totals.items()},
         **{f"client/{key}": value / config.federation.num_clients for key, value in totals.items()},
-        "client/peak_memory_bytes": max(record.peak_memory_bytes for record in records),
-        **{f"client/{key}": value for key, value in cuda.items()},
-        "diverged": _diverged(records),
-        "memory_source": max(record.memory_source for record in records),  # "" where nobody trained
-        "server/flops": sum(record.server_flops for record in records),
-        "clients/num_lost": sum(record.num_lost for record in records),
-        "clients/num_rejected": sum(len(record.rejected) for record in records),
+        **{key: max((one[key] for one in rounds if one[key] is not None), default=None) for key in peaks},
+        "diverged": _diverged(rounds),
+        "memory_source": max(record["client/memory_source"] for record in rounds),  # "" where nobody trained
+        "server/flops": sum(record["server/flops"] for record in rounds),
+        "clients/num_lost": sum(record["num_lost"] for record in rounds),
+        "clients/num_rejected": sum(record["num_rejected"] for record in rounds),
         **{f"encoder/forward_macs_{counter}": value for counter, value in macs.items()},
     }
 
 
-def _diverged(records: list[RoundRecord]) -> bool:
+def _diverged(rounds: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the last round in which somebody trained left no finite loss or no usable update."""
-    trained = [record for record in records if record.uploads]
+    trained = [record for record in rounds if record["train/losses"]]
     if not trained:
         return False
     last = trained[-1]
-    return not math.isfinite(last.mean("loss") or 0.0) or len(last.rejected) == len(last.uploads)
+    return last["train/loss"] is None or last["num_rejected"] == len(last["train/losses"])
 
 
 def _probe(experiment: Experiment, encoder: Encoder) -> dict[str, float]:

@@ -66,9 +66,9 @@ class _WitnessedWorker(Worker):
         self.before = copy_of(task.method.online_state())
         return task
 
-    def _send(self, task: LocalTask, client: int, num_samples: int, num_steps: int) -> Upload:
+    def _send(self, task: LocalTask, client: int, round_index: int, num_samples: int, num_steps: int) -> Upload:
         self.after = copy_of(task.method.online_state())
-        return super()._send(task, client, num_samples, num_steps)
+        return super()._send(task, client, round_index, num_samples, num_steps)
 
 
 class Witness(Federation):

@@ -4,7 +4,7 @@ One working model per worker serves all its clients in turn. What a client train
 bytes: groups that the client holds already came to this worker in an earlier payload, in the same version.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -75,17 +75,23 @@ class Worker:
         self.plan = plan
         self.stage = stage
 
+    def resume(self, received: Mapping[str, tuple[int, StateDict]]) -> None:
+        """Take over what earlier payloads of a run that was stopped brought here: group -> version and values."""
+        device = self.images.device
+        for group, (version, values) in received.items():
+            self._received[group] = (version, {key: value.to(device) for key, value in values.items()})
+
     def train(
         self, client: int, indices: Tensor, round_index: int, download: Download, active: Sequence[int]
     ) -> Upload:
         """Train from what was sent, send back what was trained  ([LW] Algorithm 1, the client's part)."""
         task = self._receive(download)
         task.run_blocks(active)
-        self._load_teachers(task, client)
+        self._load_teachers(task, client, round_index)
         cuda_memory.start(self.images.device)
         epochs = self.config.federation.local_epochs
         num_steps = fit(task, indices, epochs, self.config, round_index, client)
-        return self._send(task, client, len(indices), num_steps)
+        return self._send(task, client, round_index, len(indices), num_steps)
 
     def _receive(self, download: Download) -> LocalTask:
         """Decode the payload; load every needed group that the working model has not in the needed version."""
@@ -105,9 +111,9 @@ class Worker:
             self.task.received |= values
         return self.task
 
-    def _load_teachers(self, task: LocalTask, client: int) -> None:
+    def _load_teachers(self, task: LocalTask, client: int, round_index: int) -> None:
         """`received` is the model as it is now; `previous` is that with what the client kept of its last visit."""
-        kept = self.states.load(client, self.stage) if "previous" in task.all_teachers else None
+        kept = self.states.load(client, self.stage, round_index) if "previous" in task.all_teachers else None
         values = {"received": task.method.online_state()}
         if kept is not None:
             values["previous"] = values["received"] | kept
@@ -115,12 +121,12 @@ class Worker:
         for name, teacher in task.teachers.items():
             teacher.load(values[name])
 
-    def _send(self, task: LocalTask, client: int, num_samples: int, num_steps: int) -> Upload:
+    def _send(self, task: LocalTask, client: int, round_index: int, num_samples: int, num_steps: int) -> Upload:
         for group in self.plan.trained_groups:
             self._loaded.pop(group, None)  # overwritten by training
         state = task.method.online_state()
         if "previous" in task.all_teachers:
-            self.states.save(client, self.stage, select(state, self.plan.trained_groups))
+            self.states.save(client, self.stage, round_index, select(state, self.plan.trained_groups))
         loss, added = (task.losses / num_steps).tolist()
         return Upload(
             encode(select(state, self.plan.uploaded_groups)),

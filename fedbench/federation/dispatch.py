@@ -36,12 +36,17 @@ class Dispatch:
 
     def start_stage(self, plan: StagePlan, specs: Specs) -> set[str]:
         """Take over the model of a new stage. Returns the groups that are new, or have a new shape."""
-        old, self.specs, self.plan = self.specs, specs, plan
+        old = self.specs
+        self.resume_stage(plan, specs)
         new = {group_of(key) for key, spec in specs.items() if key not in old or old[key].shape != spec.shape}
-        self.groups = groups_of(specs)
-        self._declared = {}
         self.changed(new, aggregated=False)
         return new
+
+    def resume_stage(self, plan: StagePlan, specs: Specs) -> None:
+        """Go on in a stage that has begun: its versions are known already."""
+        self.specs, self.plan = specs, plan
+        self.groups = groups_of(specs)
+        self._declared = {}
 
     def start_round(self) -> None:
         """What changed since the last round began is news in this one."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
 
@@ -10,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fedbench.errors import UserError
+from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.client import Worker
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.diagnostics import PAIRED_CLIENTS, flatten, mean_pairwise_l2, step_norm
@@ -18,13 +20,16 @@ from fedbench.federation.experiment import Experiment
 from fedbench.federation.local import LocalTask
 from fedbench.federation.model import build_model
 from fedbench.federation.participation import active_blocks, participation
-from fedbench.federation.payload import StateDict, decode, received_bytes
+from fedbench.federation.payload import StateDict, decode, received_bytes, select
 from fedbench.federation.record import RoundRecord
 from fedbench.federation.server import Server
 from fedbench.federation.server_training import ServerTraining
 from fedbench.federation.shipment import compare, describe
 from fedbench.federation.strategy import ClientUpdate
 from fedbench.metering import StepCost, trace_step
+from fedbench.ssl import SSLMethod
+
+KINDS = ("state/", "held/")  # of tensors in a checkpoint
 
 
 class Federation:
@@ -50,29 +55,64 @@ class Federation:
         )
         auxiliary = experiment.auxiliary.to(experiment.device)
         self.server_training = ServerTraining(self.config, self.server, experiment.views, auxiliary)
+        self.stage = 0  # the last one that has begun
+        self.rounds_done = 0
         self._costs: dict[tuple[object, ...], StepCost] = {}
 
     def rounds(self) -> Iterator[RoundRecord]:
-        """Train; yields a record after every round."""
-        round_index = 0
-        for stage, plan in enumerate(self.experiment.plans, start=1):
-            self._start_stage(stage)
-            for _ in range(self.experiment.rounds_per_stage[stage - 1]):
+        """Train; yields a record after every round. After `resume`, the rounds that are left."""
+        ends = accumulate(self.experiment.rounds_per_stage)
+        for stage, (plan, end) in enumerate(zip(self.experiment.plans, ends, strict=True), start=1):
+            if stage > self.stage:
+                self._start_stage(stage)
+            while self.rounds_done < end:
+                round_index = self.rounds_done
                 record = RoundRecord(round_index, stage, participation(self.config, round_index))
                 with clock(record, "round"):
                     self._aggregate(record)
                     self._server_step(record, plan.depth)
+                self.rounds_done += 1
                 yield record
-                round_index += 1
 
     def _start_stage(self, stage: int) -> None:
         plan = self.experiment.plans[stage - 1]
         model = build_model(self.config, plan.depth, stage)
         initial = self.strategy.start_stage(stage, model.online_state(), self.server.state)
         self.server.start_stage(plan, describe(model), initial)
+        self._start_training(stage, model)
+
+    def _start_training(self, stage: int, model: SSLMethod) -> None:
+        """Working models of the worker and, where it trains, of the server."""
+        plan, self.stage = self.experiment.plans[stage - 1], stage
         self.worker.start_stage(model, plan, stage)
         if len(self.experiment.auxiliary):
             self.server_training.start_stage(build_model(self.config, plan.depth, stage), plan)
+
+    def checkpoint(self, cell_hash: str, **facts: object) -> Checkpoint:
+        """All that the rest of the run depends on; `facts` are the caller's own."""
+        versions = self.server.dispatch.versions
+        held = {f"held/{group}": torch.from_numpy(numbers) for group, numbers in versions.held().items()}
+        values = {f"state/{key}": value.contiguous() for key, value in self.server.state.items()}
+        own = {"stage": self.stage, "rounds_done": self.rounds_done, "versions": versions.facts()}
+        return Checkpoint(cell_hash, {**own, **facts}, {**values, **held})
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on after the round of `checkpoint`."""
+        tensors, facts = checkpoint.tensors, checkpoint.facts
+        values, held = (
+            {key[len(kind) :]: v for key, v in tensors.items() if key.startswith(kind)} for kind in KINDS
+        )
+        stage, self.rounds_done = facts["stage"], facts["rounds_done"]
+        plan, dispatch = self.experiment.plans[stage - 1], self.server.dispatch
+        model = build_model(self.config, plan.depth, stage)
+        dispatch.resume_stage(plan, describe(model))
+        dispatch.versions.restore(facts["versions"], {key: v.numpy() for key, v in held.items()})
+        self.server.state = values
+        self._start_training(stage, model)
+        known = (group for group in dispatch.groups if dispatch.versions.held_by_anyone(group))
+        self.worker.resume(
+            {group: (dispatch.versions.current[group], select(self.server.state, {group})) for group in known}
+        )
 
     def _aggregate(self, record: RoundRecord) -> None:
         """M <- aggregate of the clients' updates, which arrive while they are consumed."""

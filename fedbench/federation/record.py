@@ -142,6 +142,7 @@ class RoundRecord:
             "all_clients/buffer_bytes": sum(shipment.buffer_bytes for shipment in self.shipments),
             "all_clients/flops": self.flops,
             "client/peak_memory_bytes": self.peak_memory_bytes,
+            "client/memory_source": self.memory_source,
             **{f"client/{key}": value for key, value in largest(self.cuda_memory.values()).items()},
             **{f"seconds/{part}": value for part, value in self.seconds.items()},
         }

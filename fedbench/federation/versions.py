@@ -4,7 +4,8 @@ From this one rule fall out FedSSL's full download, LW-FedSSL's newest block, th
 ([LW] Algorithm 1, line 14) and the catch-up of a client that was away.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +45,29 @@ class Versions:
         """The client received the current version of `groups`."""
         for group in groups:
             self._held[group][client] = self.current[group]
+
+    def held_by_anyone(self, group: str) -> bool:
+        """Whether some client holds the current version."""
+        return bool((self._held[group] == self.current[group]).any())
+
+    def facts(self) -> dict[str, object]:
+        """All but what clients hold, as plain values."""
+        return {
+            "current": self.current,
+            "news": sorted(self.news),
+            "aggregated": sorted(self.aggregated),
+            "risen": sorted(self._risen),
+        }
+
+    def held(self) -> dict[str, np.ndarray]:
+        """Group -> version that each client holds."""
+        return self._held
+
+    def restore(self, facts: Mapping[str, Any], held: Mapping[str, np.ndarray]) -> None:
+        """Go on from `facts` and `held`."""
+        self.current = dict(facts["current"])
+        self.news, self.aggregated, self._risen = (set(facts[key]) for key in ("news", "aggregated", "risen"))
+        self._held = dict(held)
 
     def forget(self, client: int, groups: Iterable[str]) -> None:
         """The client's local training overwrote `groups`."""

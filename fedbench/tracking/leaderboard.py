@@ -8,9 +8,10 @@ from itertools import groupby
 from pathlib import Path
 
 from fedbench.conventions import CONVENTIONS
+from fedbench.files import write_atomically
 from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number, with_ratio
 from fedbench.tracking.ranking import Row, leaderboard
-from fedbench.tracking.run_directory import write_atomically, write_json
+from fedbench.tracking.run_directory import write_json
 from fedbench.tracking.runs import Run, read_runs
 
 __all__ = ["Row", "Run", "leaderboard", "read_runs", "render", "write"]

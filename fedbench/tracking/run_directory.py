@@ -5,20 +5,24 @@ is not finite (the loss of a diverged run) is written as null: JSON has no word 
 """
 
 import csv
+import fcntl
 import gzip
 import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fedbench.files import append, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST, ROUNDS, ENCODER, SUMMARY = "manifest.json", "rounds.jsonl", "encoder.safetensors", "summary.json"
-LEDGER = "ledger.csv.gz"
+LEDGER, LOCK = "ledger.csv.gz", ".lock"
 
 
 class RunDirectory:
@@ -39,8 +43,7 @@ class RunDirectory:
 
     def append_round(self, record: Mapping[str, Any]) -> None:
         """Add one line to `rounds.jsonl`; it has left this process when the call returns."""
-        with (self.path / ROUNDS).open("a", encoding="utf-8") as file:
-            file.write(to_json(record) + "\n")
+        append(self.path / ROUNDS, (to_json(record) + "\n").encode())
 
     def append_ledger(self, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
         """Add a round's lines to the byte ledger: one gzip member per round, which readers take for one file."""
@@ -50,13 +53,37 @@ class RunDirectory:
         if not path.exists():
             writer.writerow(columns)
         writer.writerows(rows)
-        with path.open("ab") as file:
-            file.write(gzip.compress(text.getvalue().encode(), mtime=0))
+        append(path, gzip.compress(text.getvalue().encode(), mtime=0))
 
     def ledger(self) -> list[dict[str, str]]:
         """The lines of the byte ledger so far."""
         with gzip.open(self.path / LEDGER, "rt", encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
+
+    @contextmanager
+    def locked(self) -> Iterator[bool]:
+        """Whether this process may run the cell: no other one is at it. The lock ends with the process."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def sizes(self) -> dict[str, int]:
+        """Of the files that grow with every round."""
+        return {name: (self.path / name).stat().st_size for name in (ROUNDS, LEDGER)}
+
+    def rewind(self, sizes: Mapping[str, int]) -> bool:
+        """Cut the files that grow back to `sizes`; False if one of them is shorter than that."""
+        paths = {self.path / name: size for name, size in sizes.items()}
+        if any(not path.is_file() or path.stat().st_size < size for path, size in paths.items()):
+            return False
+        for path, size in paths.items():
+            os.truncate(path, size)
+        return True
 
     def finish(self, summary: Mapping[str, Any], encoder_state: Mapping[str, "Tensor"]) -> None:
         """Write the encoder, then the summary that marks the run as finished."""
@@ -102,16 +129,6 @@ def _finite(value: object) -> object:
 def write_json(path: Path, value: object) -> None:
     """`value` as indented JSON, written atomically."""
     write_atomically(path, (to_json(value, indent=2) + "\n").encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` in one step: a reader sees the old content or the new, never a part."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

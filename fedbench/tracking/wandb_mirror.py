@@ -20,12 +20,19 @@ class WandbMirror:
     """
 
     def __init__(
-        self, config: TrackingConfig, cell_name: str, run_config: Mapping[str, Any], folder: Path
+        self,
+        config: TrackingConfig,
+        cell_name: str,
+        run_config: Mapping[str, Any],
+        folder: Path,
+        run_id: str | None = None,
     ) -> None:
+        """`run_id`: of the W&B run; one that exists is gone on with."""
         self.config = config
         self.cell_name = cell_name
         self.run_config = run_config
         self.folder = folder
+        self.run_id = run_id
         self._run: Any = None
 
     def __enter__(self) -> Self:
@@ -92,6 +99,8 @@ class WandbMirror:
             mode=mode,  # type: ignore[arg-type]
             dir=str(self.folder),
             name=self.cell_name,
+            id=self.run_id,
+            resume="allow" if self.run_id else None,
             project=self.config.project,
             entity=self.config.entity,
             group=self.config.group,

@@ -1,0 +1,198 @@
+"""A run that was stopped anywhere goes on, and ends with the same bits as one that was not."""
+
+import gzip
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_config import TINY
+
+from fedbench.config import Config
+from fedbench.errors import UserError
+from fedbench.federation import checkpoint
+from fedbench.federation.experiment import prepare
+from fedbench.runner import cell_name, run_cell
+from fedbench.tracking.run_directory import RunDirectory
+from fedbench.tracking.wandb_mirror import WandbMirror
+
+Tiny = Callable[..., Config]
+KILLS = int(os.environ.get("FEDBENCH_KILLS", "3"))
+UNRELIABLE = {"num_clients": 5, "participants": 3, "dropout_before": 0.2, "late_clients": 1, "late_round": 3}
+CASES: list[dict[str, Any]] = [
+    {"strategy": "fedssl"},
+    {"strategy": "lw_fedssl@v3"},
+    {"strategy": {"name": "prog_fedssl", "moon": True}},
+    {"strategy": {"name": "lw_fedssl@v4", "depth_dropout": {"max_depth": 2}}, "federation": UNRELIABLE},
+]
+
+
+class StoppedError(Exception):
+    """As if the machine had gone."""
+
+
+def directory_of(config: Config, out: Path) -> RunDirectory:
+    return RunDirectory(out / cell_name(prepare(config)))
+
+
+def result(directory: RunDirectory) -> tuple[bytes, list[dict[str, Any]], str, dict[str, Any]]:
+    """All that a run leaves, times aside."""
+    rounds = [{k: v for k, v in one.items() if not k.startswith("seconds")} for one in directory.rounds()]
+    ledger = gzip.decompress((directory.path / "ledger.csv.gz").read_bytes()).decode()
+    summary = {key: value for key, value in directory.summary().items() if key != "seconds"}
+    return (directory.path / "encoder.safetensors").read_bytes(), rounds, ledger, summary
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, done: int, before_checkpoint: bool) -> None:
+    def stop(*arguments: Any, step: int = -1) -> None:
+        if step + 1 == done or (before_checkpoint and arguments[1].facts["rounds_done"] == done):
+            raise StoppedError
+
+    if before_checkpoint:
+        write = checkpoint.Checkpoint.write
+
+        def refuse(self: checkpoint.Checkpoint, folder: Path) -> None:
+            stop(None, self)
+            write(self, folder)
+
+        monkeypatch.setattr(checkpoint.Checkpoint, "write", refuse)
+    else:
+        monkeypatch.setattr(WandbMirror, "log_round", lambda self, record, step: stop(step=step))
+
+
+def run_until(config: Config, out: Path, done: int, before_checkpoint: bool) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, done, before_checkpoint)
+        with pytest.raises(StoppedError):
+            run_cell(prepare(config), out)
+
+
+@pytest.mark.parametrize("before_checkpoint", [False, True])
+@pytest.mark.parametrize("done", [1, 2, 5])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["strategy"]))
+def test_a_stopped_run_ends_with_the_same_bits(
+    tiny: Tiny, tmp_path: Path, case: dict[str, Any], done: int, before_checkpoint: bool
+) -> None:
+    config = tiny(case)
+    whole, stopped = directory_of(config, tmp_path / "a"), directory_of(config, tmp_path / "b")
+    run_cell(prepare(config), tmp_path / "a")
+    run_until(config, tmp_path / "b", done, before_checkpoint)
+    assert not stopped.is_finished(stopped.manifest()["cell_hash"])
+    words = run_cell(prepare(config), tmp_path / "b")
+    kept = done - before_checkpoint
+    assert words.endswith(f"resumed after round {kept}") if kept else "resumed" not in words
+    assert result(stopped) == result(whole)
+    assert not list(stopped.path.glob("checkpoint*"))
+
+
+def stopped_run(config: Config, out: Path, done: int = 3) -> RunDirectory:
+    run_until(config, out, done, before_checkpoint=False)
+    return directory_of(config, out)
+
+
+@pytest.mark.parametrize("damage", [b"", b"rubbish", None])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
+    tiny: Tiny, tmp_path: Path, damage: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny()
+    directory = stopped_run(config, tmp_path / "b")
+    path = directory.path / checkpoint.NAME
+    path.write_bytes(path.read_bytes()[:-7] if damage is None else damage)
+    assert run_cell(prepare(config), tmp_path / "b").endswith("resumed after round 2")
+    assert f"{checkpoint.NAME} cannot be read" in capsys.readouterr().err
+    run_cell(prepare(config), tmp_path / "a")
+    assert result(directory) == result(directory_of(config, tmp_path / "a"))
+
+
+def test_without_a_readable_checkpoint_a_run_begins_anew(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny()
+    directory = stopped_run(config, tmp_path / "b")
+    for name in (checkpoint.NAME, checkpoint.PREVIOUS):
+        (directory.path / name).write_bytes(b"rubbish")
+    assert "resumed" not in run_cell(prepare(config), tmp_path / "b")
+    assert len(directory.rounds()) == 6
+
+
+def test_rounds_that_are_missing_from_the_files_begin_anew(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny()
+    directory = stopped_run(config, tmp_path / "b")
+    (directory.path / "rounds.jsonl").write_text("")
+    assert "resumed" not in run_cell(prepare(config), tmp_path / "b")
+    assert "it begins anew" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_run_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny()
+    mine, other = stopped_run(config, tmp_path / "b"), stopped_run(tiny(seed=1), tmp_path / "b")
+    shutil.copy(other.path / checkpoint.NAME, mine.path / checkpoint.NAME)
+    with pytest.raises(UserError, match=r"belongs to another run .* allowed: to remove it, or another --out"):
+        run_cell(prepare(config), tmp_path / "b")
+
+
+def test_a_full_disk_loses_one_round(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny()
+    written = []
+
+    def full(path: Path, content: bytes) -> None:
+        written.append(path)
+        if len(written) > 2:
+            raise OSError(28, "No space left on device")
+        path.write_bytes(content)
+
+    monkeypatch.setattr("fedbench.federation.checkpoint.write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_cell(prepare(config), tmp_path / "b")
+    monkeypatch.undo()
+    assert "resumed after round 2" in run_cell(prepare(config), tmp_path / "b")
+
+
+def test_one_cell_is_never_run_by_two(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny()
+    with directory_of(config, tmp_path).locked() as mine:
+        assert mine
+        assert run_cell(prepare(config), tmp_path) == "is being run by another process"
+    run_cell(prepare(config), tmp_path)
+    assert run_cell(prepare(config), tmp_path).startswith("was finished already")
+
+
+def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path) -> None:
+    """SIGKILL; `FEDBENCH_KILLS=20` (make stress) for more of them."""
+    config = tiny({"federation": {"rounds": 60, "local_epochs": 2}}, strategy="lw_fedssl@v3")
+    run_cell(prepare(config), tmp_path / "a")
+    file = tmp_path / "config.yaml"
+    overrides = {"strategy": "lw_fedssl@v3", "federation": {"rounds": 60, "num_clients": 3, "local_epochs": 2}}
+    file.write_text(yaml.safe_dump({**TINY, **overrides}))
+    command = [sys.executable, "-m", "fedbench", "run", str(file), "--out", str(tmp_path / "b")]
+    directory = directory_of(config, tmp_path / "b")
+    draw = random.Random(0)
+    for _ in range(KILLS):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        begun = len(rounds_of(directory))
+        while process.poll() is None and len(rounds_of(directory)) <= begun:
+            time.sleep(0.01)
+        time.sleep(draw.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, capture_output=True)
+    assert result(directory) == result(directory_of(config, tmp_path / "a"))
+
+
+def rounds_of(directory: RunDirectory) -> list[str]:
+    path = directory.path / "rounds.jsonl"
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def test_every_line_of_a_killed_run_is_whole(tiny: Tiny, tmp_path: Path) -> None:
+    directory = stopped_run(tiny(), tmp_path)
+    assert [json.loads(line)["round"] for line in rounds_of(directory)] == [0, 1, 2]
