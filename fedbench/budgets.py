@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from math import isfinite
 
 from fedbench.config.load import suggest
 from fedbench.errors import UserError
@@ -33,4 +34,7 @@ def _amount(word: str, text: str) -> float:
             "a number with k, M, G, T, P, E" if word.startswith("flops") else "bytes as 500MB, 2GiB or a number"
         )
         raise UserError(f"--budget {word}: {text!r} is no amount; allowed: {example}")
-    return float(found[1]) * (UNITS | BINARY)[found[2] or ""]
+    amount = float(found[1]) * (UNITS | BINARY)[found[2] or ""]
+    if not isfinite(amount):
+        raise UserError(f"--budget {word}: {text!r} is not finite")
+    return amount

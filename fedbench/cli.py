@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 KINDS = ("strategies", "mechanisms", "ssl", "encoders", "datasets", "grids", "presets")
 DEFAULT_GRID = "quickstart"
 PAPER_PRESET = "paper_vit_tiny"
+REFERENCE = "fedssl"
 PAPER_STRATEGIES = "fedssl,lw_fedssl@v3,lw_fedssl@v4,prog_fedssl"
 
 
@@ -136,27 +137,34 @@ def profile_command(arguments: argparse.Namespace) -> None:
     from fedbench.config import load_config, parse_overrides, resolve_file, strategy_label
     from fedbench.config.load import read_yaml
 
-    budget = [word for word in arguments.budget or [] if is_budget(word)]
-    arguments.words += [word for word in arguments.budget or [] if not is_budget(word)]
-    files = [word for word in arguments.words if "=" not in word]
-    overrides = parse_overrides(word for word in arguments.words if "=" in word)
+    budgets = parse_budgets(word for word in arguments.budget or [] if is_budget(word))
+    words = [*arguments.words, *(word for word in arguments.budget or [] if not is_budget(word))]
+    if arguments.budget and (not budgets or arguments.json or arguments.csv or arguments.convention != "step"):
+        raise UserError("--budget: allowed: one RESOURCE=AMOUNT or more, as text, in the convention step")
+    files = [word for word in words if "=" not in word]
+    overrides = parse_overrides(word for word in words if "=" in word)
     if len(files) > 1:
         raise UserError(f"too many configurations: {', '.join(files)}; allowed: one CONFIG")
-    alone = not arguments.words
-    base = read_yaml(resolve_file(files[0] if files else PAPER_PRESET, "presets")) if files or alone else {}
-    config = load_config(base, overrides)
-    own = strategy_label(config)
-    compare = arguments.compare or (PAPER_STRATEGIES if alone else "fedssl")
-    others = [name for name in compare.split(",") if name and name != own]
-    configs = [config, *(load_config(base, overrides, {"strategy": name}) for name in others)]
-    budgets = parse_budgets(budget)
+    base = read_yaml(resolve_file(files[0] if files else PAPER_PRESET, "presets")) if files or not words else {}
+    configs = [load_config(base, overrides)]
+    compare = arguments.compare or (REFERENCE if words else PAPER_STRATEGIES)
+    without = [{key: value for key, value in tree.items() if key != "strategy"} for tree in (base, overrides)]
+    configs += [load_config(*without, {"strategy": name}) for name in compare.split(",") if name]
+    cells = {strategy_label(config): config for config in configs}
     with uncollected():
-        from fedbench.profiling import profiles
+        from fedbench.profiling import profile
         from fedbench.profiling.budget import render_budgets
         from fedbench.profiling.published import comparison
         from fedbench.profiling.render import to_csv, to_dict, to_text
 
-        found = profiles(configs, arguments.samples)
+        found = []
+        for label, config in cells.items():
+            try:
+                found.append(profile(config, arguments.samples))
+            except UserError as error:
+                if arguments.compare or label != REFERENCE or not found:
+                    raise
+                print(f"fedbench: not compared with {label}: {error}", file=sys.stderr)
     convention: ConventionName = arguments.convention
     if arguments.json:
         print(json.dumps(to_dict(found, convention), indent=2))
@@ -166,7 +174,7 @@ def profile_command(arguments: argparse.Namespace) -> None:
         print(render_budgets(found, budgets))
     else:
         print(to_text(found, convention))
-        if alone:
+        if not words:
             print(comparison("lw_fedssl_v4_table2"))
 
 
@@ -179,9 +187,11 @@ def published_command(arguments: argparse.Namespace) -> None:
 
 def is_budget(word: str) -> bool:
     """Whether a word behind `--budget` is one, and no CONFIG or override that came after it."""
+    from fedbench.budgets import RESOURCES
     from fedbench.config import Config
 
-    return "=" in word and word.partition("=")[0].partition(".")[0] not in Config.model_fields
+    name, equals, _ = word.partition("=")
+    return name in RESOURCES if not equals else name.partition(".")[0] not in Config.model_fields
 
 
 def positive(text: str) -> int:

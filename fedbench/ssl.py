@@ -90,6 +90,11 @@ class SSLMethod(LightningModule):
             online_ws, target_ws = (list(side) for side in zip(*pairs, strict=True))
             torch._foreach_lerp_(target_ws, online_ws, 1 - self.momentum)
 
+    def target_follows(self) -> bool:
+        """Whether the target's frozen blocks are the online branch's: a subclass with other rules may differ."""
+        own = (type(self).rebuild_target, type(self).update_target)
+        return own == (SSLMethod.rebuild_target, SSLMethod.update_target)
+
     def online_state(self) -> dict[str, Tensor]:
         """Parameters and buffers that are sent and averaged: the state without the target branch."""
         return {key: value for key, value in self.state_dict().items() if not key.startswith("target_")}

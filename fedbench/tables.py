@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 
-GFLOPS, TFLOPS, MB, MIB = 10**9, 10**12, 10**6, 2**20
+GFLOPS, MB, MIB = 10**9, 10**6, 2**20
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

@@ -73,13 +73,18 @@ class SharedPrefix:
         self.num_blocks = num_blocks
         self._known: list[tuple[Tensor, int, Tensor]] = []  # view, its version, its hidden states
 
-    @torch.no_grad()
     def run(self, encoder: Encoder, images: Tensor) -> Tensor:
-        """Hidden states behind the frozen blocks, (B, C, H, W) -> whatever the blocks exchange."""
+        """Hidden states behind the frozen blocks, (B, C, H, W) -> whatever the blocks exchange.
+
+        Where somebody wants the gradient of the view itself, nothing is shared.
+        """
+        if torch.is_grad_enabled() and images.requires_grad:
+            return encoder.encode(images, 0, self.num_blocks)
         for view, version, hidden in self._known:
             if view is images and version == images._version:
                 return hidden
-        hidden = encoder.encode(images, 0, self.num_blocks)
+        with torch.no_grad():
+            hidden = encoder.encode(images, 0, self.num_blocks)
         self._known.append((images, images._version, hidden))
         return hidden
 

@@ -135,7 +135,7 @@ class Worker:
             loss,
             added,
             effective_rank(task.projections),
-            cuda_memory.read(self.images.device),
+            task.memory,
             self.images.nbytes,
             self._received_bytes,
         )

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from fedbench.config.schema import Config, OptimizerConfig
 from fedbench.data import Views
 from fedbench.encoders.encoder import Encoder, SharedPrefix
+from fedbench.metering import cuda_memory
+from fedbench.metering.cuda_memory import CudaMemory
 from fedbench.random import generator, stream
 from fedbench.ssl import SSLMethod, StepOutput
 
@@ -95,6 +97,7 @@ class LocalTask(LightningModule):
         self.teachers: Mapping[str, Teacher] = dict(self.all_teachers.items())  # type: ignore[arg-type]
         self.prefix = self._share_prefix()
         self.losses = torch.zeros(2, device=images.device)  # sums over steps: the SSL loss, the added terms
+        self.memory: CudaMemory | None = None  # of the last training, on a GPU
         self.projections = torch.zeros(0)  # of the last step: z1 (B, D)
 
     def encoders(self) -> list[Encoder]:
@@ -107,13 +110,15 @@ class LocalTask(LightningModule):
             encoder.active = active
 
     def _share_prefix(self) -> SharedPrefix | None:
-        """Frozen blocks hold the received values in every encoder of the task: run them once for all."""
+        """Frozen blocks hold the received values in both branches and in the teachers: run them once for all."""
         num_frozen = self.method.encoder.num_frozen()
         if not num_frozen:
             return None
         prefix = SharedPrefix(num_frozen)
-        for encoder in self.encoders():
+        for encoder in (self.method.encoder, *(teacher.encoder for teacher in self.teachers.values())):
             encoder.prefix = prefix
+        if self.method.target_encoder is not None and self.method.target_follows():
+            self.method.target_encoder.prefix = prefix
         return prefix
 
     def step_losses(self, views: tuple[Tensor, Tensor]) -> tuple[StepOutput, Tensor]:
@@ -140,6 +145,10 @@ class LocalTask(LightningModule):
     def on_train_batch_end(self, *_: object) -> None:
         """The target branch follows the online branch."""
         self.method.update_target()
+
+    def on_train_end(self) -> None:
+        """Read the memory before the trainer gives it back."""
+        self.memory = cuda_memory.read(self.images.device)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """A fresh AdamW over the trained parameters: frozen ones have no state and no weight decay."""

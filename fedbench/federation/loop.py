@@ -26,7 +26,7 @@ from fedbench.federation.server import Server
 from fedbench.federation.server_training import ServerTraining
 from fedbench.federation.shipment import compare, describe
 from fedbench.federation.strategy import ClientUpdate
-from fedbench.metering import StepCost, trace_step
+from fedbench.metering.step import StepCost, trace_step
 from fedbench.ssl import SSLMethod
 
 KINDS = ("state/", "held/")  # of tensors in a checkpoint

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from fedbench.federation.client import Upload
 from fedbench.federation.participation import Participation
 from fedbench.federation.shipment import Entry, Shipment
-from fedbench.metering import StepCost
 from fedbench.metering.cuda_memory import CudaMemory, largest
+from fedbench.metering.step import StepCost
 
 LEDGER_COLUMNS = ("round", "stage", "client", "direction", *Entry._fields)
 

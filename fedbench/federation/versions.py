@@ -34,8 +34,12 @@ class Versions:
         self._held.setdefault(group, np.full(self._num_clients, NOTHING, dtype=np.int32))
 
     def start_round(self) -> None:
-        """What rose since the last round began is news in this one; what is lacking besides is caught up."""
-        self.news, self._risen = self._risen, set()
+        """What rose last is news in this round; what is lacking besides is caught up.
+
+        After a round that changed nothing, because nobody returned, the news are the same.
+        """
+        if self._risen:
+            self.news, self._risen = self._risen, set()
 
     def missing(self, client: int, needed: Iterable[str]) -> list[str]:
         """Groups among `needed` that the client does not hold in the current version."""

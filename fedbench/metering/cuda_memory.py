@@ -37,7 +37,7 @@ def start(device: torch.device) -> None:
 
 
 def read(device: torch.device) -> CudaMemory | None:
-    """Close the bracket; None on a CPU."""
+    """Close the bracket, while all that the training needs is still there; None on a CPU."""
     if device.type != "cuda":
         return None
     allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
@@ -45,6 +45,7 @@ def read(device: torch.device) -> CudaMemory | None:
 
 
 def _process_bytes(device: torch.device) -> int | None:
+    """NVML's figure now, not a peak: the allocator has kept what it reserved."""
     import pynvml  # not needed without a GPU
 
     try:

@@ -74,8 +74,8 @@ class Meter(TorchDispatchMode):
 
     @staticmethod
     def _grad_phase() -> str:
-        """Forward passes with gradient are the online branch's; target branch and teachers have none."""
-        return "online forward" if torch.is_grad_enabled() else "target and teachers"
+        """Without gradient run the shared frozen blocks, the target branch and the teachers."""
+        return "forward with gradient" if torch.is_grad_enabled() else "forward without gradient"
 
     def _see(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()

@@ -24,7 +24,8 @@ class StepCost:
     Attributes:
         flops: FLOPs of the step; one multiply-add is two.
         peak_memory_bytes: peak of live tensor bytes; optimizer state exists, as in every step but the first.
-        flops_by_phase: `online forward`, `backward`, `target and teachers`.
+        flops_by_phase: `forward with gradient` (online branch), `forward without gradient` (shared frozen blocks,
+            target branch, teachers), `backward`.
         memory: bytes at the peak: `parameters`, `frozen copies` (target branch, teachers, and the received
             values where a term reads them), `gradients`, `optimizer state`, `batch`, `activations`.
     """

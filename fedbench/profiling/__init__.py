@@ -1,5 +1,5 @@
 """Profiling: what a configuration will cost, from its plan and one traced step per stage, before any training."""
 
-from fedbench.profiling.profile import Profile, StageProfile, profile, profiles
+from fedbench.profiling.profile import Profile, StageProfile, profile
 
-__all__ = ["Profile", "StageProfile", "profile", "profiles"]
+__all__ = ["Profile", "StageProfile", "profile"]

@@ -4,14 +4,9 @@ Figures are of one client: the mean over all registered ones, whether drawn or n
 largest of any client.
 """
 
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from math import prod
-from typing import get_args
 
 import torch
 
@@ -24,12 +19,13 @@ from fedbench.federation.experiment import check
 from fedbench.federation.local import LocalTask
 from fedbench.federation.model import build_model, freeze_all_but
 from fedbench.federation.plan import group_of
-from fedbench.federation.shipment import Shipment, describe
-from fedbench.metering import StepCost, trace_step
+from fedbench.federation.shipment import Shipment, declare, describe, groups_of
 from fedbench.metering.counting import entry_bytes, forward_macs_by_group, paper_epoch_macs
-from fedbench.profiling.rehearsal import Visit, rehearse
+from fedbench.metering.step import StepCost, trace_step
+from fedbench.profiling.rehearsal import Visit, rehearse, server_trains
 from fedbench.profiling.sizes import Sizes, client_sizes
 
+PAPER_RULES: tuple[ConventionName, ...] = ("paper-v4", "paper-v3")
 PARTS = ("encoder", "heads", "buffers", "hand_over", "catch_up", "framing")
 PAPER_GB = 1000 * 2**20  # bytes: what [LW] v4 calls a GB
 Number = int | float
@@ -44,7 +40,7 @@ class StageProfile:
         flops_per_step: of a step at the largest batch.
         flops, download_bytes, upload_bytes: by convention.
         download, upload: bytes by what they are (`PARTS`), convention `step`.
-        memory: bytes at the peak by what they are; None if nothing was traced.
+        memory: bytes at the peak by what they are; empty if nothing was traced.
     """
 
     stage: int
@@ -103,15 +99,8 @@ def profile(config: Config, samples: int | None = None, trace: bool = True) -> P
     Raises:
         UserError: the configuration cannot be run.
     """
-    return profiles([config], samples, trace)[0]
-
-
-def profiles(configs: Sequence[Config], samples: int | None = None, trace: bool = True) -> list[Profile]:
-    """Profile several configurations; their stages are traced in parallel."""
-    plots = [(strategy_label(config), *_stages(config, samples)) for config in configs]
-    jobs = [partial(stage.profile, sizes, trace) for _, sizes, stages in plots for stage in stages]
-    traced = iter(_in_parallel(jobs))
-    return [Profile(label, tuple(islice(traced, len(stages))), sizes) for label, sizes, stages in plots]
+    sizes, stages = _stages(config, samples)
+    return Profile(strategy_label(config), tuple(stage.profile(sizes, trace) for stage in stages), sizes)
 
 
 def _stages(config: Config, samples: int | None) -> tuple[Sizes, list["_Stage"]]:
@@ -121,29 +110,14 @@ def _stages(config: Config, samples: int | None) -> tuple[Sizes, list["_Stage"]]
     terms: tuple[Strategy | Mechanism, ...] = (strategy, *mechanisms)
     rounds = zip(plans, rounds_per_stage, strict=True)
     stages = [_Stage(config, terms, plan, stage, number) for stage, (plan, number) in enumerate(rounds, 1)]
+    if server_trains(mechanisms):  # then every group changes in every round
+        for stage in stages:
+            stage.exchanged = frozenset(groups_of(stage.specs))
     for visit in rehearse(config, mechanisms, plans, rounds_per_stage, [stage.specs for stage in stages]):
         stages[visit.stage - 1].visits.append(visit)
     return sizes, stages
 
 
-_jobs: list[Callable[[], "StageProfile"]] = []  # what the forked workers are to do
-
-
-def _in_parallel(jobs: Sequence[Callable[[], StageProfile]]) -> list[StageProfile]:
-    """Results in the order of the jobs, from one forked process per core where there are enough of them."""
-    workers = min(os.cpu_count() or 1, len(jobs))
-    if len(jobs) < WORTH_FORKING or workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
-        return [job() for job in jobs]
-    _jobs[:] = jobs
-    with multiprocessing.get_context("fork").Pool(workers, torch.set_num_threads, (1,)) as pool:
-        return pool.map(_run_job, range(len(jobs)), chunksize=1)
-
-
-def _run_job(number: int) -> StageProfile:
-    return _jobs[number]()
-
-
-WORTH_FORKING = 6  # jobs, of about half a second each
 NOTHING = StepCost(0, 0, {}, {})
 
 
@@ -160,6 +134,7 @@ class _Stage:
         self.specs = describe(self.model)
         self.macs = forward_macs_by_group(self.model, self.image_shape)
         self.visits: list[Visit] = []
+        self.exchanged = plan.trained_groups & plan.uploaded_groups  # what changes in every round
         self._costs: dict[tuple[int, int, bool], StepCost] = {}
 
     def profile(self, sizes: Sizes, trace: bool) -> StageProfile:
@@ -185,8 +160,8 @@ class _Stage:
             flops_per_step=dearest.flops,
             flops_by_phase=dearest.flops_by_phase,
             flops={"step": self._each(flops), **self._paper_macs()},
-            download_bytes=self._traffic(downloads),
-            upload_bytes=self._traffic(uploads),
+            download_bytes=self._traffic(downloads, self.exchanged),
+            upload_bytes=self._traffic(uploads, self.plan.uploaded_groups),
             download={part: self._each(value) for part, value in parts(downloads).items()},
             upload={part: self._each(value) for part, value in parts(uploads).items()},
             peak_memory_bytes=highest.peak_memory_bytes,
@@ -229,23 +204,19 @@ class _Stage:
         return sum(trained), sum(sizes.values())
 
     def _paper_macs(self) -> dict[ConventionName, Number]:
-        """Of a client that takes part in every round."""
+        """Of a client that takes part in every round; with depth dropout, on average over its visits."""
         epochs = self.rounds * self.config.federation.local_epochs
-        rules: tuple[ConventionName, ...] = ("paper-v4", "paper-v3")
+        actives = [visit.active for visit in self.visits] or [tuple(range(self.plan.depth))]
         return {
-            rule: _mean(
-                [paper_epoch_macs(self.macs, self.plan, visit.active, rule) for visit in self.visits], epochs
-            )
-            for rule in rules
+            rule: _mean([paper_epoch_macs(self.macs, self.plan, active, rule) for active in actives], epochs)
+            for rule in PAPER_RULES
         }
 
-    def _traffic(self, shipments: Sequence[Shipment]) -> dict[ConventionName, Number]:
+    def _traffic(self, shipments: Sequence[Shipment], exchanged: Set[str]) -> dict[ConventionName, Number]:
         """Of a mean client; under the paper's rules, of one that takes part in every round."""
-        totals = {rule: [counted_bytes(one, rule) for one in shipments] for rule in get_args(ConventionName)}
-        return {
-            rule: self._each(sum(values)) if rule == "step" else _mean(values, self.rounds)
-            for rule, values in totals.items()
-        }
+        every_round = declare(self.specs, dict.fromkeys(exchanged, "round"))
+        paper = {rule: counted_bytes(every_round, rule) * self.rounds for rule in PAPER_RULES}
+        return {"step": self._each(sum(shipment.num_bytes for shipment in shipments)), **paper}
 
 
 def counted_bytes(shipment: Shipment, convention: ConventionName) -> int:

@@ -9,7 +9,7 @@ from fedbench.config import load_config, resolve_file
 from fedbench.config.load import read_yaml, suggest
 from fedbench.conventions import CONVENTIONS
 from fedbench.errors import UserError
-from fedbench.profiling.profile import Profile, profiles
+from fedbench.profiling.profile import Profile, profile
 from fedbench.tables import bullets, markdown
 
 UNITS: Mapping[str, tuple[str, int]] = {  # key -> title, digits after the point in the paper
@@ -43,7 +43,7 @@ def comparison(name: str) -> str:
     needed = {(row["strategy"], row["ssl"]) for row in table["rows"]}
     cells = sorted(needed | {("fedssl", ssl) for _, ssl in needed})
     configs = [load_config(base, {"strategy": strategy, "ssl": {"name": ssl}}) for strategy, ssl in cells]
-    ours = dict(zip(cells, profiles(configs, trace=False), strict=True))
+    ours = dict(zip(cells, (profile(config, trace=False) for config in configs), strict=True))
     rows = [
         _line(row, key, ours[row["strategy"], row["ssl"]], ours["fedssl", row["ssl"]], table["convention"])
         for row in table["rows"]

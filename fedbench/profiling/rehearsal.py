@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from fedbench.config.schema import Config
+from fedbench.errors import UserError
 from fedbench.federation import Mechanism, ServerTraining, StagePlan
 from fedbench.federation.dispatch import Dispatch
 from fedbench.federation.participation import active_blocks, participation
@@ -44,6 +45,19 @@ class RehearsedTraining:
         """See `ServerTraining.train`."""
         self.epochs += epochs
 
+    def __getattr__(self, name: str) -> object:
+        raise UserError(
+            f"profile: a mechanism's server_step reads {name!r}; allowed where nothing is trained: train"
+        )
+
+
+def server_trains(mechanisms: Sequence[Mechanism]) -> bool:
+    """Whether a mechanism trains on the server after every aggregation."""
+    server = RehearsedTraining()
+    for mechanism in mechanisms:
+        mechanism.server_step(cast(ServerTraining, server))
+    return server.epochs > 0
+
 
 def rehearse(
     config: Config,
@@ -74,10 +88,8 @@ def rehearse(
                 yield Visit(stage, round_index, client, tuple(active), client not in visited, download, upload)
                 visited.add(client)
             if returned:
-                dispatch.changed(plan.uploaded_groups & set(dispatch.groups), aggregated=True)
-            server = RehearsedTraining()
-            for mechanism in mechanisms:
-                mechanism.server_step(cast(ServerTraining, server))
-            if server.epochs:
+                changed = plan.uploaded_groups & plan.trained_groups & set(dispatch.groups)
+                dispatch.changed(changed, aggregated=True)
+            if server_trains(mechanisms):
                 dispatch.changed(dispatch.groups, aggregated=False)
             round_index += 1

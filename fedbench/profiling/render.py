@@ -18,7 +18,8 @@ def to_dict(profiles: Sequence[Profile], convention: ConventionName) -> dict[str
     first, *others = profiles
     listed = {"compare": [_tree(one, profiles, convention) for one in others]} if others else {}
     rule = CONVENTIONS[convention]
-    words = {"flops": rule.flops, "traffic": rule.traffic}
+    parts = "download, upload, memory, local_steps, flops_per_step: always of the convention step"
+    words = {"flops": rule.flops, "traffic": rule.traffic, "parts": parts}
     return {"convention": convention, "counts": words, **_tree(first, profiles, convention), **listed}
 
 
@@ -74,15 +75,18 @@ def _ratios(one: Profile, profiles: Sequence[Profile], rule: ConventionName) -> 
 
 
 def to_csv(profiles: Sequence[Profile], convention: ConventionName) -> str:
-    """A line for each strategy and stage, nested figures as `download.heads`."""
+    """A line for each strategy and stage, and one for its total; nested figures as `download.heads`."""
     rows = [
-        {"convention": convention, "strategy": one.strategy, **flat(_stage(stage, convention))}
+        {"convention": convention, "strategy": one.strategy, **figures}
         for one in profiles
-        for stage in one.stages
+        for figures in [
+            *(flat(_stage(stage, convention)) for stage in one.stages),
+            {"stage": "total", **_total(one, convention)},
+        ]
     ]
     names = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval=0, lineterminator="\n")
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

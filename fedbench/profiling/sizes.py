@@ -7,6 +7,7 @@ import torch
 
 from fedbench.config.schema import Config
 from fedbench.data import SHIPPED
+from fedbench.errors import UserError
 from fedbench.federation import Mechanism
 from fedbench.federation.experiment import prepare
 
@@ -24,6 +25,17 @@ def client_sizes(config: Config, mechanisms: Sequence[Mechanism], samples: int |
 
     If none of these is known, one batch for each client.
     """
+    sizes = _sizes(config, mechanisms, samples)
+    least, needed = min(sizes.clients), config.data.partition.min_size
+    if least < needed:
+        raise UserError(
+            f"a client would have {least} samples ({sizes.source}); allowed:"
+            f" {needed} (data.partition.min_size) or more"
+        )
+    return sizes
+
+
+def _sizes(config: Config, mechanisms: Sequence[Mechanism], samples: int | None) -> Sizes:
     clients, batch = config.federation.num_clients, config.optimizer.batch_size
     if samples is not None:
         return Sizes((samples,) * clients, f"{samples} per client, as asked for")
@@ -34,7 +46,9 @@ def client_sizes(config: Config, mechanisms: Sequence[Mechanism], samples: int |
     if total is not None:
         held_out = sum(round(wish * total) for wish in _wishes(mechanisms) if isinstance(wish, float))
         counts = tuple(len(part) for part in torch.arange(total - held_out).tensor_split(clients))
-        return Sizes(counts, f"an even split of data.num_train={total}")
+        own = config.data.partition.name
+        asked = "" if own == "iid" else f"; the {own} split of the configuration is not known unread"
+        return Sizes(counts, f"an even split of data.num_train={total}{asked}")
     return Sizes(
         (batch,) * clients,
         f"ASSUMED one batch ({batch}) per client: the size of {config.data.name} is not known unread; "

@@ -1,9 +1,11 @@
 import weakref
 from collections.abc import Iterator
 
+import pytest
 import torch
 
 from fedbench.federation import ClientUpdate, weighted_mean
+from fedbench.federation.diagnostics import flatten, mean_pairwise_l2
 
 
 def update(client: int, samples: int, *values: float) -> ClientUpdate:
@@ -44,3 +46,9 @@ def test_one_update_is_in_memory_at_a_time() -> None:
 
     weighted_mean(updates())
     assert len(seen) == 4
+
+
+def test_the_distance_between_updates_does_not_depend_on_the_order_of_their_tensors() -> None:
+    one = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([5.0])}
+    other = {"b": torch.tensor([5.0]), "a": torch.tensor([1.0, 4.0])}
+    assert mean_pairwise_l2([flatten(one), flatten(other)]) == pytest.approx(2.0)

@@ -1,9 +1,11 @@
 """The frozen blocks run once for all branches, and nobody can tell from the numbers."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
 import torch
+from fedbench.methods.ssl.moco_v3 import MoCoV3
 from torch import Tensor
 
 from fedbench.config import Config
@@ -84,3 +86,31 @@ def test_views_do_not_outlive_their_step(tiny: Tiny) -> None:
     step(task, (torch.randn(8, 1, 8, 8), torch.randn(8, 1, 8, 8)))
     assert task.prefix is not None
     assert task.prefix._known == []
+
+
+def test_a_gradient_that_somebody_wants_at_the_images_gets_there(tiny: Tiny) -> None:
+    task = task_of(tiny(strategy="lw_fedssl@v3"), stage=3)
+    prompt = torch.zeros(1, 8, 8, requires_grad=True)
+    task.method.project(torch.randn(8, 1, 8, 8) + prompt).square().sum().backward()
+    assert prompt.grad is not None
+    assert prompt.grad.abs().sum() > 0
+
+
+def test_an_encoder_with_weights_of_its_own_shares_nothing(tiny: Tiny) -> None:
+    config = tiny(strategy="lw_fedssl@v3")
+    model = build_model(config, 3, 3)
+    model.target_oracle = copy.deepcopy(model.encoder)
+    freeze_all_but(model, prepare(config).plans[2].trained_groups)
+    task = LocalTask(model, (), config.optimizer, prepare(config).views, torch.empty(0))
+    assert task.prefix is not None
+    assert model.encoder.prefix is model.target_encoder.prefix is task.prefix  # type: ignore[union-attr]
+    assert model.target_oracle.prefix is None
+
+
+def test_a_target_with_rules_of_its_own_shares_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(strategy="lw_fedssl@v3")
+    monkeypatch.setattr(MoCoV3, "rebuild_target", lambda self: None)
+    task = task_of(config, stage=3)
+    assert task.method.encoder.prefix is task.prefix is not None
+    assert task.method.target_encoder is not None
+    assert task.method.target_encoder.prefix is None

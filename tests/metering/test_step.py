@@ -11,10 +11,9 @@ from fedbench.config import Config
 from fedbench.federation.experiment import prepare
 from fedbench.federation.local import LocalTask
 from fedbench.federation.model import build_model, freeze_all_but
-from fedbench.metering import StepCost, trace_step
 from fedbench.metering.forward import forward_macs
 from fedbench.metering.meter import Meter
-from fedbench.metering.step import measure_step
+from fedbench.metering.step import StepCost, measure_step, trace_step
 from fedbench.plugins import builtin_files
 
 Tiny = Callable[..., Config]

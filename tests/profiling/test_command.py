@@ -52,10 +52,13 @@ def test_csv_has_a_line_for_each_strategy_and_stage(capsys: pytest.CaptureFixtur
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(row["strategy"], row["stage"]) for row in rows] == [
         ("fedssl", "1"),
+        ("fedssl", "total"),
         *(("lw_fedssl@v4", str(stage)) for stage in (1, 2, 3)),
+        ("lw_fedssl@v4", "total"),
         *(("prog_fedssl", str(stage)) for stage in (1, 2, 3)),
+        ("prog_fedssl", "total"),
     ]
-    assert all(int(row["memory.activations"]) > 0 for row in rows)
+    assert all(int(row["memory.activations"]) > 0 for row in rows if row["stage"] != "total")
 
 
 def test_text_names_convention_assumption_and_every_part(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,6 +95,12 @@ def test_budgets_say_what_breaks_them_and_take_overrides_behind_them(capsys: pyt
         (["--budget", "memory=2XB"], "'2XB' is no amount; allowed: bytes as 500MB"),
         (["--budget", "flops=2GiB"], "allowed: a number with k, M, G, T, P, E"),
         (["--budget", "uplod=2GB"], "unknown resource 'uplod'; did you mean 'upload'?"),
+        (["digits", "--budget", "memory"], "'' is no amount"),
+        (["digits", "--budget", "seed=1"], "one RESOURCE=AMOUNT or more"),
+        (["digits", "--json", "--budget", "memory=1GiB"], "as text, in the convention step"),
+        (["digits", "--budget", "flops=1e999"], "is not finite"),
+        (["digits", "--samples", "1"], "a client would have 1 samples"),
+        (["digits", "--compare", "fedsll"], "did you mean 'fedssl'?"),
         (["strategy=fedsl"], "did you mean 'fedssl'?"),
         (["nowhere"], "neither a file nor one of"),
     ],
@@ -112,3 +121,22 @@ def test_published_tables_are_marked_and_compared(capsys: pytest.CaptureFixture[
         assert (folder() / f"{name}.yaml").read_text(encoding="utf-8").startswith("# PUBLISHED BY OTHERS")
     assert main(["published", "table9"]) == 2
     assert "no such table" in capsys.readouterr().err
+
+
+def test_a_reference_that_the_configuration_does_not_fit_is_left_out_and_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["profile", *TINY, "strategy=lw_fedssl", "federation.rounds_per_stage=[1, 2, 3]"]) == 0
+    printed = capsys.readouterr()
+    assert "not compared with fedssl" in printed.err
+    assert "lw_fedssl" in printed.out
+
+
+def test_what_is_compared_has_its_own_fields_and_stands_there_once(capsys: pytest.CaptureFixture[str]) -> None:
+    main(
+        ["profile", *TINY, "strategy={name: fedssl, proximal: {mu: 0.1}}", "--compare", "fedssl,fedssl", "--json"]
+    )
+    tree = json.loads(capsys.readouterr().out)
+    assert tree["strategy"] == "fedssl(proximal.mu=0.1)"
+    assert [other["strategy"] for other in tree["compare"]] == ["fedssl"]
+    assert tree["ratio_to_fedssl"]["flops"] == pytest.approx(1.0)

@@ -108,3 +108,13 @@ def test_counting_leaves_the_model_as_it_was(tiny: Tiny) -> None:
     forward_macs_by_group(model, (1, 8, 8))
     assert {name: module.training for name, module in model.named_modules()} == before
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    "federation", [{"dropout_after": 0.8}, {"dropout_before": 1.0}, {"client_memory": "none"}]
+)
+def test_the_papers_traffic_does_not_depend_on_chance(tiny: Tiny, federation: dict[str, object]) -> None:
+    reliable = profile(tiny(strategy="lw_fedssl@v4"), trace=False)
+    assert profile(tiny(strategy="lw_fedssl@v4", federation=federation), trace=False).paper_comm_gb == (
+        reliable.paper_comm_gb
+    )

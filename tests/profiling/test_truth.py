@@ -1,6 +1,7 @@
 """One truth: what the profile predicts is what a real run counts, to the byte and to the FLOP."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from fedbench.config import Config
 from fedbench.conformance.witness import Witness
 from fedbench.errors import AccountingError
+from fedbench.federation import GrowingStrategy, StagePlan
 from fedbench.federation import shipment as shipment_module
 from fedbench.federation.experiment import prepare
 from fedbench.federation.record import LEDGER_COLUMNS, RoundRecord
@@ -24,6 +26,15 @@ UNRELIABLE = {
     "late_clients": 1,
     "late_round": 3,
 }
+
+
+@dataclass(frozen=True)
+class UploadsMore(GrowingStrategy):
+    """Sends what it did not train, and so did not change."""
+
+    def plan(self, stage: int, num_blocks: int) -> StagePlan:
+        newest = self.newest_blocks(stage, num_blocks)
+        return StagePlan(newest.stop, trainable=newest, upload=range(newest.stop))
 
 
 def predicted(one: Profile) -> dict[str, float]:
@@ -65,6 +76,8 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
         {"strategy": {"name": "lw_fedssl@v4", "moon": True}},
         {"strategy": {"name": "lw_fedssl", "depth_dropout": {"max_depth": 2}}},
         {"strategy": {"name": "fedssl", "proximal": {"mu": 0.1}}},
+        {"strategy": f"{__name__}:UploadsMore"},
+        {"strategy": "lw_fedssl@v4", "federation": {"dropout_after": 0.6}},
         {"strategy": {"name": "lw_fedssl", "blocks_per_stage": 2}},
         {
             "strategy": "lw_fedssl@v3",
