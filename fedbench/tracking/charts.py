@@ -20,6 +20,7 @@ from fedbench.tracking.ranking import Row, row_name
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚", "✖")  # as MARKERS of pareto.py
 SHAPES = ("circle", "square", "triangle", "diamond", "inverted_triangle", "cross", "x")
 DASHES = ("solid", "dashed", "dotted", "dotdash")
+CELL = '<span title="<%- shown %>"><%- shown %></span>'  # <%- escapes; the title is for what is cut off
 ROW_HEIGHT, MAX_TABLE_HEIGHT = 28, 560  # px
 
 
@@ -59,7 +60,7 @@ def grid(rows: Sequence[Row], name: str) -> DataTable:
                 field=f"order{index}",
                 title=column.title,
                 width=column.width,
-                formatter=HTMLTemplateFormatter(template=f"<%- shown{index} %>"),  # <%- escapes
+                formatter=HTMLTemplateFormatter(template=CELL.replace("shown", f"shown{index}")),
             )
             for index, column in enumerate(columns)
         ],
@@ -75,7 +76,9 @@ def grid(rows: Sequence[Row], name: str) -> DataTable:
 
 def _columns(rows: Sequence[Row]) -> list[GridColumn]:
     columns = [
-        _words("strategy", 150, [row.strategy for row in rows]),
+        _words(
+            "strategy", min(200, 40 + 7 * max(len(row.strategy) for row in rows)), [row.strategy for row in rows]
+        ),
         _figures("#", 36, [row.rank for row in rows], [str(row.rank) for row in rows]),
         _words("ssl", 80, [row.ssl for row in rows]),
         _words("variant", 190, [row.variant for row in rows]),
@@ -88,7 +91,7 @@ def _columns(rows: Sequence[Row]) -> list[GridColumn]:
         _cost("down MB", [(row.download_bytes / MB, row.download_ratio) for row in rows]),
         _cost("up MB", [(row.upload_bytes / MB, row.upload_ratio) for row in rows]),
         _figures("wall s", 62, [row.seconds for row in rows], [number(row.seconds) for row in rows]),
-        _words("on the Pareto front of", 270, [front_names(row, rows) for row in rows]),
+        _words("on the Pareto front of", 200, [front_names(row, rows) for row in rows]),
     ]
     return [column for column in columns if column.title != "variant" or any(column.shown)]
 
@@ -120,17 +123,20 @@ def _floor(row: Row) -> str:
 def cost_chart(rows: Sequence[Row], panel: Panel, name: str) -> figure:
     """Accuracy against one cost, with the front and the floor."""
     log = panel.is_log(rows)
-    span = DataRange1d(range_padding=0.12) if log else Range1d(0, 1.12 * max(map(panel.cost, rows)) or 1)
+    span = DataRange1d(range_padding=0.12) if log else Range1d(start=0, end=1.12 * max(map(panel.cost, rows)) or 1)
     chart = _figure(name, panel.label.replace(")", ", log)") if log else panel.label, span, log=log)
     chart.yaxis.axis_label = "linear probe top-1 (%)"
     floor = 100 * sum(row.untrained_top1_mean for row in rows) / len(rows)
+    points = _points(rows, panel)
+    low, high = min(floor, *points["low"]), max(floor, *points["high"])
+    chart.y_range = Range1d(start=low - 0.06 * (high - low) - 0.1, end=high + 0.08 * (high - low) + 0.1)
     chart.add_layout(Span(location=floor, dimension="width", line_color="#777", line_dash="dashed"))
     for group in like_measured(rows, panel):
         kept = front(group, panel)
         if kept:
             y = [100 * row.linear_top1_mean for row in kept]
             chart.step([panel.cost(row) for row in kept], y, mode="after", line_color="#999")
-    source = ColumnDataSource(_points(rows, panel))
+    source = ColumnDataSource(points)
     chart.segment("cost", "low", "cost", "high", source=source, line_color="colour", line_width=2)
     dots = chart.scatter("cost", "top1", source=source, color="colour", marker="marker", size=12)
     tooltips = [(word, f"@{word}") for word in ("row", "accuracy", "seeds", "price", "measured", "front")]

@@ -71,7 +71,8 @@ def front(rows: Sequence[Row], panel: Panel) -> list[Row]:
 
 def front_names(row: Row, rows: Sequence[Row]) -> str:
     """The costs for which a row is on the front."""
-    return ", ".join(panel.name for panel in PANELS if row in front(rows, panel))
+    kept = [panel.name for panel in PANELS if row in front(rows, panel)]
+    return "all four" if len(kept) == len(PANELS) else ", ".join(kept)
 
 
 def like_measured(rows: Sequence[Row], panel: Panel) -> list[list[Row]]:
@@ -122,7 +123,7 @@ def _figure(rows: Sequence[Row]) -> "Figure":
     handles, labels = axes[0].get_legend_handles_labels()
     columns = max(1, min(len(labels), 110 // (5 + max(map(len, labels)))))  # about 110 letters a line
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-    figure.suptitle(f"{rows[0].title}, {_seeds(rows)}", fontsize=11)
+    figure.suptitle(_literal(f"{rows[0].title}, {_seeds(rows)}"), fontsize=11)
     return figure
 
 
@@ -145,7 +146,7 @@ def _draw(axis: "Axes", panel: Panel, rows: Sequence[Row]) -> None:
             markersize=8,
             linestyle="none",
             capsize=4,
-            label=names[number],
+            label=_literal(names[number]),
         )
     _scale(axis, panel, rows)
 
@@ -175,6 +176,11 @@ def _scale(axis: "Axes", panel: Panel, rows: Sequence[Row]) -> None:
     axis.grid(color="0.92")
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _literal(text: str) -> str:
+    """So that matplotlib reads no mathematics in it, nor a label to hide."""
+    return ("\u200b" * text.startswith("_")) + text.replace("$", r"\$")
 
 
 def _seeds(rows: Sequence[Row]) -> str:
