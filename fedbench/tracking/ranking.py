@@ -134,4 +134,5 @@ def _reference(cell: Cell, table: Sequence[Cell]) -> Cell | None:
     found = [other for other in table if other.label("ssl") == cell.label("ssl")]
     found = [other for other in found if other.label("strategy") == REFERENCE]
     found = [other for other in found if not varying([other, cell])]
+    found = [other for other in found if not other.diverged] or found  # costs are the same, but seeds are not
     return found[0] if len(found) == 1 else None
