@@ -77,12 +77,17 @@ def grid(rows: Sequence[Row], name: str) -> DataTable:
 def _columns(rows: Sequence[Row]) -> list[GridColumn]:
     columns = [
         _words(
-            "strategy", min(200, 40 + 7 * max(len(row.strategy) for row in rows)), [row.strategy for row in rows]
+            "strategy", min(160, 40 + 7 * max(len(row.strategy) for row in rows)), [row.strategy for row in rows]
         ),
         _figures("#", 36, [row.rank for row in rows], [str(row.rank) for row in rows]),
         _words("ssl", 80, [row.ssl for row in rows]),
         _words("variant", 190, [row.variant for row in rows]),
-        _figures("seeds", 54, [len(row.seeds) for row in rows], [_seeds(row) for row in rows]),
+        _figures(
+            "seeds",
+            90 if any(row.missing_seeds for row in rows) else 54,
+            [len(row.seeds) for row in rows],
+            [_seeds(row) for row in rows],
+        ),
         _figures("top-1 %", 92, [row.linear_top1_mean for row in rows], [_top1(row) for row in rows]),
         _figures("floor %", 62, [row.untrained_top1_mean for row in rows], [_floor(row) for row in rows]),
         _figures("gain", 56, [row.gain for row in rows], [f"{100 * row.gain:+.1f}" for row in rows]),

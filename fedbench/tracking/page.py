@@ -85,11 +85,10 @@ def _curve_notes(curves: Sequence[tuple[Row, int, Curve]], without: list[str], r
         "each seed (the first solid). Losses of different SSL methods, or of encoders of different depth, are not "
         "on one scale. Bytes: whole payloads, download and upload, total of all clients / registered clients."
     )
-    if not probed:
-        measured = "Accuracy over rounds was not measured in these runs."
-    elif unprobed:
-        measured = f"Accuracy over rounds was not measured in {', '.join(unprobed)}."
-    else:
-        measured = f"Accuracy over rounds: protocol {rows[0].protocol}, on the encoder as it was after that round."
-    missing = [f"No readable rounds.jsonl, so no curve: {', '.join(without)}."] if without else []
-    return [*([loss] if curves else []), *missing, measured]
+    found = f"Accuracy over rounds: protocol {rows[0].protocol}, on the encoder as it was after that round."
+    return [
+        *([loss] if curves else []),
+        *([f"No readable rounds.jsonl, so no curve: {', '.join(without)}."] if without else []),
+        *([found] if probed else ["Accuracy over rounds was not measured in these runs."]),
+        *([f"Accuracy over rounds was not measured in {', '.join(unprobed)}."] if probed and unprobed else []),
+    ]
