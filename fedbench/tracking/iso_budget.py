@@ -38,9 +38,8 @@ class Answer:
     @property
     def budget(self) -> str:
         """In words: `5.25 MB upload`."""
-        return f"{number(self.limit)} {self.panel.unit} {self.panel.name}" + (
-            f" ({self.source})" * bool(self.source)
-        )
+        words = f"{number(self.limit)} {self.panel.unit} {self.panel.name}"
+        return f"{words} ({self.source})" if self.source else words
 
 
 def iso_budgets(rows: Sequence[Row]) -> list[Answer]:
