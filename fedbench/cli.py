@@ -61,6 +61,13 @@ def parser() -> argparse.ArgumentParser:
     paper.add_argument("tables", nargs="*", metavar="TABLE", help="(default: all)")
     paper.set_defaults(action=published_command)
 
+    show = commands.add_parser(
+        "report", allow_abbrev=False, help="compare finished runs: tables, and a page to look at"
+    )
+    show.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or folders of them")
+    show.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="(default: report)")
+    show.set_defaults(action=report_command)
+
     check = commands.add_parser("check", allow_abbrev=False, help="does a strategy keep to what all must keep to")
     check.add_argument("words", nargs="+", metavar="NAME|PATH | key=value", help="a strategy, and its fields")
     check.set_defaults(action=check_command)
@@ -215,6 +222,18 @@ def check_out(out: Path) -> None:
     there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"--out {out}: {there} is not a folder that can be written to")
+
+
+def report_command(arguments: argparse.Namespace) -> None:
+    """Write the report, print its tables."""
+    check_out(arguments.out)
+    with uncollected():
+        from fedbench.tracking.report import report
+
+    print(report(arguments.runs, arguments.out))
+    print(
+        f"fedbench: {arguments.out / 'report.html'} is the page, beside it .md, .csv, .json, .png", file=sys.stderr
+    )
 
 
 def check_command(arguments: argparse.Namespace) -> int:

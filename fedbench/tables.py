@@ -15,6 +15,7 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 
 
 def _padded(column: Sequence[str], left: bool) -> list[str]:
     """Header, Markdown's rule and cells at one width."""
+    column = [text.replace("|", "\\|").replace("\n", " ") for text in column]
     width = max(3, *map(len, column))
     header, *cells = (f"{text:{'<' if left else '>'}{width}}" for text in column)
     return [header, "-" * width if left else "-" * (width - 1) + ":", *cells]

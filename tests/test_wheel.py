@@ -37,7 +37,7 @@ def test_the_wheel_holds_one_top_level_package_and_every_source_file(wheel: Path
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"fedbench"}
     for folder, prefix in (("fedbench", ""), ("methods", "fedbench/"), ("configs", "fedbench/")):
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in {".py", ".yaml"}:
+            if path.suffix in {".py", ".yaml", ".html"}:
                 assert f"{prefix}{path.relative_to(ROOT).as_posix()}" in names
 
 

@@ -2,15 +2,14 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
-from itertools import groupby
 from pathlib import Path
 
 from fedbench.conventions import CONVENTIONS
 from fedbench.files import write_atomically
 from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number, with_ratio
-from fedbench.tracking.ranking import Row, leaderboard
+from fedbench.tracking.ranking import Row, by_table, leaderboard, row_name
 from fedbench.tracking.run_directory import write_json
 from fedbench.tracking.runs import Run, read_runs
 
@@ -25,8 +24,8 @@ LEFT: list[Column] = [
 ]
 RIGHT: list[Column] = [
     ("seeds", lambda row: str(len(row.seeds))),
-    ("top-1 %", lambda row: _percent(row.linear_top1_mean, row.linear_top1_std)),
-    ("floor %", lambda row: _percent(row.untrained_top1_mean)),
+    ("top-1 %", lambda row: percent(row.linear_top1_mean, row.linear_top1_std)),
+    ("floor %", lambda row: percent(row.untrained_top1_mean)),
     ("gain", lambda row: f"{100 * row.gain:+.1f}"),
     ("GFLOPs", lambda row: with_ratio(row.flops / GFLOPS, row.flops_ratio)),
     ("memory MiB", lambda row: with_ratio(row.peak_memory_bytes / MIB, row.peak_memory_ratio)),
@@ -39,44 +38,51 @@ RIGHT: list[Column] = [
 def write(rows: Sequence[Row], folder: Path) -> None:
     """Write `leaderboard.md`, `leaderboard.csv` and `leaderboard.json` into `folder`."""
     write_atomically(folder / "leaderboard.md", render(rows).encode())
-    write_atomically(folder / "leaderboard.csv", _csv(rows).encode())
+    write_atomically(folder / "leaderboard.csv", csv_text(rows).encode())
     write_json(folder / "leaderboard.json", [asdict(row) for row in rows])
 
 
-def _csv(rows: Sequence[Row]) -> str:
+def csv_text(rows: Sequence[Row]) -> str:
+    """A line for each row, in base units; several values of one field stand with spaces between them."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**asdict(row), "seeds": " ".join(map(str, row.seeds))} for row in rows)
+    writer.writerows({key: _plain(value) for key, value in asdict(row).items()} for row in rows)
     return text.getvalue()
+
+
+def _plain(value: object) -> object:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def render(rows: Sequence[Row]) -> str:
     """Markdown with aligned columns, which also reads in a terminal: one table per comparable set."""
     if not rows:
         return "No finished run.\n"
-    tables = [list(table) for _, table in groupby(rows, key=lambda row: row.table)]
-    return "\n".join(_section(table) for table in tables)
+    return "\n".join(section(table) for table in by_table(rows))
 
 
-def _section(rows: Sequence[Row]) -> str:
-    return f"### {rows[0].title}\n\n{_table(rows)}\n\n{_footer(rows)}\n"
+def section(rows: Sequence[Row], more: Sequence[Column] = ()) -> str:
+    """One table, with `more` columns at its end, its title and its notes."""
+    return f"### {rows[0].title}\n\n{_table(rows, more)}\n\n{bullets(*notes(rows))}\n"
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[Row], more: Sequence[Column]) -> str:
     shown = [column for column in LEFT if column[0] != "variant" or any(row.variant for row in rows)]
-    columns = [*shown, *RIGHT]
+    columns = [*shown, *RIGHT, *more]
     cells = [[cell(row) for _, cell in columns] for row in rows]
     return markdown([header for header, _ in columns], cells, left=len(shown))
 
 
-def _footer(rows: Sequence[Row]) -> str:
+def notes(rows: Sequence[Row]) -> list[str]:
+    """How the figures of a table were counted, and what is not alike in its rows."""
     first = rows[0]
     rule = CONVENTIONS[first.convention]
     seeds = sorted({seed for row in rows for seed in row.seeds})
     sources = ", ".join(sorted({row.memory_source for row in rows}))
     machines = ", ".join(sorted({row.machine for row in rows}))
-    return bullets(
+    return [
+        *gaps(rows),
         f"Protocol `{first.protocol}`, on the frozen encoder, last epoch; mean ± sample standard deviation over "
         "seeds. Floor: the same probe on the untrained encoder; gain: points above it.",
         f"Convention `{first.convention}`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
@@ -84,9 +90,24 @@ def _footer(rows: Sequence[Row]) -> str:
         f"Memory source: {sources}.",
         "GFLOPs = 10^9 FLOPs, 1 multiply-add = 2 FLOPs; MiB = 2^20 bytes; MB = 10^6 bytes.",
         "(0.50x): this row / the `fedssl` row with the same SSL method.",
-        f"Seeds {', '.join(map(str, seeds))}; data {first.data_hash}; wall time on {machines}.",
-    )
+        f"Seeds {_list(seeds)}; data {first.data_hash}; wall time on {machines}.",
+    ]
 
 
-def _percent(mean: float, std: float | None = None) -> str:
+def gaps(rows: Sequence[Row]) -> list[str]:
+    """Rows whose means are over fewer seeds than they should be."""
+    missing = [f"{row_name(row, rows)} lacks {_list(row.missing_seeds)}" for row in rows if row.missing_seeds]
+    lost = [f"{row_name(row, rows)} without {_list(row.diverged_seeds)}" for row in rows if row.diverged_seeds]
+    return [
+        *([f"Missing seeds: {'; '.join(missing)}."] if missing else []),
+        *([f"Means without the seeds that diverged: {'; '.join(lost)}."] if lost else []),
+    ]
+
+
+def _list(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def percent(mean: float, std: float | None = None) -> str:
+    """Fractions in percent: `87.6 ± 1.4`, without the spread where there is none."""
     return f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")

@@ -1,13 +1,14 @@
 """Accuracy against each cost: who is on the Pareto front, and the picture of it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedbench.tracking.ranking import Row
+from fedbench.tables import GFLOPS, MB, MIB
+from fedbench.tracking.ranking import Row, by_table, row_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,21 +18,72 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LOG_SPAN = 5  # a cost that spans more than this factor gets a logarithmic axis
 
+FRONT_NOTE = (
+    "Pareto front: the costs for which no other row is cheaper and as accurate, or as cheap and more accurate, by "
+    "the means. A run that diverged is on none."
+)
+
 
 @dataclass(frozen=True)
 class Panel:
-    """One cost axis: its label with the unit, and the cost in that unit."""
+    """One cost axis: the field of a row that holds the cost, its name in words, and the unit it is shown in."""
 
-    label: str
-    cost: Callable[[Row], float]
+    field: str
+    name: str
+    unit: str
+    base_units: int  # in one of the shown unit
+
+    @property
+    def label(self) -> str:
+        """For an axis: whose cost, and in which unit."""
+        return f"client {self.name} ({self.unit})"
+
+    def cost(self, row: Row) -> float:
+        """In the shown unit."""
+        return float(getattr(row, self.field)) / self.base_units
+
+    def is_log(self, rows: Sequence[Row]) -> bool:
+        """Whether the axis is logarithmic: only for costs that span a large factor."""
+        costs = [self.cost(row) for row in rows]
+        return min(costs) > 0 and max(costs) / min(costs) > LOG_SPAN
 
 
 PANELS = (
-    Panel("client compute (GFLOPs)", lambda row: row.flops / 10**9),
-    Panel("client peak memory (MiB)", lambda row: row.peak_memory_bytes / 2**20),
-    Panel("client download (MB)", lambda row: row.download_bytes / 10**6),
-    Panel("client upload (MB)", lambda row: row.upload_bytes / 10**6),
+    Panel("flops", "compute", "GFLOPs", GFLOPS),
+    Panel("peak_memory_bytes", "peak memory", "MiB", MIB),
+    Panel("download_bytes", "download", "MB", MB),
+    Panel("upload_bytes", "upload", "MB", MB),
 )
+
+
+def front(rows: Sequence[Row], panel: Panel) -> list[Row]:
+    """Rows of one table on the Pareto front of accuracy and a cost, cheapest first.
+
+    A run that diverged is on none. Memories of different meters are not compared: each meter has its front.
+    """
+    kept = []
+    for group in like_measured(rows, panel):
+        sound = [row for row in group if not row.diverged]
+        marks = pareto_front([(panel.cost(row), row.linear_top1_mean) for row in sound])
+        kept += [row for row, mark in zip(sound, marks, strict=True) if mark]
+    return sorted(kept, key=panel.cost)
+
+
+def front_names(row: Row, rows: Sequence[Row]) -> str:
+    """The costs for which a row is on the front."""
+    kept = [panel.name for panel in PANELS if row in front(rows, panel)]
+    return "all four" if len(kept) == len(PANELS) else ", ".join(kept)
+
+
+def like_measured(rows: Sequence[Row], panel: Panel) -> list[list[Row]]:
+    """Rows whose costs may be compared: all of a table's, but memory meter by meter."""
+    sources = sorted({row.memory_source for row in rows}) if panel.field == "peak_memory_bytes" else [""]
+    return [[row for row in rows if source in ("", row.memory_source)] for source in sources]
+
+
+def style(number: int) -> tuple[int, int]:
+    """Which colour and which marker: no two alike among the first 49."""
+    return number % len(COLOURS), (number + number // len(COLOURS)) % len(MARKERS)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -53,7 +105,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 def plot(rows: Sequence[Row], path: Path) -> list[Path]:
     """One picture per table: `path`, then `path` with `-2`, `-3` before its suffix. Returns the files."""
-    tables = [list(table) for _, table in groupby(rows, key=lambda row: row.table)]
+    tables = by_table(rows)
     paths = [path.with_stem(path.stem + (f"-{n}" if n > 1 else "")) for n in range(1, len(tables) + 1)]
     for table, file in zip(tables, paths, strict=True):
         _figure(table).savefig(file, dpi=180)
@@ -71,7 +123,7 @@ def _figure(rows: Sequence[Row]) -> "Figure":
     handles, labels = axes[0].get_legend_handles_labels()
     columns = max(1, min(len(labels), 110 // (5 + max(map(len, labels)))))  # about 110 letters a line
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-    figure.suptitle(f"{rows[0].title}, {_seeds(rows)}", fontsize=11)
+    figure.suptitle(_literal(f"{rows[0].title}, {_seeds(rows)}"), fontsize=11)
     return figure
 
 
@@ -79,54 +131,56 @@ def _draw(axis: "Axes", panel: Panel, rows: Sequence[Row]) -> None:
     costs = [panel.cost(row) for row in rows]
     floor = 100 * sum(row.untrained_top1_mean for row in rows) / len(rows)
     axis.axhline(floor, color="0.45", linestyle="--", linewidth=1.2, label="untrained (floor)")
-    _draw_front(axis, costs, rows)
-    names = sorted(_name(row, rows) for row in rows)
+    _draw_front(axis, panel, rows)
+    names = sorted(row_name(row, rows) for row in rows)
     for row, cost in zip(rows, costs, strict=True):
-        number = names.index(_name(row, rows))  # not by rank: the same colour in every picture
+        number = names.index(row_name(row, rows))  # not by rank: the same colour in every picture
+        colour, marker = style(number)
         error = None if row.linear_top1_std is None else 100 * row.linear_top1_std
         axis.errorbar(
             cost,
             100 * row.linear_top1_mean,
             yerr=error,
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
+            color=COLOURS[colour],
+            marker=MARKERS[marker],
             markersize=8,
             linestyle="none",
             capsize=4,
-            label=names[number],
+            label=_literal(names[number]),
         )
-    _scale(axis, panel.label, costs)
+    _scale(axis, panel, rows)
 
 
-def _draw_front(axis: "Axes", costs: Sequence[float], rows: Sequence[Row]) -> None:
-    points = list(zip(costs, (100 * row.linear_top1_mean for row in rows), strict=True))
-    front = sorted(point for point, kept in zip(points, pareto_front(points), strict=True) if kept)
-    x, y = zip(*front, strict=True)
-    axis.step(x, y, where="post", color="0.6", linewidth=1.2, zorder=1, label="Pareto front")
+def _draw_front(axis: "Axes", panel: Panel, rows: Sequence[Row]) -> None:
+    label = "Pareto front"
+    for group in like_measured(rows, panel):
+        kept = front(group, panel)
+        x, y = [panel.cost(row) for row in kept], [100 * row.linear_top1_mean for row in kept]
+        axis.step(x, y, where="post", color="0.6", linewidth=1.2, zorder=1, label=label)
+        label = "_"  # once in the legend
 
 
-def _scale(axis: "Axes", label: str, costs: Sequence[float]) -> None:
+def _scale(axis: "Axes", panel: Panel, rows: Sequence[Row]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    if min(costs) > 0 and max(costs) / min(costs) > LOG_SPAN:
+    if panel.is_log(rows):
         axis.set_xscale("log")
         axis.margins(x=0.12)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_xlabel(label.replace(")", ", log)"))
+        axis.set_xlabel(panel.label.replace(")", ", log)"))
     else:
-        axis.set_xlim(0, 1.12 * max(costs) or 1)
-        axis.set_xlabel(label)
+        axis.set_xlim(0, 1.12 * max(map(panel.cost, rows)) or 1)
+        axis.set_xlabel(panel.label)
     axis.grid(color="0.92")
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _name(row: Row, rows: Sequence[Row]) -> str:
-    """As much of a row's name as tells it from the other rows."""
-    several = len({other.ssl for other in rows}) > 1
-    return " ".join([row.strategy, *([row.ssl] if several else []), *([row.variant] if row.variant else [])])
+def _literal(text: str) -> str:
+    """So that matplotlib reads no mathematics in it, nor a label to hide."""
+    return ("\u200b" * text.startswith("_")) + text.replace("$", r"\$")
 
 
 def _seeds(rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import stdev
 
 from fedbench.tracking.runs import Cell, Run, comparable, describe, varying
@@ -24,6 +25,9 @@ class Row:
     ssl: str
     variant: str  # settings in which the rows of this table differ, besides strategy and ssl
     seeds: tuple[int, ...]
+    missing_seeds: tuple[int, ...]  # that other rows of the table have, and this cell has not, diverged or not
+    diverged: bool  # runs that diverged are a row of their own
+    diverged_seeds: tuple[int, ...]  # of this cell, not in the means of this row
     linear_top1_mean: float  # fraction
     linear_top1_std: float | None  # sample standard deviation (ddof = 1); None for one seed
     untrained_top1_mean: float  # the floor: same probe, same encoder, untrained
@@ -44,14 +48,30 @@ class Row:
     machine: str
 
 
+def row_name(row: Row, rows: Sequence[Row]) -> str:
+    """As much of a row's name as tells it from the other rows of its table."""
+    several = len({other.ssl for other in rows}) > 1
+    return " ".join([row.strategy, *([row.ssl] if several else []), *([row.variant] if row.variant else [])])
+
+
+def by_table(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows in order of table, one list for each."""
+    return [list(table) for _, table in groupby(rows, key=lambda row: row.table)]
+
+
 def leaderboard(runs: Iterable[Run]) -> list[Row]:
     """Rows in order of table and rank."""
-    return [row for number, table in enumerate(comparable(runs), 1) for row in _rank(number, table)]
+    return [row for table in ranked(runs) for row, _ in table]
 
 
-def _rank(number: int, table: Sequence[Cell]) -> list[Row]:
+def ranked(runs: Iterable[Run]) -> list[list[tuple[Row, Cell]]]:
+    """Tables of rows, best first, each with the runs that it speaks of."""
+    return [_rank(number, table) for number, table in enumerate(comparable(runs), 1)]
+
+
+def _rank(number: int, table: Sequence[Cell]) -> list[tuple[Row, Cell]]:
     ordered = sorted(table, key=lambda cell: (-cell.accuracy, cell.label("strategy"), cell.label("ssl")))
-    return [_row(number, cell, table) for cell in ordered]
+    return [(_row(number, cell, table), cell) for cell in ordered]
 
 
 def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
@@ -62,10 +82,13 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
         table=number,
         title=describe(cell),
         rank=1 + sum(other.accuracy > cell.accuracy for other in table),
-        strategy=cell.label("strategy") + (" (diverged)" if cell.runs[0].summary["diverged"] else ""),
+        strategy=cell.label("strategy") + (" (diverged)" if cell.diverged else ""),
         ssl=cell.label("ssl"),
         variant=" ".join(f"{key}={cell.settings[key]}" for key in varying(table) if key in cell.settings),
-        seeds=tuple(run.seed for run in cell.runs),
+        seeds=cell.seeds,
+        missing_seeds=_missing_seeds(cell, table),
+        diverged=cell.diverged,
+        diverged_seeds=tuple(seed for twin in _twins(cell, table) for seed in twin.seeds if not cell.diverged),
         linear_top1_mean=cell.accuracy,
         linear_top1_std=stdev(accuracies) if len(accuracies) > 1 else None,
         untrained_top1_mean=floor,
@@ -87,6 +110,16 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
     )
 
 
+def _missing_seeds(cell: Cell, table: Sequence[Cell]) -> tuple[int, ...]:
+    own = {seed for same in (cell, *_twins(cell, table)) for seed in same.seeds}
+    return tuple(sorted({seed for other in table for seed in other.seeds} - own))
+
+
+def _twins(cell: Cell, table: Sequence[Cell]) -> list[Cell]:
+    """The runs of the same cell that diverged, where these did not, or the other way round."""
+    return [other for other in table if other.settings == cell.settings and other.diverged != cell.diverged]
+
+
 def _ratio(cell: Cell, table: Sequence[Cell], cost: str) -> float | None:
     reference = _reference(cell, table)
     if reference is None or not reference.mean(cost):
@@ -101,4 +134,5 @@ def _reference(cell: Cell, table: Sequence[Cell]) -> Cell | None:
     found = [other for other in table if other.label("ssl") == cell.label("ssl")]
     found = [other for other in found if other.label("strategy") == REFERENCE]
     found = [other for other in found if not varying([other, cell])]
+    found = [other for other in found if not other.diverged] or found  # costs are the same, but seeds are not
     return found[0] if len(found) == 1 else None

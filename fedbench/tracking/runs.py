@@ -9,19 +9,27 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from fedbench.config.load import flat
+from fedbench.conventions import CONVENTIONS
 from fedbench.errors import UserError
 from fedbench.tracking.run_directory import MANIFEST, SUMMARY, RunDirectory
 
 T = TypeVar("T")
 NEEDED = {"config", "data_hash", "device", "sources", "started"}
+LABELS = ("strategy", "ssl", "protocol", "convention", "memory_source", "diverged")
+FIGURES = (
+    *("probe/linear_top1", "untrained/linear_top1", "seconds"),
+    *("client/flops", "client/peak_memory_bytes", "client/download_bytes", "client/upload_bytes"),
+)
+UNFINISHED = "it is not finished"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: the contents of its manifest.json and summary.json."""
+    """A finished run: the contents of its manifest.json and summary.json, and where they were read."""
 
     manifest: Mapping[str, Any]
     summary: Mapping[str, Any]
+    path: Path | None = None
 
     @property
     def seed(self) -> int:
@@ -49,6 +57,16 @@ class Cell:
         return self.runs[0].settings
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """In ascending order."""
+        return tuple(run.seed for run in self.runs)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its runs diverged: those that did and those that did not are two cells."""
+        return bool(self.runs[0].summary["diverged"])
+
+    @property
     def accuracy(self) -> float:
         """Mean top-1 of the linear probe, a fraction."""
         return self.mean("probe/linear_top1")
@@ -64,32 +82,67 @@ class Cell:
 
 def read_runs(folder: Path) -> list[Run]:
     """The finished run directories directly under `folder`, by name; `UserError` if it is no folder."""
-    if not folder.is_dir():
-        raise UserError(f"out: {str(folder)!r} is not a folder; allowed: one with run directories in it")
-    finished = [path for path in sorted(folder.iterdir()) if _is_finished(path)]
-    return [run for run in map(_read, finished) if run is not None]
+    runs, left_out = gather([folder])
+    for path, reason in left_out.items():
+        if reason != UNFINISHED:
+            print(f"fedbench: {path} is left out, {reason}", file=sys.stderr)
+    return runs
 
 
-def _read(path: Path) -> Run | None:
-    """A run, or None with a warning where its files are not a run's."""
+def gather(paths: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
+    """The finished runs among run directories and folders of them, and the reason for each that is left out.
+
+    Raises:
+        UserError: for a path that is no folder, or cannot be read.
+    """
+    directories = [directory for path in paths for directory in _run_directories(path)]
+    found = {path: _read(path) for path in dict.fromkeys(directories)}
+    left_out = {path: run for path, run in found.items() if isinstance(run, str)}
+    return [run for run in found.values() if isinstance(run, Run)], left_out
+
+
+def _run_directories(path: Path) -> list[Path]:
+    """`path` if it is a run directory, else those directly under it, by name."""
+    if not path.is_dir():
+        raise UserError(f"{str(path)!r} is not a folder; allowed: a run directory, or a folder with some in it")
     try:
-        run = Run(RunDirectory(path).manifest(), RunDirectory(path).summary())
+        found = (
+            [path] if _holds_a_run(path) else [child for child in sorted(path.iterdir()) if _holds_a_run(child)]
+        )
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+    return [directory.resolve() for directory in found]
+
+
+def _holds_a_run(path: Path) -> bool:
+    try:
+        return (path / MANIFEST).is_file()
+    except OSError:  # a locked folder: `_read` says so
+        return True
+
+
+def _read(path: Path) -> Run | str:
+    """A run, or why there is none."""
+    try:
+        if not (path / SUMMARY).is_file():
+            return UNFINISHED
+        run = Run(RunDirectory(path).manifest(), RunDirectory(path).summary(), path)
         assert run.manifest.keys() >= NEEDED
-        assert isinstance(run.summary["probe/linear_top1"], float)
-    except (AssertionError, KeyError, TypeError, ValueError):
-        print(f"fedbench: {path} is left out, its files are not those of a run", file=sys.stderr)
-        return None
+        assert run.summary.keys() >= {*LABELS}
+        assert run.summary["convention"] in CONVENTIONS
+        assert all(isinstance(run.summary[figure], int | float) for figure in FIGURES)
+        describe(Cell((run,)))
+        assert isinstance(run.seed, int)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
+        return "its files are not those of a run"
     return run
-
-
-def _is_finished(path: Path) -> bool:
-    return (path / MANIFEST).is_file() and (path / SUMMARY).is_file()
 
 
 def cells(runs: Iterable[Run]) -> list[Cell]:
     """Runs gathered by everything but their seed; of one seed run twice, the newer counts."""
-    labels = ("strategy", "ssl", "protocol", "convention", "memory_source", "diverged")
-    groups = _gather(runs, lambda run: [run.settings, *(run.summary[label] for label in labels)])
+    groups = _grouped(runs, lambda run: [run.settings, *(run.summary[label] for label in LABELS)])
     return [Cell(_one_per_seed(group)) for group in groups]
 
 
@@ -100,7 +153,7 @@ def _one_per_seed(runs: Iterable[Run]) -> tuple[Run, ...]:
 
 def comparable(runs: Iterable[Run]) -> list[list[Cell]]:
     """Cells gathered by what makes accuracies comparable: see `comparable_key`."""
-    return _gather(cells(runs), comparable_key)
+    return _grouped(cells(runs), comparable_key)
 
 
 def comparable_key(cell: Cell) -> dict[str, Any]:
@@ -131,7 +184,7 @@ def describe(cell: Cell) -> str:
     )
 
 
-def _gather(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
+def _grouped(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
     groups: dict[str, list[T]] = {}
     for item in items:
         groups.setdefault(json.dumps(key(item), sort_keys=True), []).append(item)

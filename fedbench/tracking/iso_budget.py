@@ -1,0 +1,90 @@
+"""Who is best within a budget: the highest accuracy among the rows that cost no more of a resource."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
+
+from fedbench.tables import number
+from fedbench.tracking.leaderboard import percent
+from fedbench.tracking.pareto import PANELS, Panel, like_measured
+from fedbench.tracking.ranking import Row, row_name
+
+DIGITS = 3  # of a budget
+BUDGET_NOTE = (
+    "A budget is what some row of the table costs one client, rounded up to three digits. Best: the highest mean "
+    "top-1 among the rows within it; equal ones are all named; a run that diverged is never best. Compare the "
+    "distance with the spread before believing an order."
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The best rows of a table within a budget.
+
+    Attributes:
+        panel: the resource and its unit.
+        source: how it was measured; only for memories of several meters, which are not compared, else "".
+        limit: the budget in the panel's unit.
+        within: how many rows cost no more.
+        best: those of them with the highest mean accuracy: several if equal, none if all within diverged.
+    """
+
+    panel: Panel
+    source: str
+    limit: float
+    within: int
+    best: tuple[Row, ...]
+
+    @property
+    def budget(self) -> str:
+        """In words: `5.25 MB upload`."""
+        words = f"{number(self.limit)} {self.panel.unit} {self.panel.name}"
+        return f"{words} ({self.source})" if self.source else words
+
+
+def iso_budgets(rows: Sequence[Row]) -> list[Answer]:
+    """For each resource, and each level that it costs some row of the table, who is best within it."""
+    return [answer for panel in PANELS for answer in _answers(rows, panel)]
+
+
+def _answers(rows: Sequence[Row], panel: Panel) -> Iterator[Answer]:
+    groups = like_measured(rows, panel)
+    for group in groups:
+        source = group[0].memory_source if len(groups) > 1 else ""
+        for limit in levels(group, panel):
+            yield Answer(panel, source, limit, len(within(group, panel, limit)), best_within(group, panel, limit))
+
+
+def budget_line(answer: Answer, rows: Sequence[Row]) -> tuple[str, str, str, str]:
+    """The budget, who is best within it, how good that is, and how many rows are within."""
+    best = ", ".join(row_name(row, rows) for row in answer.best) or "nobody: all diverged"
+    scores = dict.fromkeys(percent(row.linear_top1_mean, row.linear_top1_std) for row in answer.best)
+    return answer.budget, best, ", ".join(scores), f"{answer.within} of {len(rows)}"
+
+
+def levels(rows: Sequence[Row], panel: Panel) -> list[float]:
+    """The distinct costs of the rows in the panel's unit, rounded up to three digits: each fits what it names."""
+    return sorted({_rounded_up(panel.cost(row)) for row in rows})
+
+
+def within(rows: Sequence[Row], panel: Panel, limit: float) -> list[Row]:
+    """Rows that cost no more than the limit, in the panel's unit."""
+    return [row for row in rows if _clean(panel.cost(row)) <= _clean(limit)]
+
+
+def best_within(rows: Sequence[Row], panel: Panel, limit: float) -> tuple[Row, ...]:
+    """The most accurate of the rows within the limit that did not diverge; equal ones share the place."""
+    sound = [row for row in within(rows, panel, limit) if not row.diverged]
+    top = max((row.linear_top1_mean for row in sound), default=0.0)
+    return tuple(row for row in sound if row.linear_top1_mean == top)
+
+
+def _rounded_up(cost: float) -> float:
+    exact = _clean(cost)
+    step = Decimal(1).scaleb(max(exact.adjusted() - DIGITS + 1, -12)) if exact < 1000 else Decimal(1)
+    return float(exact.quantize(step, ROUND_CEILING))
+
+
+def _clean(cost: float) -> Decimal:
+    """Without the last bits, which a mean over seeds may leave behind."""
+    return Decimal(f"{cost:.12g}")

@@ -1,0 +1,94 @@
+"""The page of `report`: one HTML file that works offline, with Bokeh's own script in it and none of ours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bokeh.embed import file_html
+from bokeh.models import Model
+from bokeh.resources import INLINE
+
+from fedbench.tracking.charts import GLYPHS, cost_chart, curve_chart, grid, look, names
+from fedbench.tracking.curves import Curve, read_curve
+from fedbench.tracking.iso_budget import BUDGET_NOTE, budget_line, iso_budgets
+from fedbench.tracking.leaderboard import gaps, notes
+from fedbench.tracking.pareto import FRONT_NOTE, PANELS
+from fedbench.tracking.ranking import Row, row_name
+from fedbench.tracking.runs import Cell
+
+TEMPLATE = Path(__file__).with_name("page.html")
+Ranked = Sequence[tuple[Row, Cell]]
+
+
+def html_page(tables: Sequence[Ranked], left_out: Sequence[str]) -> str:
+    """The page with a section for each table; what is not ours to trust is escaped in the template or by Bokeh."""
+    parts = [_section(table, f"table{number}") for number, table in enumerate(tables, start=1)]
+    variables = {
+        "tables": [words for words, _ in parts],
+        "left_out": left_out,
+        "budget_note": BUDGET_NOTE,
+    }
+    models = [model for _, models in parts for model in models]
+    template = TEMPLATE.read_text(encoding="utf-8")
+    return file_html(models, INLINE, "fedbench report", template=template, template_variables=variables)
+
+
+def _section(table: Ranked, name: str) -> tuple[dict[str, Any], list[Model]]:
+    """What the template says of one table, and Bokeh's models, which it names."""
+    rows = [row for row, _ in table]
+    curves, without = _curves(table)
+    costs = [cost_chart(rows, panel, f"{name}-{panel.field}") for panel in PANELS]
+    drawn = _curve_charts(curves, rows, name)
+    words = {
+        "title": rows[0].title,
+        "gaps": gaps(rows),
+        "notes": [note.replace("`", "") for note in [*notes(rows)[len(gaps(rows)) :], FRONT_NOTE]],
+        "grid": f"{name}-grid",
+        "key": [_key(row, rows) for row in sorted(rows, key=lambda row: names(rows).index(row_name(row, rows)))],
+        "costs": [chart.name for chart in costs],
+        "budgets": [budget_line(answer, rows) for answer in iso_budgets(rows)],
+        "curves": [chart.name for chart in drawn],
+        "curve_notes": _curve_notes(curves, without, rows),
+    }
+    return words, [grid(rows, f"{name}-grid"), *costs, *drawn]
+
+
+def _key(row: Row, rows: Sequence[Row]) -> dict[str, str]:
+    colour, marker = look(row, rows)
+    return {"colour": colour, "glyph": GLYPHS[marker], "name": row_name(row, rows)}
+
+
+def _curves(table: Ranked) -> tuple[list[tuple[Row, int, Curve]], list[str]]:
+    """The curves that could be read, and the names of the runs of which none could."""
+    rows = [row for row, _ in table]
+    found = [(row, run.seed, read_curve(run)) for row, cell in table for run in cell.runs]
+    without = [f"{row_name(row, rows)} seed {seed}" for row, seed, curve in found if curve is None]
+    return [(row, seed, curve) for row, seed, curve in found if curve is not None], without
+
+
+def _curve_charts(curves: Sequence[tuple[Row, int, Curve]], rows: Sequence[Row], name: str) -> list[Model]:
+    charts: list[Model] = []
+    if curves:
+        charts.append(curve_chart(curves, rows, "rounds", "loss", f"{name}-loss-rounds"))
+        charts.append(curve_chart(curves, rows, "megabytes", "loss", f"{name}-loss-megabytes"))
+    probed = [curve for curve in curves if curve[2].has_accuracy]
+    if probed:
+        charts.append(curve_chart(probed, rows, "rounds", "accuracy", f"{name}-accuracy-rounds"))
+    return charts
+
+
+def _curve_notes(curves: Sequence[tuple[Row, int, Curve]], without: list[str], rows: Sequence[Row]) -> list[str]:
+    probed = [curve for _, _, curve in curves if curve.has_accuracy]
+    unprobed = [f"{row_name(row, rows)} seed {seed}" for row, seed, curve in curves if not curve.has_accuracy]
+    loss = (
+        "Training loss: what the clients minimise, their mean weighted by samples; colours as above, a line for "
+        "each seed (the first solid). Losses of different SSL methods, or of encoders of different depth, are not "
+        "on one scale. Bytes: whole payloads, download and upload, total of all clients / registered clients."
+    )
+    found = f"Accuracy over rounds: protocol {rows[0].protocol}, on the encoder as it was after that round."
+    return [
+        *([loss] if curves else []),
+        *([f"No readable rounds.jsonl, so no curve: {', '.join(without)}."] if without else []),
+        *([found] if probed else ["Accuracy over rounds was not measured in these runs."]),
+        *([f"Accuracy over rounds was not measured in {', '.join(unprobed)}."] if probed and unprobed else []),
+    ]

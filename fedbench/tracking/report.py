@@ -1,0 +1,85 @@
+"""`report`: finished runs of several folders in one table, who is best within a budget, and a page to look at."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedbench.errors import UserError
+from fedbench.files import write_atomically
+from fedbench.tables import bullets, markdown
+from fedbench.tracking.iso_budget import BUDGET_NOTE, budget_line, iso_budgets
+from fedbench.tracking.leaderboard import Column, csv_text, section
+from fedbench.tracking.page import html_page
+from fedbench.tracking.pareto import FRONT_NOTE, PANELS, front, front_names, plot
+from fedbench.tracking.ranking import Row, by_table, ranked
+from fedbench.tracking.run_directory import write_json
+from fedbench.tracking.runs import gather
+
+
+def report(paths: Iterable[Path], out: Path) -> str:
+    """Read the runs, write `report.md`, `.csv`, `.json`, `.png` and `.html` into `out`; returns the Markdown.
+
+    Raises:
+        UserError: for a path that is no folder, or where there is no finished run at all.
+    """
+    paths = list(paths)
+    runs, left_out = gather(paths)
+    if not runs:
+        found = "".join(f"; left out: {line}" for line in _lines(left_out))
+        raise UserError(f"no finished run in {', '.join(map(str, paths))}{found}; `run` makes some")
+    tables = ranked(runs)
+    rows = [row for table in tables for row, _ in table]
+    text = render(rows, _lines(left_out))
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "report.md", text.encode())
+    write_atomically(out / "report.csv", csv_text(rows).encode())
+    write_json(out / "report.json", to_dict(rows, left_out))
+    plot(rows, out / "report.png")
+    write_atomically(out / "report.html", html_page(tables, _lines(left_out)).encode())
+    return text
+
+
+def render(rows: Sequence[Row], left_out: Sequence[str]) -> str:
+    """Markdown: every table with its front, its notes and its budgets, then what was left out."""
+    tables = [f"{section(table, [_front_column(table)])}{_budgets(table)}" for table in by_table(rows)]
+    return "\n".join([*tables, *([f"### Left out\n\n{bullets(*left_out)}\n"] if left_out else [])])
+
+
+def _front_column(rows: Sequence[Row]) -> Column:
+    return "Pareto front", lambda row: front_names(row, rows)
+
+
+def _budgets(rows: Sequence[Row]) -> str:
+    lines = [budget_line(answer, rows) for answer in iso_budgets(rows)]
+    table = markdown(["within", "best", "top-1 %", "rows within"], lines, left=2)
+    return f"{bullets(FRONT_NOTE)}\n\n{table}\n\n{bullets(BUDGET_NOTE)}\n"
+
+
+def to_dict(rows: Sequence[Row], left_out: Mapping[Path, str]) -> dict[str, Any]:
+    """All of it in base units; in `budgets`, `best` are the positions of rows in `rows`."""
+    return {
+        "rows": [asdict(row) | {"pareto_front": _fronts(row, rows)} for row in rows],
+        "budgets": [
+            {
+                "table": table[0].table,
+                "resource": answer.panel.field,
+                "source": answer.source or None,
+                "limit": answer.limit * answer.panel.base_units,
+                "rows_within": answer.within,
+                "best": [rows.index(row) for row in answer.best],
+            }
+            for table in by_table(rows)
+            for answer in iso_budgets(table)
+        ],
+        "left_out": {str(path): reason for path, reason in left_out.items()},
+    }
+
+
+def _fronts(row: Row, rows: Sequence[Row]) -> list[str]:
+    table = [other for other in rows if other.table == row.table]
+    return [panel.field for panel in PANELS if row in front(table, panel)]
+
+
+def _lines(left_out: Mapping[Path, str]) -> list[str]:
+    return [f"{path}: {reason}" for path, reason in left_out.items()]
