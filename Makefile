@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test setup clean
+.PHONY: demo test stress setup clean
 
 demo: setup
 	$(BIN)/python -m fedbench run --grid
@@ -13,6 +13,10 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+
+# A run killed twenty times at random moments must end with the same bits.
+stress: setup
+	FEDBENCH_KILLS=20 $(BIN)/python -m pytest tests/test_resume.py -k killed
 
 setup: $(VENV)/.installed
 
