@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,8 +62,8 @@ def run_cells(configs: Sequence[Config], out: Path) -> str:
     text = ""
     for number, config in enumerate(configs, start=1):
         experiment = prepare(config)
-        state = run_cell(experiment, out)
-        print(f"[{number}/{len(configs)}] {cell_name(experiment)}: {state}", file=sys.stderr)
+        outcome = run_cell(experiment, out)
+        print(f"[{number}/{len(configs)}] {outcome.directory.path.name}: {outcome.words}", file=sys.stderr)
         rows = leaderboard(read_runs(out))
         write(rows, out)
         plot(rows, out / "pareto.png")
@@ -78,8 +78,15 @@ def _finished_state(directory: RunDirectory) -> str:
     return f"was finished already{other}"
 
 
-def run_cell(experiment: Experiment, out: Path) -> str:
-    """Run one cell in `out/<cell name>`, or what is left of it. Returns what was done, in words.
+class Outcome(NamedTuple):
+    """Where a cell's results are, and what was done, in words."""
+
+    directory: RunDirectory
+    words: str
+
+
+def run_cell(experiment: Experiment, out: Path) -> Outcome:
+    """Run one cell in `out/<cell name>`, or what is left of it.
 
     Raises:
         UserError: the folder has the checkpoint of another run.
@@ -88,9 +95,9 @@ def run_cell(experiment: Experiment, out: Path) -> str:
     directory = RunDirectory(out / name)
     with directory.locked() as mine:
         if not mine:
-            return "is being run by another process"
+            return Outcome(directory, "is being run by another process")
         if directory.is_finished(cell_hash):
-            return _finished_state(directory)
+            return Outcome(directory, _finished_state(directory))
         torch.set_num_threads(config.threads)
         federation = Federation(experiment, directory.path / "clients")
         found = _resume(federation, directory, cell_hash)
@@ -115,7 +122,7 @@ def run_cell(experiment: Experiment, out: Path) -> str:
             checkpoint.remove(directory.path)
             mirror.finish(summary)
     resumed = f", resumed after round {found.facts['rounds_done']}" if found else ""
-    return f"{summary['seconds']:.0f} s{resumed}"
+    return Outcome(directory, f"{summary['seconds']:.0f} s{resumed}")
 
 
 def _resume(federation: Federation, directory: RunDirectory, cell_hash: str) -> Checkpoint | None:

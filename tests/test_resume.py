@@ -86,7 +86,7 @@ def test_a_stopped_run_ends_with_the_same_bits(
     run_cell(prepare(config), tmp_path / "a")
     run_until(config, tmp_path / "b", done, before_checkpoint)
     assert not stopped.is_finished(stopped.manifest()["cell_hash"])
-    words = run_cell(prepare(config), tmp_path / "b")
+    words = run_cell(prepare(config), tmp_path / "b").words
     kept = done - before_checkpoint
     assert words.endswith(f"resumed after round {kept}") if kept else "resumed" not in words
     assert result(stopped) == result(whole)
@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
     directory = stopped_run(config, tmp_path / "b")
     path = directory.path / checkpoint.NAME
     path.write_bytes(path.read_bytes()[:-7] if damage is None else damage)
-    assert run_cell(prepare(config), tmp_path / "b").endswith("resumed after round 2")
+    assert run_cell(prepare(config), tmp_path / "b").words.endswith("resumed after round 2")
     assert f"{checkpoint.NAME} cannot be read" in capsys.readouterr().err
     run_cell(prepare(config), tmp_path / "a")
     assert result(directory) == result(directory_of(config, tmp_path / "a"))
@@ -117,7 +117,7 @@ def test_without_a_readable_checkpoint_a_run_begins_anew(tiny: Tiny, tmp_path: P
     directory = stopped_run(config, tmp_path / "b")
     for name in (checkpoint.NAME, checkpoint.PREVIOUS):
         (directory.path / name).write_bytes(b"rubbish")
-    assert "resumed" not in run_cell(prepare(config), tmp_path / "b")
+    assert "resumed" not in run_cell(prepare(config), tmp_path / "b").words
     assert len(directory.rounds()) == 6
 
 
@@ -127,7 +127,7 @@ def test_rounds_that_are_missing_from_the_files_begin_anew(
     config = tiny()
     directory = stopped_run(config, tmp_path / "b")
     (directory.path / "rounds.jsonl").write_text("")
-    assert "resumed" not in run_cell(prepare(config), tmp_path / "b")
+    assert "resumed" not in run_cell(prepare(config), tmp_path / "b").words
     assert "it begins anew" in capsys.readouterr().err
 
 
@@ -153,16 +153,16 @@ def test_a_full_disk_loses_one_round(tiny: Tiny, tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="No space left"):
         run_cell(prepare(config), tmp_path / "b")
     monkeypatch.undo()
-    assert "resumed after round 2" in run_cell(prepare(config), tmp_path / "b")
+    assert "resumed after round 2" in run_cell(prepare(config), tmp_path / "b").words
 
 
 def test_one_cell_is_never_run_by_two(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny()
     with directory_of(config, tmp_path).locked() as mine:
         assert mine
-        assert run_cell(prepare(config), tmp_path) == "is being run by another process"
+        assert run_cell(prepare(config), tmp_path).words == "is being run by another process"
     run_cell(prepare(config), tmp_path)
-    assert run_cell(prepare(config), tmp_path).startswith("was finished already")
+    assert run_cell(prepare(config), tmp_path).words.startswith("was finished already")
 
 
 def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path) -> None:

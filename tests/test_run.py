@@ -92,9 +92,9 @@ def test_the_saved_encoder_is_the_full_encoder(finished: Path) -> None:
 
 
 def test_a_finished_cell_is_not_run_again(tiny: Tiny, tmp_path: Path) -> None:
-    first = run_cell(prepare(tiny()), tmp_path)
+    first = run_cell(prepare(tiny()), tmp_path).directory
     written = (first.path / "summary.json").stat().st_mtime_ns
-    assert run_cell(prepare(tiny()), tmp_path).path == first.path
+    assert run_cell(prepare(tiny()), tmp_path).directory.path == first.path
     assert (first.path / "summary.json").stat().st_mtime_ns == written
 
 
@@ -104,7 +104,7 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_does_not(
 ) -> None:
     configs = [tiny(strategy=strategy, seed=seed) for seed in (0, 0, 1)]
     files = [
-        run_cell(prepare(config), tmp_path / str(number)).path / "encoder.safetensors"
+        run_cell(prepare(config), tmp_path / str(number)).directory.path / "encoder.safetensors"
         for number, config in enumerate(configs)
     ]
     first, again, other = (path.read_bytes() for path in files)
@@ -117,13 +117,13 @@ def test_the_state_of_the_global_generator_does_not_reach_the_result(tiny: Tiny,
     for number in range(2):
         torch.manual_seed(number)
         encoders.append(
-            (run_cell(prepare(tiny()), tmp_path / str(number)).path / "encoder.safetensors").read_bytes()
+            (run_cell(prepare(tiny()), tmp_path / str(number)).directory.path / "encoder.safetensors").read_bytes()
         )
     assert encoders[0] == encoders[1]
 
 
 def test_bf16_trains_and_still_sends_float32(tiny: Tiny, tmp_path: Path) -> None:
-    run = run_cell(prepare(tiny(precision="bf16-mixed")), tmp_path)
+    run = run_cell(prepare(tiny(precision="bf16-mixed")), tmp_path).directory
     assert {value.dtype for value in load_file(run.path / "encoder.safetensors").values()} == {torch.float32}
 
 
