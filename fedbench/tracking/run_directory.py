@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST, ROUNDS, ENCODER, SUMMARY = "manifest.json", "rounds.jsonl", "encoder.safetensors", "summary.json"
-LEDGER, LOCK = "ledger.csv.gz", ".lock"
+LEDGER = "ledger.csv.gz"
 
 
 class RunDirectory:
@@ -64,13 +64,17 @@ class RunDirectory:
     def locked(self) -> Iterator[bool]:
         """Whether this process may run the cell: no other one is at it. The lock ends with the process."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(folder)
+            yield False
+            return
+        try:
             yield True
+        finally:
+            os.close(folder)
 
     def sizes(self) -> dict[str, int]:
         """Of the files that grow with every round."""
