@@ -71,11 +71,10 @@ def run_cells(configs: Sequence[Config], out: Path) -> str:
     return text
 
 
-def _finished_state(directory: RunDirectory) -> str:
-    """That there is nothing to do, and loudly if other code did it."""
+def _other_code(directory: RunDirectory) -> str:
+    """Loudly, if the rounds that are there were made by another commit; else nothing."""
     then, now = directory.manifest()["commit"], git_state(Path(fedbench.__file__).parents[1])["commit"]
-    other = "" if then == now else f", BY OTHER CODE (commit {then}, now {now}); remove it to run it again"
-    return f"was finished already{other}"
+    return "" if then == now else f", BY OTHER CODE (commit {then}, now {now}); remove it to run it again"
 
 
 class Outcome(NamedTuple):
@@ -97,7 +96,7 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
         if not mine:
             return Outcome(directory, "is being run by another process")
         if directory.is_finished(cell_hash):
-            return Outcome(directory, _finished_state(directory))
+            return Outcome(directory, f"was finished already{_other_code(directory)}")
         torch.set_num_threads(config.threads)
         federation = Federation(experiment, directory.path / "clients")
         found = _resume(federation, directory, cell_hash)
@@ -121,7 +120,7 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
             directory.finish(summary, encoder.state_dict())
             checkpoint.remove(directory.path)
             mirror.finish(summary)
-    resumed = f", resumed after round {found.facts['rounds_done']}" if found else ""
+    resumed = f", resumed after round {found.facts['rounds_done']}{_other_code(directory)}" if found else ""
     return Outcome(directory, f"{summary['seconds']:.0f} s{resumed}")
 
 

@@ -131,6 +131,14 @@ def test_rounds_that_are_missing_from_the_files_begin_anew(
     assert "it begins anew" in capsys.readouterr().err
 
 
+def test_a_run_that_other_code_began_says_so_when_it_goes_on(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_run(tiny(), tmp_path)
+    monkeypatch.setattr("fedbench.runner.git_state", lambda source: {"commit": "f00d", "dirty": False})
+    assert "BY OTHER CODE" in run_cell(prepare(tiny()), tmp_path).words
+
+
 def test_a_checkpoint_of_another_run_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny()
     mine, other = stopped_run(config, tmp_path / "b"), stopped_run(tiny(seed=1), tmp_path / "b")

@@ -17,6 +17,7 @@ from fedbench.cli import main
 from fedbench.config import Config
 from fedbench.federation.experiment import prepare
 from fedbench.runner import cell_name, run_cell
+from fedbench.tracking.run_directory import RunDirectory
 
 Tiny = Callable[..., Config]
 
@@ -74,6 +75,17 @@ def test_totals_are_the_sums_of_the_rounds(finished: Path) -> None:
         for key in ("all_clients/flops", "all_clients/upload_bytes", "all_clients/download_bytes"):
             assert summary[key] == sum(record[key] for record in rounds)
         assert summary["client/flops"] == summary["all_clients/flops"] / 3
+
+
+def test_the_byte_ledger_adds_up_to_the_rounds(finished: Path) -> None:
+    for run in (RunDirectory(path) for path in finished.iterdir() if path.is_dir()):
+        lines = run.ledger()
+        for record in run.rounds():
+            mine = [line for line in lines if int(line["round"]) == record["round"]]
+            for direction in ("download", "upload"):
+                entries = [line for line in mine if line["direction"] == direction]
+                total = sum(int(line["value_bytes"]) + int(line["framing_bytes"]) for line in entries)
+                assert total == record[f"all_clients/{direction}_bytes"] > 0
 
 
 def test_all_strategies_are_measured_against_the_same_untrained_encoder(finished: Path) -> None:

@@ -23,8 +23,8 @@ def effective_rank(z_BD: Tensor) -> float:
 
 
 def flatten(state: StateDict) -> Tensor:
-    """All floating-point values of a state as one vector (P,), in the order of their names."""
-    return torch.cat([state[key].flatten().float() for key in sorted(state) if state[key].is_floating_point()])
+    """All floating-point values of a state as one vector (P,), in its order (`decode` gives that of the names)."""
+    return torch.cat([value.flatten().float() for value in state.values() if value.is_floating_point()])
 
 
 def mean_pairwise_l2(updates: list[Tensor]) -> float | None:

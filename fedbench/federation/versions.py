@@ -25,21 +25,23 @@ class Versions:
         self.news: set[str] = set()  # groups that changed since the round before this one began
         self.aggregated: set[str] = set()  # groups whose current values are an aggregate of clients'
         self._risen: set[str] = set()
+        self._returned = False  # whether clients' aggregate is among what rose
 
     def rise(self, group: str, aggregated: bool) -> None:
         """The server's values of `group` changed, or came into being."""
         self.current[group] = self.current.get(group, NOTHING) + 1
         self._risen.add(group)
+        self._returned |= aggregated
         (self.aggregated.add if aggregated else self.aggregated.discard)(group)
         self._held.setdefault(group, np.full(self._num_clients, NOTHING, dtype=np.int32))
 
     def start_round(self) -> None:
         """What rose last is news in this round; what is lacking besides is caught up.
 
-        After a round that changed nothing, because nobody returned, the news are the same.
+        After a round from which nobody returned, its news are still news.
         """
-        if self._risen:
-            self.news, self._risen = self._risen, set()
+        old = set() if self._returned else self.news
+        self.news, self._risen, self._returned = self._risen | old, set(), False
 
     def missing(self, client: int, needed: Iterable[str]) -> list[str]:
         """Groups among `needed` that the client does not hold in the current version."""
@@ -61,6 +63,7 @@ class Versions:
             "news": sorted(self.news),
             "aggregated": sorted(self.aggregated),
             "risen": sorted(self._risen),
+            "returned": self._returned,
         }
 
     def held(self) -> dict[str, np.ndarray]:
@@ -71,6 +74,7 @@ class Versions:
         """Go on from `facts` and `held`."""
         self.current = dict(facts["current"])
         self.news, self.aggregated, self._risen = (set(facts[key]) for key in ("news", "aggregated", "risen"))
+        self._returned = facts["returned"]
         self._held = dict(held)
 
     def forget(self, client: int, groups: Iterable[str]) -> None:

@@ -109,10 +109,8 @@ def _stages(config: Config, samples: int | None) -> tuple[Sizes, list["_Stage"]]
     sizes = client_sizes(config, mechanisms, samples)
     terms: tuple[Strategy | Mechanism, ...] = (strategy, *mechanisms)
     rounds = zip(plans, rounds_per_stage, strict=True)
-    stages = [_Stage(config, terms, plan, stage, number) for stage, (plan, number) in enumerate(rounds, 1)]
-    if server_trains(mechanisms):  # then every group changes in every round
-        for stage in stages:
-            stage.exchanged = frozenset(groups_of(stage.specs))
+    trains = server_trains(mechanisms)
+    stages = [_Stage(config, terms, trains, plan, stage, n) for stage, (plan, n) in enumerate(rounds, 1)]
     for visit in rehearse(config, mechanisms, plans, rounds_per_stage, [stage.specs for stage in stages]):
         stages[visit.stage - 1].visits.append(visit)
     return sizes, stages
@@ -125,7 +123,13 @@ class _Stage:
     """Gathers a stage's visits, traces the steps that they need, sums up."""
 
     def __init__(
-        self, config: Config, terms: tuple[Strategy | Mechanism, ...], plan: StagePlan, stage: int, rounds: int
+        self,
+        config: Config,
+        terms: tuple[Strategy | Mechanism, ...],
+        server_trains: bool,
+        plan: StagePlan,
+        stage: int,
+        rounds: int,
     ) -> None:
         self.config, self.terms, self.plan, self.stage, self.rounds = config, terms, plan, stage, rounds
         encoder = config.encoder
@@ -134,7 +138,8 @@ class _Stage:
         self.specs = describe(self.model)
         self.macs = forward_macs_by_group(self.model, self.image_shape)
         self.visits: list[Visit] = []
-        self.exchanged = plan.trained_groups & plan.uploaded_groups  # what changes in every round
+        every_group, exchanged = groups_of(self.specs), plan.trained_groups & plan.uploaded_groups
+        self.changing = frozenset(every_group) if server_trains else exchanged  # in every round
         self._costs: dict[tuple[int, int, bool], StepCost] = {}
 
     def profile(self, sizes: Sizes, trace: bool) -> StageProfile:
@@ -160,7 +165,7 @@ class _Stage:
             flops_per_step=dearest.flops,
             flops_by_phase=dearest.flops_by_phase,
             flops={"step": self._each(flops), **self._paper_macs()},
-            download_bytes=self._traffic(downloads, self.exchanged),
+            download_bytes=self._traffic(downloads, self.changing),
             upload_bytes=self._traffic(uploads, self.plan.uploaded_groups),
             download={part: self._each(value) for part, value in parts(downloads).items()},
             upload={part: self._each(value) for part, value in parts(uploads).items()},

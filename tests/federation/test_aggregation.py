@@ -48,7 +48,9 @@ def test_one_update_is_in_memory_at_a_time() -> None:
     assert len(seen) == 4
 
 
-def test_the_distance_between_updates_does_not_depend_on_the_order_of_their_tensors() -> None:
-    one = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([5.0])}
-    other = {"b": torch.tensor([5.0]), "a": torch.tensor([1.0, 4.0])}
-    assert mean_pairwise_l2([flatten(one), flatten(other)]) == pytest.approx(2.0)
+def test_the_distance_between_updates_is_the_mean_over_pairs() -> None:
+    values = ([1.0, 2.0], [1.0, 4.0], [1.0, 8.0])
+    updates = [
+        flatten({"a": torch.tensor(value), "b": torch.tensor([5.0]), "n": torch.tensor(3)}) for value in values
+    ]
+    assert mean_pairwise_l2(updates) == pytest.approx((2.0 + 6.0 + 4.0) / 3)

@@ -38,3 +38,8 @@ def test_the_same_tensors_give_the_same_bytes_in_any_order() -> None:
 
 def test_groups_are_selected_by_name() -> None:
     assert set(select(STATE, {"stem", "heads"})) == set(STATE) - {"encoder.blocks.0.w"}
+
+
+def test_tensors_come_out_in_the_order_of_their_names() -> None:
+    for _ in range(8):
+        assert list(decode(encode(STATE))) == sorted(STATE)

@@ -11,7 +11,7 @@ from fedbench.conformance import Trial, run_checks
 from fedbench.conformance.witness import Witness
 from fedbench.federation.experiment import prepare
 from fedbench.federation.loop import Federation
-from fedbench.federation.participation import participation
+from fedbench.federation.participation import Participation, participation
 from fedbench.federation.payload import StateDict, decode, encode
 
 Tiny = Callable[..., Config]
@@ -64,6 +64,23 @@ def test_catch_up_is_what_a_client_lacks_because_it_was_not_there(tiny: Tiny) ->
     finished = ("encoder.stem", "encoder.blocks.0", "encoder.blocks.1")
     sizes = [value.nbytes for key, value in witness.final[-1].items() if key.startswith(finished)]
     assert [record.catch_up_bytes for record in witness.records] == [0, 0, 0, 0, 0, sum(sizes)]
+
+
+@pytest.mark.parametrize("strategy", ["fedssl", "lw_fedssl@v4", "lw_fedssl@v3"])
+@pytest.mark.parametrize("empty", [2, 3])  # a stage's first round, and its last
+def test_a_round_from_which_nobody_returned_makes_no_catch_up_of_the_next(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, empty: int, strategy: str
+) -> None:
+    """Nobody missed what the others have: what they are sent after it is the round's, or a finished block."""
+
+    def none_in_one_round(config: Config, round_index: int) -> Participation:
+        everyone = tuple(range(config.federation.num_clients))
+        return Participation(everyone, frozenset(everyone if round_index == empty else ()), frozenset())
+
+    monkeypatch.setattr("fedbench.federation.loop.participation", none_in_one_round)
+    records = Witness(prepare(tiny(strategy=strategy))).records
+    assert [len(record.returned) for record in records] == [3 * (number != empty) for number in range(6)]
+    assert [record.catch_up_bytes for record in records] == [0] * 6
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,15 @@ import pytest
 
 from fedbench.config import Config
 from fedbench.conformance.witness import Witness
-from fedbench.errors import AccountingError
-from fedbench.federation import GrowingStrategy, StagePlan
+from fedbench.errors import AccountingError, UserError
+from fedbench.federation import GrowingStrategy, Mechanism, StagePlan
 from fedbench.federation import shipment as shipment_module
 from fedbench.federation.experiment import prepare
 from fedbench.federation.record import LEDGER_COLUMNS, RoundRecord
+from fedbench.federation.server_training import ServerTraining
 from fedbench.plugins import builtin_files
 from fedbench.profiling import Profile, profile
+from fedbench.profiling.rehearsal import server_trains
 
 Tiny = Callable[..., Config]
 STRATEGIES = ["fedssl", "prog_fedssl", "lw_fedssl@v3", "lw_fedssl@v4"]
@@ -131,3 +133,15 @@ def test_a_record_without_a_gpu_says_so(tiny: Tiny) -> None:
     flat = record.to_dict()
     for name in ("max_allocated_bytes", "max_reserved_bytes", "process_bytes"):
         assert flat[f"client/cuda_{name}"] is None
+
+
+class ReadsTheModel(Mechanism):
+    """A server step that depends on values, which a rehearsal has not."""
+
+    def server_step(self, server: ServerTraining) -> None:
+        server.model.train()
+
+
+def test_a_server_step_that_cannot_be_rehearsed_is_named() -> None:
+    with pytest.raises(UserError, match=r"a mechanism's server_step reads 'model'; allowed .* train"):
+        server_trains([ReadsTheModel()])
