@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedbench.conventions import CONVENTIONS, ConventionName
 from fedbench.errors import UserError
@@ -40,8 +40,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME|PATH",
         help=f"run a grid (no name: {DEFAULT_GRID}; `list grids` shows all)",
     )
-    run.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="preset or YAML file, and overrides")
+    run.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONFIG | key=value[,value]",
+        help="preset or YAML file, and overrides; a key with several values runs a cell for each",
+    )
     run.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: runs, or runs/GRID)")
+    run.add_argument("--dry-run", action="store_true", help="list the cells and what they will cost")
+    run.add_argument("--jobs", type=positive, default=1, metavar="N", help="cells at a time (default: 1)")
+    run.add_argument("--shard", type=part, default=(1, 1), metavar="I/N", help="the I-th of N parts of the cells")
     run.set_defaults(action=run_command)
 
     cost = commands.add_parser(
@@ -79,7 +87,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 for a failed check, 2 for bad input, 130 when interrupted."""
+    """Run a command; returns the exit code.
+
+    0; 1 for a failed check or cell; 2 for bad input; 130 when interrupted.
+    """
     arguments = parse(words)
     try:
         return int(arguments.action(arguments) or 0)
@@ -87,7 +98,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"fedbench: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("fedbench: interrupted; finished cells are kept", file=sys.stderr)
+        print("fedbench: interrupted; the same command goes on after the last whole round", file=sys.stderr)
         return 130
 
 
@@ -127,29 +138,36 @@ def names(kind: str) -> dict[str, str]:
     return {name: first_line(Path(__file__).parent / folder / f"{name}.py") for name in choices}
 
 
-def run_command(arguments: argparse.Namespace) -> None:
-    """Check every cell, then run them one after the other, then print the leaderboard."""
+def run_command(arguments: argparse.Namespace) -> int:
+    """Check every cell, then run them, then print the leaderboard; 1 if a cell failed."""
     configs, out = selected_cells(arguments)
     check_out(out)
     print(f"fedbench: {len(configs)} cell(s) into {out}", file=sys.stderr)
     with uncollected():
-        from fedbench.runner import run_cells
+        from fedbench.cells import run_cells
+        from fedbench.profiling.forecast import forecast
 
-    print(run_cells(configs, out))
+    if arguments.dry_run:
+        print(forecast(configs, out))
+        return 0
+    states = run_cells(configs, out, arguments.jobs)
+    print(f"fedbench: {', '.join(f'{count} {state}' for state, count in states.items())}", file=sys.stderr)
+    return int(states["failed"] > 0)
 
 
 def profile_command(arguments: argparse.Namespace) -> None:
     """Print what a configuration will cost; alone, the paper's table beside ours."""
     from fedbench.budgets import parse_budgets
-    from fedbench.config import load_config, resolve_file, strategy_label
+    from fedbench.config import load_config, read_words, resolve_file, strategy_label
     from fedbench.config.load import read_yaml
 
     budgets = parse_budgets(word for word in arguments.budget or [] if is_budget(word))
     words = [*arguments.words, *(word for word in arguments.budget or [] if not is_budget(word))]
     if arguments.budget and (not budgets or arguments.json or arguments.csv or arguments.convention != "step"):
         raise UserError("--budget: allowed: one RESOURCE=AMOUNT or more, as text, in the convention step")
-    file, overrides = split_words(words)
-    base = read_yaml(resolve_file(file or PAPER_PRESET, "presets")) if file or not words else {}
+    asked = read_words(words)
+    overrides = asked.single()
+    base = read_yaml(resolve_file(asked.file or PAPER_PRESET, "presets")) if asked.file or not words else {}
     configs = [load_config(base, overrides)]
     compare = arguments.compare or (REFERENCE if words else PAPER_STRATEGIES)
     without = [{key: value for key, value in tree.items() if key != "strategy"} for tree in (base, overrides)]
@@ -189,16 +207,6 @@ def published_command(arguments: argparse.Namespace) -> None:
     print("\n\n".join(comparison(name) for name in arguments.tables or table_names()))
 
 
-def split_words(words: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
-    """The CONFIG among the words, if any, and the tree of the overrides."""
-    from fedbench.config import parse_overrides
-
-    files = [word for word in words if "=" not in word]
-    if len(files) > 1:
-        raise UserError(f"too many configurations: {', '.join(files)}; allowed: one CONFIG")
-    return (files[0] if files else None), parse_overrides(word for word in words if "=" in word)
-
-
 def is_budget(word: str) -> bool:
     """Whether a word behind `--budget` is one, and no CONFIG or override that came after it."""
     from fedbench.budgets import RESOURCES
@@ -214,6 +222,14 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}; allowed: 1 or more")
     return value
+
+
+def part(text: str) -> tuple[int, int]:
+    """`2/8`, for argparse."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed: I/N with I from 1 to N")
+    return int(index), int(count)
 
 
 @contextlib.contextmanager
@@ -247,25 +263,25 @@ def report_command(arguments: argparse.Namespace) -> None:
 
 def check_command(arguments: argparse.Namespace) -> int:
     """Print the conformance table of one strategy; 1 if a check failed."""
-    from fedbench.config import parse_overrides
+    from fedbench.config import read_words
 
-    names = [word for word in arguments.words if "=" not in word]
-    if len(names) != 1:
-        raise UserError(f"check: {len(names)} strategies named; allowed: one, and its fields as key=value")
-    fields = parse_overrides(word for word in arguments.words if "=" in word)
+    asked = read_words(arguments.words)
+    if asked.file is None:
+        raise UserError("check: no strategy named; allowed: one, and its fields as key=value")
+    fields = asked.single()
     with uncollected():
         from fedbench.conformance.report import check_strategy, render
 
-    rows = check_strategy({"name": names[0], **fields})
+    rows = check_strategy({"name": asked.file, **fields})
     print(render(rows))
     return int(any(finding is not None for _, _, finding in rows))
 
 
 def selected_cells(arguments: argparse.Namespace) -> tuple[list["Config"], Path]:
     """The cells that the words ask for, validated, and the folder for their results."""
-    from fedbench.config import load_config, resolve_file
+    from fedbench.config import read_words, resolve_file
     from fedbench.config.load import read_yaml
-    from fedbench.grid import cells, read_grid
+    from fedbench.grid import Grid, cells, read_grid, shard
 
     words = list(arguments.words)
     grid = arguments.grid
@@ -273,11 +289,15 @@ def selected_cells(arguments: argparse.Namespace) -> tuple[list["Config"], Path]
         grid is not None and "=" in grid and not Path(grid).is_file()
     ):  # `run --grid seed=1`: argparse takes the override for the name
         words, grid = [grid, *words], DEFAULT_GRID
-    file, overrides = split_words(words)
-    if file and grid:
-        raise UserError(f"too many configurations: {file}, --grid {grid}; allowed: one CONFIG, or --grid alone")
+    asked = read_words(words)
+    if asked.file and grid:
+        raise UserError(
+            f"too many configurations: {asked.file}, --grid {grid}; allowed: one CONFIG, or --grid alone"
+        )
     if grid is None:
-        base = read_yaml(resolve_file(file, "presets")) if file else {}
-        return [load_config(base, overrides)], arguments.out or Path("runs")
-    path = resolve_file(grid, "grids")
-    return cells(read_grid(path), overrides), arguments.out or Path("runs") / path.stem
+        found = Grid(base=read_yaml(resolve_file(asked.file, "presets")) if asked.file else {})
+        out = Path("runs")
+    else:
+        path = resolve_file(grid, "grids")
+        found, out = read_grid(path), Path("runs") / path.stem
+    return shard(cells(found, asked.overrides, asked.sweeps), arguments.shard), arguments.out or out

@@ -6,9 +6,11 @@ axes:
   seed: [0, 1, 2]
 cells:
   - {strategy: fedssl, federation: {local_epochs: 1}}
+exclude:
+  - {strategy: prog_fedssl, seed: 2}
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from itertools import product
 from pathlib import Path
@@ -17,20 +19,25 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedbench.config import Config, load_config
-from fedbench.config.load import explain, merge, nest, read_yaml
+from fedbench.config.load import explain, flat, merge, nest, read_yaml
 from fedbench.errors import UserError
 
 Tree = dict[str, Any]
+Axes = Mapping[str, Sequence[Any]]
 
 
 class Grid(BaseModel):
-    """A grid file: every cell is `base`, one value of each axis (dotted keys), and the command line on top."""
+    """A grid file: every cell is `base`, one value of each axis (dotted keys), and the command line on top.
+
+    A cell in which every key of an exclusion has the value given there is left out.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     base: Tree = {}
     axes: dict[str, list[Any]] = {}
     cells: list[Tree] = []
+    exclude: list[Tree] = []
 
 
 def read_grid(path: Path) -> Grid:
@@ -46,18 +53,59 @@ def read_grid(path: Path) -> Grid:
         raise UserError("\n".join([f"{path} is not a grid:", *lines])) from error
 
 
-def cells(grid: Grid, overrides: Mapping[str, Any]) -> list[Config]:
-    """Every cell, validated; equal ones once. All are checked before the first one runs."""
+def cells(grid: Grid, overrides: Tree, sweeps: Axes | None = None) -> list[Config]:
+    """Every cell, validated; equal ones once. All are checked before the first one runs.
+
+    Args:
+        sweeps: axes of the command line, on top of every cell.
+
+    Raises:
+        UserError: naming the axis or the exclusion; or no cell is left.
+    """
     empty = [key for key, values in grid.axes.items() if not values]
     if empty:
         raise UserError(f"axes.{empty[0]} is empty; allowed: one value or more")
     trees = [merge(grid.base, axes) for axes in _combinations(grid.axes)] if grid.axes else []
     trees += [merge(grid.base, cell) for cell in grid.cells]
-    configs = [load_config(tree, overrides) for tree in trees or [grid.base]]
-    return list({config.model_dump_json(): config for config in configs}.values())
+    swept = list(_combinations(sweeps or {}))
+    configs = [load_config(tree, sweep, overrides) for tree in trees or [grid.base] for sweep in swept]
+    different = list({config.model_dump_json(): config for config in configs}.values())
+    return _left(different, [reduce(merge, map(nest, one, one.values()), {}) for one in grid.exclude])
 
 
-def _combinations(axes: Mapping[str, list[Any]]) -> Iterable[Tree]:
+def _left(configs: Sequence[Config], exclude: Sequence[Tree]) -> list[Config]:
+    trees = [config.model_dump(mode="json") for config in configs]
+    for key in {key for one in exclude for key in flat(one)}:
+        if not any(_has(tree, key) for tree in trees):
+            raise UserError(f"exclude: no cell has a key {key}; allowed: {', '.join(flat(trees[0]))}")
+    left = [
+        config for config, tree in zip(configs, trees, strict=True) if not any(_is(tree, one) for one in exclude)
+    ]
+    if not left:
+        raise UserError("exclude: leaves no cell of the grid; allowed: to leave one or more")
+    return left
+
+
+def _has(tree: Tree, key: str) -> bool:
+    return any(one == key or one.startswith(f"{key}.") for one in flat(tree))
+
+
+def _is(value: Any, wanted: Any) -> bool:
+    """Whether the configuration agrees with an exclusion; a section's name, or its preset's, stands for it."""
+    if isinstance(value, Mapping) and isinstance(wanted, str):
+        return wanted in (value.get("name"), value.get("preset"))
+    if isinstance(value, Mapping) and isinstance(wanted, Mapping):
+        return all(key in value and _is(value[key], one) for key, one in wanted.items())
+    return bool(value == wanted)
+
+
+def shard(configs: Sequence[Config], part: tuple[int, int]) -> list[Config]:
+    """Every n-th cell from the i-th on, of `(i, n)`: the parts of a cluster's array job."""
+    index, count = part
+    return list(configs[index - 1 :: count])
+
+
+def _combinations(axes: Axes) -> Iterable[Tree]:
     """One tree per element of the cartesian product; keys are dotted."""
     for values in product(*axes.values()):
         yield reduce(merge, map(nest, axes, values), {})

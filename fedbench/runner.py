@@ -1,15 +1,13 @@
 """One cell: train, evaluate, write the run directory, mirror to W&B."""
 
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import fedbench
 from fedbench.config import Config, config_hash, strategy_label
@@ -18,17 +16,14 @@ from fedbench.encoders import Encoder, build_encoder
 from fedbench.evaluation import linear_probe
 from fedbench.federation import checkpoint
 from fedbench.federation.checkpoint import Checkpoint
-from fedbench.federation.experiment import Experiment, prepare
+from fedbench.federation.experiment import Experiment
 from fedbench.federation.loop import Federation
 from fedbench.federation.model import build_model
-from fedbench.federation.record import LEDGER_COLUMNS, RoundRecord
+from fedbench.federation.record import LEDGER_COLUMNS
+from fedbench.files import exclusive
 from fedbench.metering.forward import forward_macs
-from fedbench.tracking.leaderboard import render, write
 from fedbench.tracking.manifest import git_state, manifest
-from fedbench.tracking.pareto import plot
-from fedbench.tracking.ranking import leaderboard
 from fedbench.tracking.run_directory import RunDirectory
-from fedbench.tracking.runs import read_runs
 from fedbench.tracking.wandb_mirror import WandbMirror
 
 
@@ -51,26 +46,6 @@ def cell_name(experiment: Experiment) -> str:
     return f"{plain}-{identity(experiment)[:8]}"
 
 
-def run_cells(configs: Sequence[Config], out: Path) -> str:
-    """Run cells one after the other; the leaderboard's files follow every cell. Returns its text.
-
-    Raises:
-        UserError: before the first cell runs, if any cell cannot.
-    """
-    for config in configs:
-        prepare(config)
-    text = ""
-    for number, config in enumerate(configs, start=1):
-        experiment = prepare(config)
-        outcome = run_cell(experiment, out)
-        print(f"[{number}/{len(configs)}] {outcome.directory.path.name}: {outcome.words}", file=sys.stderr)
-        rows = leaderboard(read_runs(out))
-        write(rows, out)
-        plot(rows, out / "pareto.png")
-        text = render(rows)
-    return text
-
-
 def _other_code(directory: RunDirectory) -> str:
     """Loudly, if the rounds that are there were made by another commit; else nothing."""
     then, now = directory.manifest()["commit"], git_state(Path(fedbench.__file__).parents[1])["commit"]
@@ -78,9 +53,9 @@ def _other_code(directory: RunDirectory) -> str:
 
 
 class Outcome(NamedTuple):
-    """Where a cell's results are, and what was done, in words."""
+    """How a cell ended, and what was done, in words."""
 
-    directory: RunDirectory
+    state: Literal["finished", "elsewhere", "failed"]
     words: str
 
 
@@ -92,14 +67,14 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
     """
     config, name, cell_hash = experiment.config, cell_name(experiment), identity(experiment)
     directory = RunDirectory(out / name)
-    with directory.locked() as mine:
+    with exclusive(directory.path) as mine:
         if not mine:
-            return Outcome(directory, "is being run by another process")
+            return Outcome("elsewhere", "is being run by another process")
         if directory.is_finished(cell_hash):
-            return Outcome(directory, f"was finished already{_other_code(directory)}")
+            return Outcome("finished", f"was finished already{_other_code(directory)}")
         torch.set_num_threads(config.threads)
         federation = Federation(experiment, directory.path / "clients")
-        found = _resume(federation, directory, cell_hash)
+        found, complaints = _resume(federation, directory, cell_hash)
         if found is None:
             data_hash, device = experiment.dataset.content_hash, experiment.device.type
             directory.start(manifest(config, data_hash, experiment.sources, device, cell_hash, name))
@@ -108,7 +83,7 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
         facts = directory.manifest()
         run_id = digest([cell_hash, facts["started"]])  # the same one after a resume
         with WandbMirror(config.tracking, name, facts["config"], directory.path, run_id) as mirror:
-            for record in _progress(federation, name):
+            for record in federation.rounds():
                 directory.append_round(record.to_dict())
                 directory.append_ledger(LEDGER_COLUMNS, record.ledger())
                 seconds = before + perf_counter() - start
@@ -120,34 +95,25 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
             directory.finish(summary, encoder.state_dict())
             checkpoint.remove(directory.path)
             mirror.finish(summary)
-    resumed = f", resumed after round {found.facts['rounds_done']}{_other_code(directory)}" if found else ""
-    return Outcome(directory, f"{summary['seconds']:.0f} s{resumed}")
+    resumed = f"resumed after round {found.facts['rounds_done']}{_other_code(directory)}" if found else ""
+    empty = summary["rounds/without_return"]
+    kept = f"from {empty} round(s) no client returned, they kept the model" if empty else ""
+    return Outcome(
+        "finished", "; ".join(filter(None, [f"{summary['seconds']:.0f} s", *complaints, resumed, kept]))
+    )
 
 
-def _resume(federation: Federation, directory: RunDirectory, cell_hash: str) -> Checkpoint | None:
-    """Bring the federation and the files to the last round that was kept whole; None to begin anew."""
+def _resume(
+    federation: Federation, directory: RunDirectory, cell_hash: str
+) -> tuple[Checkpoint | None, list[str]]:
+    """Bring the federation and the files to the last round that was kept whole; None to begin anew, and why."""
     found, complaints = checkpoint.read(directory.path, cell_hash)
-    for complaint in complaints:
-        print(f"fedbench: {complaint}", file=sys.stderr)
     if found is None:
-        return None
+        return None, complaints
     if not directory.rewind(found.facts["sizes"]):
-        print(f"fedbench: {directory.path}: rounds are missing from its files; it begins anew", file=sys.stderr)
-        return None
+        return None, [*complaints, "rounds are missing from its files, it began anew"]
     federation.resume(found)
-    return found
-
-
-def _progress(federation: Federation, name: str) -> Iterator[RoundRecord]:
-    """The rounds that are left, with a bar."""
-    total, done = federation.config.federation.rounds, federation.rounds_done
-    with tqdm(total=total, initial=done, desc=name, unit="round", disable=None, leave=False) as bar:
-        for record in federation.rounds():
-            yield record
-            if not record.returned:
-                bar.write(f"round {record.round_index}: no client returned, the model is kept", file=sys.stderr)
-            bar.set_postfix(stage=record.stage, loss=record.mean("loss"))
-            bar.update()
+    return found, complaints
 
 
 def _final_encoder(config: Config, state: Mapping[str, Tensor]) -> Encoder:
@@ -182,6 +148,7 @@ def _costs(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "diverged": _diverged(rounds),
         "memory_source": max(record["client/memory_source"] for record in rounds),  # "" where nobody trained
         "server/flops": sum(record["server/flops"] for record in rounds),
+        "rounds/without_return": sum(not record["returned"] for record in rounds),
         "clients/num_lost": sum(record["num_lost"] for record in rounds),
         "clients/num_rejected": sum(record["num_rejected"] for record in rounds),
         **{f"encoder/forward_macs_{counter}": value for counter, value in macs.items()},

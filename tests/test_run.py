@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from tiny_config import TINY
 
 from fedbench.cli import main
@@ -103,11 +103,20 @@ def test_the_saved_encoder_is_the_full_encoder(finished: Path) -> None:
         encoder.load_state_dict(load_file(run / "encoder.safetensors"))
 
 
+def run_of(config: Config, out: Path) -> Path:
+    return out / cell_name(prepare(config))
+
+
+def encoder_of(config: Config, out: Path) -> bytes:
+    run_cell(prepare(config), out)
+    return (run_of(config, out) / "encoder.safetensors").read_bytes()
+
+
 def test_a_finished_cell_is_not_run_again(tiny: Tiny, tmp_path: Path) -> None:
-    first = run_cell(prepare(tiny()), tmp_path).directory
-    written = (first.path / "summary.json").stat().st_mtime_ns
-    assert run_cell(prepare(tiny()), tmp_path).directory.path == first.path
-    assert (first.path / "summary.json").stat().st_mtime_ns == written
+    run_cell(prepare(tiny()), tmp_path)
+    written = (run_of(tiny(), tmp_path) / "summary.json").stat().st_mtime_ns
+    assert run_cell(prepare(tiny()), tmp_path).words.startswith("was finished already")
+    assert (run_of(tiny(), tmp_path) / "summary.json").stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize("strategy", ["fedssl", "lw_fedssl"])
@@ -115,11 +124,7 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_does_not(
     tiny: Tiny, tmp_path: Path, strategy: str
 ) -> None:
     configs = [tiny(strategy=strategy, seed=seed) for seed in (0, 0, 1)]
-    files = [
-        run_cell(prepare(config), tmp_path / str(number)).directory.path / "encoder.safetensors"
-        for number, config in enumerate(configs)
-    ]
-    first, again, other = (path.read_bytes() for path in files)
+    first, again, other = (encoder_of(config, tmp_path / str(number)) for number, config in enumerate(configs))
     assert first == again
     assert first != other
 
@@ -128,15 +133,13 @@ def test_the_state_of_the_global_generator_does_not_reach_the_result(tiny: Tiny,
     encoders = []
     for number in range(2):
         torch.manual_seed(number)
-        encoders.append(
-            (run_cell(prepare(tiny()), tmp_path / str(number)).directory.path / "encoder.safetensors").read_bytes()
-        )
+        encoders.append(encoder_of(tiny(), tmp_path / str(number)))
     assert encoders[0] == encoders[1]
 
 
 def test_bf16_trains_and_still_sends_float32(tiny: Tiny, tmp_path: Path) -> None:
-    run = run_cell(prepare(tiny(precision="bf16-mixed")), tmp_path).directory
-    assert {value.dtype for value in load_file(run.path / "encoder.safetensors").values()} == {torch.float32}
+    encoder = load(encoder_of(tiny(precision="bf16-mixed"), tmp_path))
+    assert {value.dtype for value in encoder.values()} == {torch.float32}
 
 
 def test_cells_that_differ_have_different_names(tiny: Tiny) -> None:

@@ -1,10 +1,9 @@
-"""Configuration: pydantic models (`schema`), YAML files and dotted overrides (`load`)."""
+"""Configuration: pydantic models (`schema`), YAML files (`load`), the words of a command line (`words`)."""
 
 from fedbench.config.load import (
     config_hash,
     config_names,
     load_config,
-    parse_overrides,
     resolve_file,
     strategy_label,
 )
@@ -20,6 +19,7 @@ from fedbench.config.schema import (
     SSLConfig,
     TrackingConfig,
 )
+from fedbench.config.words import Words, parse_overrides, read_words
 
 __all__ = [
     "AugmentationConfig",
@@ -32,10 +32,12 @@ __all__ = [
     "ProbeConfig",
     "SSLConfig",
     "TrackingConfig",
+    "Words",
     "config_hash",
     "config_names",
     "load_config",
     "parse_overrides",
+    "read_words",
     "resolve_file",
     "strategy_label",
 ]

@@ -69,19 +69,12 @@ def read_yaml(path: Path) -> Tree:
     return tree
 
 
-def parse_overrides(words: Iterable[str]) -> Tree:
-    """`["ssl.name=byol", "seed=3"]` -> `{"ssl": {"name": "byol"}, "seed": 3}`; values are YAML."""
-    tree: Tree = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not all(key.split(".")):
-            raise UserError(f"{word!r} is not an override; allowed: key=value or section.key=value")
-        try:
-            value = yaml.load(text, _Loader)
-        except (yaml.YAMLError, RecursionError) as error:
-            raise UserError(f"{key}: {text!r} is not valid YAML: {error}") from error
-        tree = merge(tree, nest(key, value), drop_fields=False)  # the order of the words does not matter
-    return tree
+def parse_yaml(text: str, key: str) -> Any:
+    """The value of `key` on a command line."""
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{key}: {text!r} is not valid YAML: {error}") from error
 
 
 def nest(key: str, value: Any) -> Tree:

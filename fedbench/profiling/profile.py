@@ -10,7 +10,7 @@ from math import prod
 
 import torch
 
-from fedbench.config.load import strategy_label
+from fedbench.config.load import config_hash, strategy_label
 from fedbench.config.schema import Config
 from fedbench.conventions import ConventionName
 from fedbench.data import build_views
@@ -29,6 +29,7 @@ PAPER_RULES: tuple[ConventionName, ...] = ("paper-v4", "paper-v3")
 PARTS = ("encoder", "heads", "buffers", "hand_over", "catch_up", "framing")
 PAPER_GB = 1000 * 2**20  # bytes: what [LW] v4 calls a GB
 Number = int | float
+Traced = dict[tuple[str, int, int, int, bool], StepCost]
 
 
 @dataclass(frozen=True)
@@ -89,28 +90,31 @@ class Profile:
         return both / PAPER_GB
 
 
-def profile(config: Config, samples: int | None = None, trace: bool = True) -> Profile:
+def profile(
+    config: Config, samples: int | Sequence[int] | None = None, trace: bool = True, traced: Traced | None = None
+) -> Profile:
     """Profile a configuration without its data.
 
     Args:
-        samples: per client; None: as known from the configuration, see `client_sizes`.
+        samples: of every client, or of each one; None: as known from the configuration, see `client_sizes`.
         trace: False leaves out what needs a traced step (FLOPs in the convention `step`, and memory: zeros).
+        traced: steps that were traced before, and place for those that are now; alike for all seeds.
 
     Raises:
         UserError: the configuration cannot be run.
     """
-    sizes, stages = _stages(config, samples)
+    sizes, stages = _stages(config, samples, {} if traced is None else traced)
     return Profile(strategy_label(config), tuple(stage.profile(sizes, trace) for stage in stages), sizes)
 
 
-def _stages(config: Config, samples: int | None) -> tuple[Sizes, list["_Stage"]]:
+def _stages(config: Config, samples: int | Sequence[int] | None, traced: Traced) -> tuple[Sizes, list["_Stage"]]:
     """The stages of a configuration with all their visits."""
     strategy, mechanisms, plans, rounds_per_stage = check(config)
     sizes = client_sizes(config, mechanisms, samples)
     terms: tuple[Strategy | Mechanism, ...] = (strategy, *mechanisms)
     rounds = zip(plans, rounds_per_stage, strict=True)
     trains = server_trains(mechanisms)
-    stages = [_Stage(config, terms, trains, plan, stage, n) for stage, (plan, n) in enumerate(rounds, 1)]
+    stages = [_Stage(config, terms, trains, plan, stage, n, traced) for stage, (plan, n) in enumerate(rounds, 1)]
     for visit in rehearse(config, mechanisms, plans, rounds_per_stage, [stage.specs for stage in stages]):
         stages[visit.stage - 1].visits.append(visit)
     return sizes, stages
@@ -130,6 +134,7 @@ class _Stage:
         plan: StagePlan,
         stage: int,
         rounds: int,
+        traced: Traced,
     ) -> None:
         self.config, self.terms, self.plan, self.stage, self.rounds = config, terms, plan, stage, rounds
         encoder = config.encoder
@@ -140,7 +145,8 @@ class _Stage:
         self.visits: list[Visit] = []
         every_group, exchanged = groups_of(self.specs), plan.trained_groups & plan.uploaded_groups
         self.changing = frozenset(every_group) if server_trains else exchanged  # in every round
-        self._costs: dict[tuple[int, int, bool], StepCost] = {}
+        self._alike = config_hash(config.model_copy(update={"seed": 0}))  # the seed does not change a step's cost
+        self._traced = traced
 
     def profile(self, sizes: Sizes, trace: bool) -> StageProfile:
         """Sum up the visits."""
@@ -184,16 +190,16 @@ class _Stage:
         return batch, num_samples // batch * self.config.federation.local_epochs
 
     def _cost(self, batch: int, visit: Visit) -> StepCost:
-        key = (batch, len(visit.active), visit.first)
-        if key not in self._costs:
+        key = (self._alike, self.stage, batch, len(visit.active), visit.first)
+        if key not in self._traced:
             task = self._task()
             task.run_blocks(visit.active)
             gone = {"previous"} if visit.first else set()
             task.teachers = {name: teacher for name, teacher in task.teachers.items() if name not in gone}
-            self._costs[key] = trace_step(task, batch, self.image_shape, self.config.precision)
+            self._traced[key] = trace_step(task, batch, self.image_shape, self.config.precision)
             if "previous" not in task.all_teachers:  # then a first visit is like any other
-                self._costs[(batch, len(visit.active), not visit.first)] = self._costs[key]
-        return self._costs[key]
+                self._traced[(*key[:-1], not visit.first)] = self._traced[key]
+        return self._traced[key]
 
     def _task(self) -> LocalTask:
         freeze_all_but(self.model, self.plan.trained_groups)

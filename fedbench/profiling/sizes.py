@@ -20,7 +20,7 @@ class Sizes:
     source: str
 
 
-def client_sizes(config: Config, mechanisms: Sequence[Mechanism], samples: int | None) -> Sizes:
+def client_sizes(config: Config, mechanisms: Sequence[Mechanism], samples: int | Sequence[int] | None) -> Sizes:
     """Samples per client: those given, those of a data set that is shipped, an even split of `data.num_train`.
 
     If none of these is known, one batch for each client.
@@ -35,13 +35,14 @@ def client_sizes(config: Config, mechanisms: Sequence[Mechanism], samples: int |
     return sizes
 
 
-def _sizes(config: Config, mechanisms: Sequence[Mechanism], samples: int | None) -> Sizes:
+def _sizes(config: Config, mechanisms: Sequence[Mechanism], samples: int | Sequence[int] | None) -> Sizes:
     clients, batch = config.federation.num_clients, config.optimizer.batch_size
+    if isinstance(samples, Sequence):
+        return Sizes(tuple(samples), "the data's own sizes")
     if samples is not None:
         return Sizes((samples,) * clients, f"{samples} per client, as asked for")
     if config.data.name in SHIPPED:
-        counts = tuple(len(indices) for indices in prepare(config).client_indices)
-        return Sizes(counts, "the data's own sizes")
+        return _sizes(config, mechanisms, [len(indices) for indices in prepare(config).client_indices])
     total = config.data.num_train
     if total is not None:
         held_out = sum(round(wish * total) for wish in _wishes(mechanisms) if isinstance(wish, float))

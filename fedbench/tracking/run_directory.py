@@ -5,14 +5,12 @@ is not finite (the loss of a diverged run) is written as null: JSON has no word 
 """
 
 import csv
-import fcntl
 import gzip
 import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
 
 MANIFEST, ROUNDS, ENCODER, SUMMARY = "manifest.json", "rounds.jsonl", "encoder.safetensors", "summary.json"
 LEDGER = "ledger.csv.gz"
+ERROR = "error.txt"
 
 
 class RunDirectory:
@@ -37,7 +36,7 @@ class RunDirectory:
         The old summary goes first: were we killed here, the folder would count as unfinished.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in (SUMMARY, ENCODER, ROUNDS, LEDGER):
+        for name in (SUMMARY, ENCODER, ROUNDS, LEDGER, ERROR):
             (self.path / name).unlink(missing_ok=True)
         write_json(self.path / MANIFEST, manifest)
 
@@ -60,22 +59,6 @@ class RunDirectory:
         with gzip.open(self.path / LEDGER, "rt", encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
 
-    @contextmanager
-    def locked(self) -> Iterator[bool]:
-        """Whether this process may run the cell: no other one is at it. The lock ends with the process."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(folder)
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            os.close(folder)
-
     def sizes(self) -> dict[str, int]:
         """Of the files that grow with every round."""
         return {name: (self.path / name).stat().st_size for name in (ROUNDS, LEDGER)}
@@ -87,6 +70,7 @@ class RunDirectory:
             return False
         for path, size in paths.items():
             os.truncate(path, size)
+        (self.path / ERROR).unlink(missing_ok=True)
         return True
 
     def finish(self, summary: Mapping[str, Any], encoder_state: Mapping[str, "Tensor"]) -> None:
@@ -96,6 +80,11 @@ class RunDirectory:
         tensors = {name: tensor.detach().contiguous() for name, tensor in encoder_state.items()}
         write_atomically(self.path / ENCODER, save(tensors, metadata=None))
         write_json(self.path / SUMMARY, summary)
+
+    def fail(self, text: str) -> None:
+        """Leave word of why the run stopped; gone when it goes on."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / ERROR, text.encode())
 
     def is_finished(self, cell_hash: str) -> bool:
         """Whether this folder holds the finished run of the cell with that hash."""
@@ -108,8 +97,8 @@ class RunDirectory:
         return _read_json(self.path / MANIFEST)
 
     def rounds(self) -> list[dict[str, Any]]:
-        """The records so far, one per round."""
-        lines = (self.path / ROUNDS).read_text(encoding="utf-8").splitlines()
+        """The records so far, one per round; of a line that is just being written there is none yet."""
+        *lines, _ = (self.path / ROUNDS).read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines]
 
     def summary(self) -> dict[str, Any]:

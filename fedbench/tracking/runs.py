@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from fedbench.config.load import flat
 from fedbench.conventions import CONVENTIONS
 from fedbench.errors import UserError
-from fedbench.tracking.run_directory import MANIFEST, SUMMARY, RunDirectory
+from fedbench.tracking.run_directory import ERROR, MANIFEST, SUMMARY, RunDirectory
 
 T = TypeVar("T")
 NEEDED = {"config", "data_hash", "device", "sources", "started"}
@@ -84,7 +84,7 @@ def read_runs(folder: Path) -> list[Run]:
     """The finished run directories directly under `folder`, by name; `UserError` if it is no folder."""
     runs, left_out = gather([folder])
     for path, reason in left_out.items():
-        if reason != UNFINISHED:
+        if not reason.startswith(UNFINISHED):
             print(f"fedbench: {path} is left out, {reason}", file=sys.stderr)
     return runs
 
@@ -125,7 +125,7 @@ def _read(path: Path) -> Run | str:
     """A run, or why there is none."""
     try:
         if not (path / SUMMARY).is_file():
-            return UNFINISHED
+            return UNFINISHED + _why_it_stopped(path)
         run = Run(RunDirectory(path).manifest(), RunDirectory(path).summary(), path)
         assert run.manifest.keys() >= NEEDED
         assert run.summary.keys() >= {*LABELS}
@@ -138,6 +138,12 @@ def _read(path: Path) -> Run | str:
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
         return "its files are not those of a run"
     return run
+
+
+def _why_it_stopped(path: Path) -> str:
+    """The last line of its error, if it left one."""
+    lines = (path / ERROR).read_text(encoding="utf-8").splitlines() if (path / ERROR).is_file() else []
+    return f": {lines[-1]}" if lines else ""
 
 
 def cells(runs: Iterable[Run]) -> list[Cell]:

@@ -1,0 +1,136 @@
+"""Many cells, one after the other or in worker processes; one that fails does not stop the rest."""
+
+import multiprocessing
+import os
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, as_completed
+from pathlib import Path
+from typing import NamedTuple
+
+from pebble import ProcessExpired, ProcessPool
+
+from fedbench.config import Config
+from fedbench.errors import UserError
+from fedbench.federation.experiment import prepare
+from fedbench.files import exclusive
+from fedbench.runner import Outcome, cell_name, identity, run_cell
+from fedbench.tracking.leaderboard import render, write
+from fedbench.tracking.pareto import plot
+from fedbench.tracking.progress import Progress
+from fedbench.tracking.ranking import Row, leaderboard
+from fedbench.tracking.run_directory import ERROR, RunDirectory
+from fedbench.tracking.runs import read_runs
+
+
+class Task(NamedTuple):
+    """A cell that was checked: its configuration, hash and run directory."""
+
+    config: Config
+    cell_hash: str
+    directory: RunDirectory
+
+    @property
+    def name(self) -> str:
+        """Of the run directory."""
+        return self.directory.path.name
+
+
+def prepare_cells(configs: Sequence[Config], out: Path) -> list[Task]:
+    """Check every cell before the first one runs.
+
+    Raises:
+        UserError: if any cell cannot be run.
+    """
+    tasks = []
+    for config in configs:
+        experiment = prepare(config)
+        tasks.append(Task(config, identity(experiment), RunDirectory(out / cell_name(experiment))))
+    return tasks
+
+
+def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[str]:
+    """Run what is not finished yet; the leaderboard's files follow every cell, and it is printed at the end.
+
+    Args:
+        jobs: cells at a time; with more than one, each in a process of its own.
+
+    Returns: how many cells ended in which state, see `Outcome`.
+    """
+    tasks = prepare_cells(configs, out)
+    _warn_of_threads(tasks, jobs)
+    states: Counter[str] = Counter()
+    rows: Sequence[Row] = ()
+    with Progress([(task.directory, task.cell_hash, task.config.federation.rounds) for task in tasks]) as progress:
+        ended = _one_by_one(tasks, progress) if jobs == 1 else _in_workers(tasks, progress, jobs)
+        for task, outcome in ended:
+            states[outcome.state] += 1
+            done = states.total()
+            print(f"[{done}/{len(tasks)}] {task.name}: {outcome.words}", file=sys.stderr)
+            rows = _refresh(out)
+    print(render(rows))
+    return states
+
+
+def _refresh(out: Path) -> list[Row]:
+    """Write the leaderboard of all finished runs in `out`, whoever ran them."""
+    with exclusive(out, wait=True):
+        rows = leaderboard(read_runs(out))
+        write(rows, out)
+        plot(rows, out / "pareto.png")
+    return rows
+
+
+def _warn_of_threads(tasks: Sequence[Task], jobs: int) -> None:
+    threads, cores = max(task.config.threads for task in tasks), len(os.sched_getaffinity(0))
+    if jobs > 1 and jobs * threads > cores:
+        print(
+            f"fedbench: {jobs} jobs of {threads} threads share {cores} cores and hinder each other; threads="
+            f"{max(1, cores // jobs)} would not (threads are part of a cell, they reach its last bits)",
+            file=sys.stderr,
+        )
+
+
+def attempt(task: Task) -> Outcome:
+    """Run a cell; an error ends this cell alone, and stands in its run directory."""
+    try:
+        return run_cell(prepare(task.config), task.directory.path.parent)
+    except UserError as error:
+        return _failed(task, str(error), str(error))
+    except Exception as error:
+        return _failed(task, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def _failed(task: Task, words: str, text: str) -> Outcome:
+    task.directory.fail(f"{text.rstrip()}\n")
+    return Outcome("failed", f"FAILED, {words.splitlines()[0]} (see {task.directory.path / ERROR})")
+
+
+def _one_by_one(tasks: Sequence[Task], progress: Progress) -> Iterator[tuple[Task, Outcome]]:
+    for task in tasks:
+        progress.running = {task.name}.copy
+        yield task, attempt(task)
+
+
+def _in_workers(tasks: Sequence[Task], progress: Progress, jobs: int) -> Iterator[tuple[Task, Outcome]]:
+    """In the order in which they end. A worker that dies fails its cell and is replaced."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imports once, for all workers
+    pool = ProcessPool(max_workers=min(jobs, len(tasks)), context=context)
+    try:
+        futures: dict[Future[Outcome], Task] = {pool.schedule(attempt, args=[task]): task for task in tasks}
+        progress.running = lambda: {task.name for future, task in futures.items() if future.running()}
+        for future in as_completed(futures):
+            task = futures[future]
+            try:
+                yield task, future.result()
+            except ProcessExpired as error:
+                text = f"its process died, exit code {error.exitcode}"
+                killed = "; -9 is a kill, as when memory runs out" if error.exitcode == -9 else ""
+                yield task, _failed(task, text, text + killed)
+        pool.close()
+    finally:
+        pool.stop()
+        pool.join()

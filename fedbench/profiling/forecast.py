@@ -1,0 +1,55 @@
+"""The cells of a grid, what they will cost and what is done: nothing is trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedbench.config import Config
+from fedbench.conventions import CONVENTIONS
+from fedbench.federation.experiment import prepare
+from fedbench.profiling.profile import Profile, Traced, profile
+from fedbench.runner import cell_name, identity
+from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number
+from fedbench.tracking.progress import CellState, look
+from fedbench.tracking.run_directory import RunDirectory
+
+HEADERS = ("cell", "state", "GFLOPs", "memory MiB", "down MB", "up MB")
+
+
+def forecast(configs: Sequence[Config], out: Path) -> str:
+    """A table with one line for each cell, as Markdown.
+
+    Raises:
+        UserError: if any cell cannot be run.
+    """
+    traced: Traced = {}
+    lines, left = [], 0.0
+    for config in configs:
+        experiment = prepare(config)
+        directory = RunDirectory(out / cell_name(experiment))
+        state = look(directory, identity(experiment), config.federation.rounds, running=False)
+        cost = profile(config, [len(indices) for indices in experiment.client_indices], traced=traced)
+        lines.append([state.name, _words(state), *_figures(cost)])
+        left += (
+            cost.total("flops", "step") * config.federation.num_clients * (1 - state.rounds_done / state.rounds)
+        )
+    rule = CONVENTIONS["step"]
+    notes = bullets(
+        f"About {number(left / GFLOPS)} GFLOPs of all clients are left to do.",
+        f"Of a mean client over the whole run; convention `step`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
+        "Memory: the highest peak of any client. Not counted: the server's own training, the probe.",
+    )
+    return f"{markdown(HEADERS, lines, left=2)}\n\n{notes}"
+
+
+def _words(state: CellState) -> str:
+    begun = f" after round {state.rounds_done} of {state.rounds}" if 0 < state.rounds_done < state.rounds else ""
+    return f"{'stopped' if begun and state.state == 'waiting' else state.state}{begun}"
+
+
+def _figures(cost: Profile) -> list[str]:
+    return [
+        number(cost.total("flops", "step") / GFLOPS),
+        number(cost.peak_memory_bytes / MIB),
+        number(cost.total("download_bytes", "step") / MB),
+        number(cost.total("upload_bytes", "step") / MB),
+    ]

@@ -1,0 +1,123 @@
+"""A live table of cells, in a terminal: what each one is at, read from its run directory."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Self
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from fedbench.tracking.run_directory import ERROR, ROUNDS, RunDirectory
+
+ORDER = ("running", "failed", "finished", "waiting")
+AROUND = 6  # lines of a terminal that the table's frame and caption take
+RECENT = 5  # rounds whose mean time predicts the rest
+
+
+@dataclass(frozen=True)
+class CellState:
+    """What a cell is at.
+
+    Attributes:
+        state: one of `ORDER`.
+        rounds_done: of `rounds`.
+        top1: the last linear probe, a fraction, if there was one.
+        seconds_left: of its rounds, if it is running and has done one.
+    """
+
+    name: str
+    state: str
+    rounds_done: int
+    rounds: int
+    loss: float | None = None
+    top1: float | None = None
+    seconds_left: float | None = None
+
+
+def look(directory: RunDirectory, cell_hash: str, rounds: int, running: bool) -> CellState:
+    """The state of a cell as its files tell it."""
+    name = directory.path.name
+    if directory.is_finished(cell_hash):
+        return CellState(name, "finished", rounds, rounds, top1=directory.summary().get("probe/linear_top1"))
+    records = directory.rounds() if (directory.path / ROUNDS).is_file() else []
+    state = "running" if running else "failed" if (directory.path / ERROR).is_file() else "waiting"
+    if not records:
+        return CellState(name, state, 0, rounds)
+    pace = fmean(record["seconds/round"] for record in records[-RECENT:])
+    left = pace * (rounds - len(records)) if running else None
+    probed = [record["probe/linear_top1"] for record in records if "probe/linear_top1" in record]
+    loss = records[-1]["train/loss"]
+    return CellState(name, state, len(records), rounds, loss, probed[-1] if probed else None, left)
+
+
+class Progress:
+    """Shows the table while its block runs; nothing where the error stream is no terminal.
+
+    Attributes:
+        running: tells the names of the cells that are being run at the moment.
+    """
+
+    def __init__(self, cells: Sequence[tuple[RunDirectory, str, int]], console: Console | None = None) -> None:
+        self.running: Callable[[], set[str]] = set
+        self._cells = {
+            directory.path.name: (directory, cell_hash, rounds) for directory, cell_hash, rounds in cells
+        }
+        self._finished: dict[str, CellState] = {}  # these change no more
+        self._console = console or Console(file=sys.stderr)
+        self._live = Live(console=self._console, get_renderable=self.table, refresh_per_second=1, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def states(self) -> Iterator[CellState]:
+        """Of all cells, in the order of the grid."""
+        running = self.running()
+        for name, cell in self._cells.items():
+            state = self._finished.get(name) or look(*cell, running=name in running)
+            if state.state == "finished":
+                self._finished[name] = state
+            yield state
+
+    def table(self) -> Table:
+        """As many cells as the terminal has room for, those that matter most first."""
+        states = list(self.states())
+        counts = Counter(state.state for state in states)
+        caption = ", ".join(f"{counts[word]} {word}" for word in ORDER if counts[word])
+        table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD)
+        table.add_column("cell", overflow="ellipsis", no_wrap=True, ratio=1)
+        table.add_column("state")
+        for heading in ("round", "loss", "top-1 %", "left"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for state in sorted(states, key=lambda one: ORDER.index(one.state))[: self._console.height - AROUND]:
+            table.add_row(*row(state))
+        return table
+
+
+def row(state: CellState) -> tuple[str, ...]:
+    """The words of a line; what is not known is left empty."""
+    return (
+        state.name,
+        state.state,
+        f"{state.rounds_done}/{state.rounds}",
+        "" if state.loss is None else f"{state.loss:.3f}",
+        "" if state.top1 is None else f"{100 * state.top1:.1f}",
+        "" if state.seconds_left is None else duration(state.seconds_left),
+    )
+
+
+def duration(seconds: float) -> str:
+    """`2:05:09`, or `5:09` within an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,209 @@
+"""Running many cells: some fail, some die, some are another process's; the rest is finished all the same."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from tiny_config import TINY
+
+from fedbench.cells import prepare_cells, run_cells
+from fedbench.cli import main
+from fedbench.config import Config
+from fedbench.federation.experiment import prepare
+from fedbench.files import exclusive
+from fedbench.runner import cell_name, run_cell
+from fedbench.tracking.progress import Progress, duration
+from fedbench.tracking.run_directory import RunDirectory
+
+Tiny = Callable[..., Config]
+PLUGIN = '''
+"""Ends in the second stage as `how` says."""
+
+import os
+import signal
+from dataclasses import dataclass
+
+from fedbench.federation import GrowingStrategy, StagePlan
+
+
+@dataclass(frozen=True)
+class Unlucky(GrowingStrategy):
+    how: str = "raises"
+
+    def plan(self, stage, num_blocks):
+        newest = self.newest_blocks(stage, num_blocks)
+        return StagePlan(newest.stop, trainable=newest, upload=newest)
+
+    def start_stage(self, stage, fresh, server):
+        if stage == 2 and self.how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if stage == 2:
+            raise RuntimeError("no luck")
+        return super().start_stage(stage, fresh, server)
+'''
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    """Two cells that end well around two that do not."""
+    (tmp_path / "unlucky.py").write_text(PLUGIN)
+    bad = [{"name": str(tmp_path / "unlucky.py"), "how": how} for how in ("raises", "dies")]
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({"base": TINY, "axes": {"strategy": ["fedssl", *bad, "lw_fedssl"]}}))
+    return path
+
+
+def summaries(out: Path) -> set[str]:
+    return {json.loads(path.read_text())["strategy"] for path in out.glob("*/summary.json")}
+
+
+def test_a_cell_that_fails_or_dies_does_not_stop_the_rest(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["run", "--grid", str(grid), "--out", str(out), "--jobs", "2"]) == 1
+    printed = capsys.readouterr()
+    assert "2 finished" in printed.err
+    assert "2 failed" in printed.err
+    assert "FAILED, RuntimeError: no luck" in printed.err
+    assert "FAILED, its process died, exit code -9" in printed.err
+    assert summaries(out) == {"fedssl", "lw_fedssl"}
+    assert "lw_fedssl" in printed.out
+    texts = [path.read_text() for path in out.glob("*/error.txt")]
+    assert len(texts) == 2
+    assert any('raise RuntimeError("no luck")' in text for text in texts)
+
+
+def test_the_number_of_jobs_does_not_change_a_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({"base": TINY, "axes": {"strategy": ["fedssl", "lw_fedssl@v3"]}}))
+    for jobs in ("1", "2"):
+        main(["run", "--grid", str(path), "--out", str(tmp_path / jobs), "--jobs", jobs])
+    one, two = (
+        {path.parent.name: path.read_bytes() for path in (tmp_path / jobs).glob("*/encoder*")} for jobs in "12"
+    )
+    assert len(one) == 2
+    assert one == two
+
+
+def test_a_failed_cell_goes_on_when_it_is_started_again(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("fedbench.runner._probe", lambda *_: 1 / 0)
+        assert run_cells([tiny()], tmp_path) == {"failed": 1}
+    assert "FAILED, ZeroDivisionError" in capsys.readouterr().err
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert (folder / "error.txt").is_file()
+    assert run_cells([tiny()], tmp_path) == {"finished": 1}
+    assert "resumed after round 6" in capsys.readouterr().err
+    assert not (folder / "error.txt").exists()
+
+
+def test_cells_of_another_process_are_left_to_it(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = [tiny(seed=0), tiny(seed=1)]
+    with exclusive(tmp_path / cell_name(prepare(configs[0]))):
+        assert run_cells(configs, tmp_path) == {"elsewhere": 1, "finished": 1}
+    assert "is being run by another process" in capsys.readouterr().err
+
+
+def test_a_dry_run_lists_what_a_run_costs_and_what_is_done(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "grid.yaml"
+    uneven = {**TINY, "data": {"name": "digits", "num_train": 61}}
+    path.write_text(yaml.safe_dump({"base": uneven, "axes": {"strategy": ["fedssl", "lw_fedssl"]}}))
+    words = ["run", "--grid", str(path), "--out", str(tmp_path / "out")]
+    assert main([*words, "--dry-run"]) == 0
+    before = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[2].strip() for line in before[2:4]] == ["waiting", "waiting"]
+    assert not (tmp_path / "out").exists()
+    main([*words, "--shard", "1/2"])
+    table = capsys.readouterr().out
+    row = next(line for line in table.splitlines() if "| fedssl" in line)
+    for column in before[2].split("|")[3:7]:
+        assert f"{column.strip()} (1.00x)" in row
+    main([*words, "--dry-run"])
+    after = capsys.readouterr().out.splitlines()
+    assert [line.split("|")[2].strip() for line in after[2:4]] == ["finished", "waiting"]
+
+
+def test_the_live_table_tells_what_every_cell_is_at(tiny: Tiny, tmp_path: Path) -> None:
+    configs = [tiny(seed=seed) for seed in range(4)]
+    tasks = prepare_cells(configs, tmp_path)
+    run_cell(prepare(configs[0]), tmp_path)
+    top1 = tasks[0].directory.summary()["probe/linear_top1"]
+    records = tasks[0].directory.rounds()
+    for task in tasks[1:3]:
+        task.directory.start({})
+        for record in records[:2]:
+            task.directory.append_round({**record, "seconds/round": 45.0})
+    tasks[2].directory.fail("no luck")
+    console = Console(file=io.StringIO(), force_terminal=True, width=130, height=40)
+    progress = Progress([(task.directory, task.cell_hash, 6) for task in tasks], console)
+    progress.running = {tasks[1].name}.copy
+    console.print(progress.table())
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    cells = [line.split() for line in lines if "seed" in line]
+    assert [(cell[1], cell[2]) for cell in cells] == [
+        ("running", "2/6"),
+        ("failed", "2/6"),
+        ("finished", "6/6"),
+        ("waiting", "0/6"),
+    ]
+    assert cells[0][-1] == "3:00"
+    assert cells[2][-1] == f"{100 * top1:.1f}"
+    assert "1 running, 1 failed, 1 finished, 1 waiting" in "\n".join(lines)
+
+
+def test_a_line_that_is_being_written_is_no_round_yet(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.append_round({"round": 0})
+    with (tmp_path / "rounds.jsonl").open("a") as file:
+        file.write('{"round": 1, "tr')
+    assert directory.rounds() == [{"round": 0}]
+
+
+def test_a_duration_reads_like_a_clock() -> None:
+    assert [duration(seconds) for seconds in (5, 65, 7509)] == ["0:05", "1:05", "2:05:09"]
+
+
+def test_an_interrupt_ends_the_workers_too(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    long = {**TINY, "federation": {**TINY["federation"], "rounds": 10_000}}  # type: ignore[dict-item]
+    path.write_text(yaml.safe_dump({"base": long, "axes": {"seed": [0, 1]}}))
+    command = [sys.executable, "-m", "fedbench", "run", "--grid", str(path), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [*command, "--jobs", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+    end = time.monotonic() + 120
+    while len(list((tmp_path / "out").glob("*/rounds.jsonl"))) < 2 and time.monotonic() < end:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted" in text
+    assert b"Traceback" not in text
+    assert ends(process.pid)
+
+
+def ends(group: int) -> bool:
+    """Whether no process of the group is left, after some seconds."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
