@@ -68,6 +68,11 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="(default: report)")
     show.set_defaults(action=report_command)
 
+    out = commands.add_parser("export", allow_abbrev=False, help="a run's encoder for timm or torchvision")
+    out.add_argument("run", type=Path, metavar="RUN", help="directory of a finished run")
+    out.add_argument("--out", type=Path, metavar="FILE", help=".safetensors file (default: in the run directory)")
+    out.set_defaults(action=export_command)
+
     check = commands.add_parser("check", allow_abbrev=False, help="does a strategy keep to what all must keep to")
     check.add_argument("words", nargs="+", metavar="NAME|PATH | key=value", help="a strategy, and its fields")
     check.set_defaults(action=check_command)
@@ -234,6 +239,17 @@ def report_command(arguments: argparse.Namespace) -> None:
     print(
         f"fedbench: {arguments.out / 'report.html'} is the page, beside it .md, .csv, .json, .png", file=sys.stderr
     )
+
+
+def export_command(arguments: argparse.Namespace) -> None:
+    """Write the encoder under the other library's names, print the lines that load it."""
+    check_out(arguments.out.parent if arguments.out else arguments.run)
+    with uncollected():
+        from fedbench.pretrained import export
+
+    file, usage = export(arguments.run, arguments.out)
+    print(f"fedbench: {file} is written; these lines load it:", file=sys.stderr)
+    print(usage)
 
 
 def check_command(arguments: argparse.Namespace) -> int:
