@@ -20,6 +20,7 @@ class StandIn(ThreadingHTTPServer):
         self.operations: list[tuple[str, dict[str, Any]]] = []
         self.history: list[tuple[str, int, list[dict[str, Any]]]] = []
         self.files: dict[str, bytes] = {}
+        self.reports: dict[str, dict[str, Any]] = {}  # saved ones by id
         self.refuses = False  # to create runs
         self.away = False  # answers nothing of use
         self.url = f"http://127.0.0.1:{self.server_port}"
@@ -41,17 +42,34 @@ class StandIn(ThreadingHTTPServer):
         files = [{"name": name, "uploadUrl": f"{self.url}/upload/{name}"} for name in names]
         sequence = {"id": "S", "latestArtifact": None}
         viewer = {"id": "U", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}
+        pages = {"pageInfo": {"endCursor": None, "hasNextPage": False}}
+        reports = [{"cursor": key, "node": node} for key, node in self.reports.items()]
         answers: dict[str, Any] = {
             "Viewer": {"viewer": viewer},
             "RunResumeStatus": {"model": None},
             "UpsertBucket": {"upsertBucket": {"bucket": bucket, "inserted": True}},
             "ArtifactType": {"project": None},
+            "GetDefaultEntity": {"viewer": viewer},
+            "ProjectInternalId": {"project": {"id": "P", "internalId": "1"}},
+            "GetProjects": {"models": {"edges": [], **pages}},
+            "ProjectViews": {"project": {"allViews": {"edges": reports, **pages}}},
             "CreateArtifact": {
                 "createArtifact": {"artifact": {"id": "A", "state": "COMMITTED", "artifactSequence": sequence}}
             },
             "CreateRunFiles": {"createRunFiles": {"runID": "B", "uploadHeaders": [], "files": files}},
         }
+        if operation == "upsertView":
+            return {"data": {"upsertView": {"view": self._saved(variables), "inserted": True}}}
         return {"data": answers.get(operation, {})}
+
+    def _saved(self, report: dict[str, Any]) -> dict[str, Any]:
+        key = report["id"] or f"report{len(self.reports)}"
+        now = {"updatedAt": "2026-01-01T00:00:00", "createdAt": "2026-01-01T00:00:00"}
+        kept = {word: report[word] for word in ("type", "name", "displayName", "description", "spec")}
+        project = {"id": "P", "name": report["projectName"], "entityName": report["entityName"]}
+        user = {"username": "me", "photoUrl": None, "email": "me"}
+        self.reports[key] = {"id": key, **kept, **now, "project": project, "user": user}
+        return self.reports[key]
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, fields
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 from fedbench.config import TrackingConfig, load_config
 from fedbench.config.load import digest
 from fedbench.errors import UserError
-from fedbench.tracking.leaderboard import plain
+from fedbench.tracking.leaderboard import plain, render
 from fedbench.tracking.pareto import plot
 from fedbench.tracking.ranking import Row, by_table, leaderboard
 from fedbench.tracking.runs import Run
-from fedbench.tracking.wandb_mirror import WandbMirror
+from fedbench.tracking.wandb_mirror import Place, WandbMirror
+from fedbench.tracking.wandb_report import save_report
 from fedbench.tracking.wandb_server import warn
 
 FOLDER = "leaderboard"  # below that of the results: where W&B's files go
@@ -49,10 +51,22 @@ def mirror_leaderboard(runs: Sequence[Run], tracking: TrackingConfig, out: Path)
         WandbMirror(tracking, name, {"runs": cells}, out / FOLDER, run_id, "leaderboard") as mirror,
     ):
         mirror.show(lambda: _media(rows, Path(pictures)))
-        url = mirror.url
+        place = mirror.place
         mirror.finish({})
-    if url:
-        warn(f"the leaderboard is at {url}")
+    if place:
+        warn(f"the leaderboard is at {place.url}")
+        _save_report(place, name, render(rows), tracking.group)
+
+
+def _save_report(place: Place, name: str, text: str, group: str | None) -> None:
+    """A saved report too, where wandb-workspaces is installed; what goes wrong in it is told and nothing more."""
+    if find_spec("wandb_workspaces") is None:
+        warn("no saved W&B report; for one: pip install wandb-workspaces")
+        return
+    try:
+        save_report(place.entity, place.project, f"fedbench {name}", text, group)
+    except Exception as error:
+        warn(f"no saved W&B report: {type(error).__name__}: {error}")
 
 
 def _media(rows: Sequence[Row], folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from fedbench.config import TrackingConfig
 from fedbench.tracking import wandb_server
@@ -11,6 +11,14 @@ from fedbench.tracking.wandb_server import warn
 
 INIT_TIMEOUT_S = 20
 FINISH_TIMEOUT_S = 30  # then what was not uploaded stays on the disk
+
+
+class Place(NamedTuple):
+    """Of a run on the W&B server."""
+
+    entity: str
+    project: str
+    url: str
 
 
 class WandbMirror:
@@ -44,9 +52,10 @@ class WandbMirror:
         return self
 
     @property
-    def url(self) -> str | None:
-        """Where an online run is to be seen."""
-        return None if self._run is None else self._run.url
+    def place(self) -> Place | None:
+        """Where an online run is to be seen; None for one that is not online."""
+        run = self._run
+        return None if run is None or run.offline else Place(run.entity, run.project, run.url)
 
     def log_round(self, record: Mapping[str, Any], step: int) -> None:
         """The numbers of one round as one metric set at `step`."""

@@ -12,6 +12,7 @@ from wandb_stand_in import StandIn
 
 from fedbench.cli import main
 from fedbench.errors import UserError
+from fedbench.tracking import wandb_leaderboard
 from fedbench.tracking.run_directory import RunDirectory
 from fedbench.tracking.runs import read_runs
 from fedbench.tracking.wandb_leaderboard import mirror_leaderboard, tracking_of
@@ -72,6 +73,7 @@ def test_a_repeated_report_writes_the_same_run_anew(
     assert not server.sent("RunResumeStatus")
     assert [len(table_file(tmp_path / name)["data"]) for name in "ab"] == [2, 3]
     assert sum("/table/" in name for name in server.files) == 2
+    assert list((tmp_path / "cwd").iterdir()) == []
     assert f"leaderboard is at {server.url}/me/p/runs/{calls[0]['name']}" in capsys.readouterr().err
 
 
@@ -83,6 +85,44 @@ def test_without_a_network_the_report_is_written_and_the_leaderboard_waits(
     assert report(runs, tmp_path / "out") == 0
     assert recorded(tmp_path / "out" / "leaderboard")["summary"]["leaderboard"]["nrows"] == 2
     assert f"wandb sync --include-online {tmp_path}/out/*/wandb/*run-*" in capsys.readouterr().err
+
+
+def test_a_saved_report_shows_the_table_the_picture_and_the_runs_and_is_saved_once(
+    runs: Path, tmp_path: Path, server: StandIn
+) -> None:
+    pytest.importorskip("wandb_workspaces")
+    for _ in range(2):
+        assert report(runs, tmp_path / "out") == 0
+    (saved,) = server.reports.values()
+    blocks = {block["type"]: block for block in json.loads(saved["spec"])["blocks"]}
+    assert saved["displayName"] == "fedbench leaderboard g"
+    assert "| fedssl " in blocks["markdown-block"]["content"]
+    for word in ("pareto", "train/loss", "summary:client/upload_bytes", '"value":"cell"', '"value":"g"'):
+        assert word in saved["spec"]
+
+
+def fail(*_: object) -> None:
+    raise OSError("gone")
+
+
+@pytest.mark.parametrize(
+    ("name", "replacement", "said"),
+    [("save_report", fail, "no saved W&B report: OSError: gone"), ("find_spec", lambda _: None, "pip install")],
+)
+def test_without_a_saved_report_the_leaderboard_is_there_all_the_same(
+    runs: Path,
+    tmp_path: Path,
+    server: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    replacement: Callable[..., None],
+    said: str,
+) -> None:
+    monkeypatch.setattr(wandb_leaderboard, name, replacement)
+    assert report(runs, tmp_path / "out") == 0
+    assert said in capsys.readouterr().err
+    assert len(server.history) == 1
 
 
 def test_tables_that_are_not_comparable_have_a_picture_each(fake_run: Fake, tmp_path: Path) -> None:
