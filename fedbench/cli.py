@@ -72,9 +72,17 @@ def parser() -> argparse.ArgumentParser:
     show = commands.add_parser(
         "report", allow_abbrev=False, help="compare finished runs: tables, and a page to look at"
     )
-    show.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run directories, or folders of them")
+    show.add_argument("words", nargs="+", metavar="RUNS", help="run directories, or folders of them")
     show.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="(default: report)")
+    show.add_argument(
+        "--wandb", action="store_true", help="show the leaderboard in W&B too; tracking.KEY=VALUE says where"
+    )
     show.set_defaults(action=report_command)
+
+    out = commands.add_parser("export", allow_abbrev=False, help="a run's encoder for timm or torchvision")
+    out.add_argument("run", type=Path, metavar="RUN", help="directory of a finished run")
+    out.add_argument("--out", type=Path, metavar="FILE", help=".safetensors file (default: in the run directory)")
+    out.set_defaults(action=export_command)
 
     check = commands.add_parser("check", allow_abbrev=False, help="does a strategy keep to what all must keep to")
     check.add_argument("words", nargs="+", metavar="NAME|PATH | key=value", help="a strategy, and its fields")
@@ -250,15 +258,38 @@ def check_out(out: Path) -> None:
 
 
 def report_command(arguments: argparse.Namespace) -> None:
-    """Write the report, print its tables."""
+    """Write the report, print its tables; with `--wandb`, mirror the leaderboard."""
+    from fedbench.config import parse_overrides
+
     check_out(arguments.out)
+    words = [word for word in arguments.words if word.startswith("tracking.") and "=" in word]
+    paths = [Path(word) for word in arguments.words if word not in words]
+    if words and not arguments.wandb:
+        raise UserError(f"{words[0]}: allowed only with --wandb")
+    overrides = parse_overrides(words)
     with uncollected():
         from fedbench.tracking.report import report
+        from fedbench.tracking.runs import gather
+        from fedbench.tracking.wandb_leaderboard import mirror_leaderboard, tracking_of
 
-    print(report(arguments.runs, arguments.out))
-    print(
-        f"fedbench: {arguments.out / 'report.html'} is the page, beside it .md, .csv, .json, .png", file=sys.stderr
-    )
+    runs, _ = gather(paths)
+    tracking = tracking_of(runs, overrides) if arguments.wandb else None
+    print(report(paths, arguments.out))
+    page = arguments.out / "report.html"
+    print(f"fedbench: {page} is the page, beside it .md, .csv, .json, .png", file=sys.stderr)
+    if tracking:
+        mirror_leaderboard(runs, tracking, arguments.out)
+
+
+def export_command(arguments: argparse.Namespace) -> None:
+    """Write the encoder under the other library's names, print the lines that load it."""
+    check_out(arguments.out.parent if arguments.out else arguments.run)
+    with uncollected():
+        from fedbench.pretrained import export
+
+    file, usage = export(arguments.run, arguments.out)
+    print(f"fedbench: {file} is written; these lines load it:", file=sys.stderr)
+    print(usage)
 
 
 def check_command(arguments: argparse.Namespace) -> int:

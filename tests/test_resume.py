@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -138,6 +139,31 @@ def test_a_run_that_other_code_began_says_so_when_it_goes_on(
     stopped_run(tiny(), tmp_path)
     monkeypatch.setattr("fedbench.runner.git_state", lambda source: {"commit": "f00d", "dirty": False})
     assert "BY OTHER CODE" in run_cell(prepare(tiny()), tmp_path).words
+
+
+def test_a_resumed_run_asks_wandb_for_the_run_that_it_was(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    asked: list[dict[str, Any]] = []
+    steps: list[int] = []
+
+    def init(**keys: Any) -> Any:
+        asked.append(keys)
+        run = Mock()
+        run.log.side_effect = lambda numbers, step: steps.append(step)
+        return run
+
+    monkeypatch.setattr(wandb, "init", init)
+    config = tiny(tracking={"wandb": "offline"})
+    run_until(config, tmp_path, done=3, before_checkpoint=True)
+    run_cell(prepare(config), tmp_path)
+    run_cell(prepare(tiny(tracking={"wandb": "offline"}, seed=1)), tmp_path)
+    first, resumed, other = [keys["id"] for keys in asked]
+    assert first == resumed != other
+    assert {keys["resume"] for keys in asked} == {"allow"}
+    assert steps == [0, 1, 2, 3, 4, 5, *range(6)]
 
 
 def test_a_checkpoint_of_another_run_is_refused(tiny: Tiny, tmp_path: Path) -> None:

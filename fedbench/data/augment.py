@@ -18,6 +18,7 @@ from fedbench.data import colour, spatial
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1
 SIGMA = (0.1, 2.0)  # pixels; range of the blur's standard deviation
 MAX_ASPECT = 4 / 3  # crops are at most this much wider than high, or higher than wide
+MEAN, STD = 0.5, 0.25  # of the one normalisation, for every channel
 CROP_ATTEMPTS = 10  # draws until a crop fits, as torchvision's RandomResizedCrop
 
 
@@ -39,8 +40,8 @@ def build_views(config: AugmentationConfig, image_size: int) -> Views:
 
 
 def normalize(images: Tensor) -> Tensor:
-    """(x - 0.5) / 0.25 for float images in [0, 1]: the one normalisation of training and evaluation."""
-    return images.sub(0.5).div_(0.25)
+    """(x - MEAN) / STD for float images in [0, 1]: the one normalisation of training and evaluation."""
+    return images.sub(MEAN).div_(STD)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,14 @@
 """Vision transformer of [LW] Sec. 4.1: timm's, without a class token, mean-pooled."""
 
+from typing import Any
+
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fedbench.config.schema import EncoderConfig
 from fedbench.encoders.encoder import Encoder
+from fedbench.encoders.twin import Twin
 
 
 class PatchStem(nn.Module):
@@ -32,21 +35,35 @@ def build(config: EncoderConfig, depth: int) -> Encoder:
     Initialised like the original MoCo v3 (position embedding from sines and cosines, Xavier weights), because
     [LW] names no initialisation of its own. Unlike there, stem and position embedding are trained.
     """
-    vit = VisionTransformer(
-        img_size=config.image_size,
-        patch_size=config.patch_size,
-        in_chans=config.in_channels,
-        embed_dim=config.width,
-        depth=depth,
-        num_heads=config.heads,
-        mlp_ratio=4.0,
-        class_token=False,
-        global_pool="avg",
-        fc_norm=False,
-        num_classes=0,
-        weight_init="moco",
-    )
+    vit = VisionTransformer(**timm_arguments(config, depth), weight_init="moco")
     side = config.image_size // config.patch_size
     positions_TD = build_sincos2d_pos_embed([side, side], config.width)
     stem = PatchStem(vit.patch_embed, nn.Parameter(positions_TD.unsqueeze(0)))
     return Encoder(stem, list(vit.blocks), vit.norm, mean_tokens, nn.Identity(), config.width)
+
+
+def timm_arguments(config: EncoderConfig, depth: int) -> dict[str, Any]:
+    """What makes timm's VisionTransformer this encoder's twin: the same tensors, the same features."""
+    return {
+        "img_size": config.image_size,
+        "patch_size": config.patch_size,
+        "in_chans": config.in_channels,
+        "embed_dim": config.width,
+        "depth": depth,
+        "num_heads": config.heads,
+        "mlp_ratio": 4.0,
+        "class_token": False,
+        "global_pool": "avg",
+        "fc_norm": False,
+        "num_classes": 0,
+    }
+
+
+def twin(config: EncoderConfig) -> Twin:
+    """timm's model of the same encoder."""
+    arguments = timm_arguments(config, config.depth)
+    code = (
+        "from timm.models.vision_transformer import VisionTransformer\n"
+        f"model = VisionTransformer({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+    )
+    return Twin("timm", arguments, code, {"stem.": ""})

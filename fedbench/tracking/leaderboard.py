@@ -47,11 +47,12 @@ def csv_text(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _plain(value) for key, value in asdict(row).items()} for row in rows)
+    writer.writerows({key: plain(value) for key, value in asdict(row).items()} for row in rows)
     return text.getvalue()
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """For a cell of a table: several values as one text with spaces between them."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 

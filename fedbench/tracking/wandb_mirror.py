@@ -1,38 +1,49 @@
 """Weights & Biases as a mirror of the run directory: it may lose its reflection, it never stops a run."""
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from fedbench.config import TrackingConfig
+from fedbench.tracking import wandb_server
+from fedbench.tracking.wandb_server import warn
 
-INIT_TIMEOUT_S = 30
-FINISH_TIMEOUT_S = 120
+INIT_TIMEOUT_S = 20
+FINISH_TIMEOUT_S = 30  # then what was not uploaded stays on the disk
+
+
+class Place(NamedTuple):
+    """Of a run on the W&B server."""
+
+    entity: str
+    project: str
+    url: str
 
 
 class WandbMirror:
-    """One W&B run for one cell, written under `folder`; use as a context manager.
+    """One W&B run, of a cell or of the leaderboard, written under `folder`; use as a context manager.
 
-    `online` without a key or without a network becomes `offline`. The first exception inside wandb is
-    told on stderr and ends the mirror.
+    `online` without a key or without a network becomes `offline`, for the rest of the process. The first
+    exception inside wandb is told on stderr and ends the mirror.
     """
 
     def __init__(
         self,
         config: TrackingConfig,
-        cell_name: str,
+        name: str,
         run_config: Mapping[str, Any],
         folder: Path,
         run_id: str | None = None,
+        kind: Literal["cell", "leaderboard"] = "cell",
     ) -> None:
-        """`run_id`: of the W&B run; one that exists is gone on with."""
+        """`run_id`: of the W&B run. A cell's that exists is gone on with, a leaderboard's is written anew."""
         self.config = config
-        self.cell_name = cell_name
+        self.name = name
         self.run_config = run_config
         self.folder = folder
         self.run_id = run_id
+        self.kind = kind
         self._run: Any = None
 
     def __enter__(self) -> Self:
@@ -40,10 +51,20 @@ class WandbMirror:
             self._guarded(self._start)
         return self
 
+    @property
+    def place(self) -> Place | None:
+        """Where an online run is to be seen; None for one that is not online."""
+        run = self._run
+        return None if run is None or run.offline else Place(run.entity, run.project, run.url)
+
     def log_round(self, record: Mapping[str, Any], step: int) -> None:
         """The numbers of one round as one metric set at `step`."""
         numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
         self._if_running(lambda run: run.log(numbers, step=step))
+
+    def show(self, media: Callable[[], Mapping[str, Any]]) -> None:
+        """What `media` makes of tables and pictures; it is not called where there is no run."""
+        self._if_running(lambda run: run.log(dict(media())))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Add the figures of the finished run to W&B's summary, and close it as successful.
@@ -69,28 +90,28 @@ class WandbMirror:
     def _guarded(self, action: Callable[[], object]) -> None:
         try:
             action()
+        except TimeoutError:
+            self._run = None
+            wandb_server.SERVER.lose(f"an upload took more than {FINISH_TIMEOUT_S} s", self.folder)
         except Exception as error:
             self._run = None
-            _warn(f"W&B mirror switched off: {type(error).__name__}: {error}")
+            warn(f"W&B mirror switched off: {type(error).__name__}: {error}")
 
     def _start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)  # wandb would go elsewhere without a word
-        if self.config.wandb == "online" and self._start_online():
-            return
-        self._run = self._init("offline")
+        if self.config.wandb == "online":
+            self._run = self._start_online()
+        self._run = self._run or self._init("offline")
 
-    def _start_online(self) -> bool:
+    def _start_online(self) -> Any:
         import wandb
 
-        reason = "no API key"
-        if wandb.login(prompt=False, verify=False):
-            try:
-                self._run = self._init("online")
-                return True
-            except wandb.errors.Error as error:
-                reason = str(error).splitlines()[0]
-        _warn(f"W&B goes offline ({reason}); to upload later: wandb login, wandb sync <run>/wandb/offline-run-*")
-        return False
+        try:
+            return self._init("online") if wandb_server.SERVER.is_up(self.folder) else None
+        except Exception as error:
+            wandb_server.SERVER.lose(str(error).partition("\n")[0], self.folder)
+            wandb.teardown()  # else wandb's service takes the run's id for one in use
+            return None
 
     def _init(self, mode: str) -> Any:
         import wandb
@@ -98,9 +119,10 @@ class WandbMirror:
         return wandb.init(
             mode=mode,  # type: ignore[arg-type]
             dir=str(self.folder),
-            name=self.cell_name,
+            name=self.name,
             id=self.run_id,
-            resume="allow" if self.run_id else None,
+            resume="allow" if self.run_id and self.kind == "cell" else None,
+            job_type=self.kind,
             project=self.config.project,
             entity=self.config.entity,
             group=self.config.group,
@@ -120,14 +142,12 @@ def _settings() -> Any:
         silent=True,
         init_timeout=INIT_TIMEOUT_S,
         finish_timeout=FINISH_TIMEOUT_S,
+        finish_timeout_raises=True,
         disable_git=True,
         disable_code=True,
         x_disable_meta=True,
         x_disable_machine_info=True,
         x_disable_stats=True,
         x_save_requirements=False,
+        program="fedbench",  # else the path of this installation
     )
-
-
-def _warn(message: str) -> None:
-    print(f"fedbench: {message}", file=sys.stderr)

@@ -1,13 +1,15 @@
-"""Hand-made finished runs."""
+"""Hand-made finished runs, and a W&B without an account."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from wandb_stand_in import StandIn, stand_in
 
 from fedbench.config import config_hash, load_config
+from fedbench.tracking import wandb_server
 from fedbench.tracking.run_directory import RunDirectory
 
 
@@ -55,3 +57,29 @@ def fake_run(tmp_path: Path) -> Callable[..., RunDirectory]:
         return directory
 
     return write
+
+
+@pytest.fixture
+def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Neither an account nor a place to leave files outside `tmp_path`; a W&B that remembers nothing."""
+    import wandb
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "NETRC", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(wandb_server, "SERVER", wandb_server.Server())
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.fixture
+def server(nobody: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """A W&B server on this machine, and an account there."""
+    with stand_in() as running:
+        monkeypatch.setenv("WANDB_BASE_URL", running.url)
+        monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield running

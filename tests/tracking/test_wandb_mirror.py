@@ -3,42 +3,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+from wandb_log import log_file, recorded, records
+from wandb_stand_in import StandIn
 
 from fedbench.config import TrackingConfig
+from fedbench.tracking import wandb_mirror
 from fedbench.tracking.wandb_mirror import WandbMirror
 
+pytestmark = pytest.mark.usefixtures("nobody")
+ONLINE = TrackingConfig(wandb="online", project="p", entity="e", group="g", tags=("t",))
 OFFLINE = TrackingConfig(wandb="offline", project="p", group="g", tags=("t",))
-HEADER_BYTES = 7  # of an empty log
-
-
-@pytest.fixture(autouse=True)
-def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither an account nor a place to leave files outside `tmp_path`."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "NETRC", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-
-
-def log_file(folder: Path) -> Path:
-    """The log of the only run under `folder`, once it is complete: wandb's service writes it, not this process."""
-    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
-    deadline = time.monotonic() + 10
-    while file.stat().st_size <= HEADER_BYTES and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return file
-
-
-def recorded(folder: Path) -> dict[str, Any]:
-    """The only run under `folder`, as W&B's own reader sees it."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(log_file(folder))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
-    content: dict[str, Any] = json.loads(done.stdout)
-    return content
 
 
 def test_an_offline_run_holds_configuration_last_round_and_summary(tmp_path: Path) -> None:
@@ -92,33 +68,96 @@ def test_a_disabled_mirror_writes_nothing_and_does_not_import_wandb(tmp_path: Pa
     assert not (tmp_path / "cell").exists()
 
 
+def complaints(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("fedbench:")]
+
+
+def mirror_a_run(config: TrackingConfig, folder: Path) -> None:
+    with WandbMirror(config, folder.name, {"seed": 3}, folder, f"id-{folder.name}") as mirror:
+        for number in range(3):
+            mirror.log_round({"round": number, "train/loss": 2.0 - number}, step=number)
+        mirror.finish({"probe/linear_top1": 0.25})
+
+
+def test_a_run_belongs_to_the_project_entity_group_and_tags_of_its_configuration(tmp_path: Path) -> None:
+    mirror_a_run(TrackingConfig(wandb="offline", project="p", entity="e", group="g", tags=("t",)), tmp_path / "c")
+    (record,) = records(tmp_path / "c", "run")
+    run = record["run"]
+    assert (run["project"], run["entity"], run["run_group"], run["tags"]) == ("p", "e", "g", ["t"])
+    assert (run["run_id"], run["job_type"]) == ("id-c", "cell")
+
+
+def test_an_online_run_arrives_with_configuration_rounds_and_summary(tmp_path: Path, server: StandIn) -> None:
+    mirror_a_run(ONLINE, tmp_path / "c")
+    run = server.sent("UpsertBucket")[0]
+    assert (run["project"], run["entity"], run["groupName"], run["tags"]) == ("p", "e", "g", ["t"])
+    assert (run["name"], run["displayName"]) == ("id-c", "c")
+    assert json.loads(run["config"])["seed"] == {"value": 3}
+    rows = [row for _, _, rows in server.history for row in rows]
+    assert [(row["_step"], row["train/loss"]) for row in rows] == [(0, 2.0), (1, 1.0), (2, 0.0)]
+    assert json.loads(server.files["wandb-summary.json"])["probe/linear_top1"] == 0.25
+
+
+def test_an_online_run_says_nothing_of_this_machine(tmp_path: Path, server: StandIn) -> None:
+    mirror_a_run(ONLINE, tmp_path / "c")
+    sent = json.dumps(server.operations) + repr(server.files)
+    assert not any(path in sent for path in (sys.prefix, str(tmp_path), str(Path(__file__).parents[2])))
+    assert [call["host"] for call in server.sent("UpsertBucket")] == [None, None]
+    assert server.sent("UpsertBucket")[0]["program"] == "fedbench"  # not the path of this installation
+
+
 def test_online_without_a_key_goes_offline_with_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, server: StandIn, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with WandbMirror(TrackingConfig(wandb="online"), "cell", {}, tmp_path / "cell") as mirror:
-        mirror.log_round({"round": 0, "train/loss": 1.5}, step=0)
-        mirror.finish({"probe/linear_top1": 0.25})
-    assert b"probe/linear_top1" in log_file(tmp_path / "cell").read_bytes()
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fedbench:")]
+    monkeypatch.delenv("WANDB_API_KEY")
+    for name in ("a", "b"):
+        mirror_a_run(ONLINE, tmp_path / name)
+    assert recorded(tmp_path / "b")["summary"]["probe/linear_top1"] == 0.25
+    (line,) = complaints(capsys)
     assert "no API key" in line
-    assert "wandb sync" in line
+    assert f"wandb sync --include-online {tmp_path}/*/wandb/*run-*" in line
 
 
-def test_online_without_a_network_goes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import wandb
+def test_online_without_a_network_goes_offline_at_once_and_once(
+    tmp_path: Path, server: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.shutdown()
+    server.server_close()
+    start = time.perf_counter()
+    for name in ("a", "b"):
+        mirror_a_run(ONLINE, tmp_path / name)
+    assert time.perf_counter() - start < 8
+    assert recorded(tmp_path / "b")["summary"]["probe/linear_top1"] == 0.25
+    (line,) = complaints(capsys)
+    assert f"{server.url} cannot be reached" in line
 
-    init = wandb.init
 
-    def no_network(**keys: Any) -> Any:
-        if keys["mode"] == "online":
-            raise wandb.errors.CommError("connection refused")
-        return init(**keys)
+def test_a_server_that_refuses_the_run_leaves_it_offline_under_the_same_id(
+    tmp_path: Path, server: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.refuses = True
+    for name in ("a", "b"):
+        mirror_a_run(ONLINE, tmp_path / name)
+    assert [records(tmp_path / name, "run")[0]["run"]["run_id"] for name in ("a", "b")] == ["id-a", "id-b"]
+    (line,) = complaints(capsys)
+    assert "W&B goes offline" in line
 
-    monkeypatch.setattr(wandb, "login", lambda **_: True)
-    monkeypatch.setattr(wandb, "init", no_network)
-    with WandbMirror(TrackingConfig(wandb="online"), "cell", {}, tmp_path / "cell") as mirror:
-        mirror.finish({"probe/linear_top1": 0.25})
-    assert b"probe/linear_top1" in log_file(tmp_path / "cell").read_bytes()
+
+def test_a_network_that_goes_away_costs_one_timeout_and_wandb_sync_uploads_the_rest(
+    tmp_path: Path, server: StandIn, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_mirror, "FINISH_TIMEOUT_S", 2)
+    with WandbMirror(ONLINE, "a", {}, tmp_path / "a", "id-a") as mirror:
+        server.away = True
+        mirror.log_round({"round": 0}, step=0)
+        mirror.finish({})
+    mirror_a_run(ONLINE, tmp_path / "b")
+    (line,) = complaints(capsys)
+    assert "more than 2 s" in line
+    server.away = False
+    command = line[line.index("wandb sync") :]
+    subprocess.run(f"{sys.executable} -m {command}", shell=True, check=True, capture_output=True)
+    assert {run for run, _, _ in server.history} == {"id-a", "id-b"}
 
 
 class Broken:

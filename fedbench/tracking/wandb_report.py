@@ -1,0 +1,38 @@
+"""A saved W&B report: the leaderboard's text and picture, and the runs' curves and costs, live."""
+
+from typing import Any
+
+from fedbench.tracking.pareto import PANELS
+
+ACCURACY = "probe/linear_top1"
+
+
+def save_report(entity: str, project: str, title: str, text: str, group: str | None) -> None:
+    """Save it under `title`, in place of one that bears it. wandb says where; needs wandb-workspaces and a login.
+
+    `text` is Markdown; `group` limits the runs that are shown to those of a group.
+    """
+    import wandb
+    from wandb_workspaces.reports import v2 as saved
+
+    known = wandb.Api().reports(f"{entity}/{project}")
+    picture = saved.MediaBrowser(media_keys=["pareto"], num_columns=1, layout=saved.Layout(w=24, h=10))
+    costs = [saved.ScatterPlot(x=f"client/{panel.field}", y=ACCURACY) for panel in PANELS]
+    report = saved.Report(project, entity, title, "Written by fedbench report --wandb.")
+    report.id = next((old.id for old in known if old.display_name == title), "")
+    report.blocks = [
+        saved.MarkdownBlock(text),
+        saved.PanelGrid([_runs(entity, project, "leaderboard", group)], panels=[picture]),
+        saved.PanelGrid(
+            [_runs(entity, project, "cell", group)], panels=[saved.LinePlot(x="Step", y=["train/loss"]), *costs]
+        ),
+    ]
+    report.save()
+
+
+def _runs(entity: str, project: str, kind: str, group: str | None) -> Any:
+    """The project's runs of a kind: of cells, or of the leaderboard."""
+    from wandb_workspaces.reports import v2 as saved
+
+    in_group = "" if group is None else f" and Group == {group!r}"
+    return saved.Runset(entity, project, kind, filters=f"JobType == {kind!r}{in_group}")
