@@ -23,6 +23,7 @@ from fedbench.tracking.progress import Progress
 from fedbench.tracking.ranking import Row, leaderboard
 from fedbench.tracking.run_directory import ERROR, RunDirectory
 from fedbench.tracking.runs import read_runs
+from fedbench.tracking.wandb_leaderboard import mirror_leaderboard
 
 
 class Task(NamedTuple):
@@ -52,7 +53,9 @@ def prepare_cells(configs: Sequence[Config], out: Path) -> list[Task]:
 
 
 def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[str]:
-    """Run what is not finished yet; the leaderboard's files follow every cell, and it is printed at the end.
+    """Run what is not finished yet; the leaderboard's files follow every cell.
+
+    At the end it is printed and mirrored to W&B.
 
     Args:
         jobs: cells at a time; with more than one, each in a process of its own.
@@ -71,6 +74,8 @@ def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[st
             print(f"[{done}/{len(tasks)}] {task.name}: {outcome.words}", file=sys.stderr)
             rows = _refresh(out)
     print(render(rows))
+    if rows and configs[0].tracking.wandb != "disabled":
+        mirror_leaderboard(read_runs(out), configs[0].tracking, out)
     return states
 
 

@@ -10,7 +10,9 @@ import pytest
 from wandb_log import recorded, records
 from wandb_stand_in import StandIn
 
+from fedbench.cells import run_cells
 from fedbench.cli import main
+from fedbench.config import Config
 from fedbench.errors import UserError
 from fedbench.tracking import wandb_leaderboard
 from fedbench.tracking.run_directory import RunDirectory
@@ -169,3 +171,10 @@ def test_bad_words_are_named_before_anything_is_written(
     assert main(["report", str(runs), "--out", str(tmp_path / "out"), *words]) == 2
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_grid_leaves_its_leaderboard_too(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    tracking = {"wandb": "offline", "project": "p"}
+    run_cells([tiny(tracking=tracking, strategy=name) for name in ("fedssl", "lw_fedssl")], tmp_path)
+    assert recorded(tmp_path / "leaderboard")["project"] == "p"
+    assert len(table_file(tmp_path)["data"]) == 2
