@@ -17,7 +17,7 @@ Shapes: B samples, D output dimensions.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypedDict
 
 import torch
@@ -75,7 +75,8 @@ class SSLMethod(LightningModule):
     def rebuild_target(self) -> None:
         """F_k, H_k <- F, H, parameters and buffers."""
         for online, target in self._branch_pairs():
-            target.load_state_dict(online.state_dict())
+            ours, theirs = ([*module.parameters(), *module.buffers()] for module in (online, target))
+            torch._foreach_copy_(theirs, ours)
 
     @torch.no_grad()
     def update_target(self) -> None:
@@ -99,10 +100,12 @@ class SSLMethod(LightningModule):
         """Parameters and buffers that are sent and averaged: the state without the target branch."""
         return {key: value for key, value in self.state_dict().items() if not key.startswith("target_")}
 
-    def load_online(self, state: dict[str, Tensor]) -> None:
+    @torch.no_grad()
+    def load_online(self, state: Mapping[str, Tensor]) -> None:
         """Copy received tensors over the online branch's; keys that are not given stay as they are."""
-        unexpected = self.load_state_dict(state, strict=False).unexpected_keys
-        assert not unexpected, f"not in the model: {unexpected}"
+        own = self.online_state()
+        assert state.keys() <= own.keys(), f"not in the model: {state.keys() - own.keys()}"
+        torch._foreach_copy_([own[key] for key in state], list(state.values()))
 
     def _branch_pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         if self.target_encoder is not None and self.target_projection_head is not None:

@@ -13,7 +13,7 @@ from fedbench.config.schema import Config
 from fedbench.data import Views
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.diagnostics import effective_rank
-from fedbench.federation.local import LocalTask, Term, fit
+from fedbench.federation.local import LocalTask, Term, build_fabric, fit
 from fedbench.federation.model import freeze_all_but
 from fedbench.federation.payload import StateDict, decode, encode, received_bytes, select
 from fedbench.federation.plan import StagePlan, group_of
@@ -60,6 +60,7 @@ class Worker:
         self.views = views
         self.images = images
         self.states = states
+        self.fabric = build_fabric(config, images.device)
         self.task: LocalTask | None = None
         self._received: dict[str, tuple[int, StateDict]] = {}  # group -> version and values, as last decoded
         self._received_bytes = 0  # of the latest payload
@@ -90,7 +91,7 @@ class Worker:
         self._load_teachers(task, client, round_index)
         cuda_memory.start(self.images.device)
         epochs = self.config.federation.local_epochs
-        num_steps = fit(task, indices, epochs, self.config, round_index, client)
+        num_steps = fit(self.fabric, task, indices, epochs, self.config, round_index, client)
         return self._send(task, client, round_index, len(indices), num_steps)
 
     def _receive(self, download: Download) -> LocalTask:
@@ -98,17 +99,20 @@ class Worker:
         assert self.task is not None, "start_stage comes first"
         payload = decode(download.data)
         self._received_bytes = received_bytes(download.data, payload)
-        for group in dict.fromkeys(map(group_of, payload)):
-            values = {key: value.to(self.images.device) for key, value in select(payload, {group}).items()}
-            self._received[group] = (download.versions[group], values)
+        arrived: dict[str, StateDict] = {}
+        for key, value in payload.items():
+            arrived.setdefault(group_of(key), {})[key] = value.to(self.images.device)
+        self._received |= {group: (download.versions[group], values) for group, values in arrived.items()}
+        missing: StateDict = {}
         self.task.received = {}
         for group, needed in download.versions.items():
             version, values = self._received[group]
             assert version == needed, f"{group}: version {needed} is needed, {version} came as payload"
             if self._loaded.get(group) != version:
-                self.task.method.load_online(values)
+                missing |= values
                 self._loaded[group] = version
             self.task.received |= values
+        self.task.method.load_online(missing)
         return self.task
 
     def _load_teachers(self, task: LocalTask, client: int, round_index: int) -> None:

@@ -2,13 +2,12 @@
 
 import copy
 import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Fabric, LightningModule
 from torch import Tensor, nn
 
 from fedbench.config.schema import Config, OptimizerConfig
@@ -19,10 +18,7 @@ from fedbench.metering.cuda_memory import CudaMemory
 from fedbench.random import generator, stream
 from fedbench.ssl import SSLMethod, StepOutput
 
-# Lightning announces its devices once per Trainer, warns that frozen blocks are in eval mode (which is what
-# freezing means here) and that a short epoch has few batches.
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", module="lightning", message=".*(in eval mode|treespec|num_workers).*")
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # Fabric announces its precision there
 
 
 class Teacher(nn.Module):
@@ -135,20 +131,12 @@ class LocalTask(LightningModule):
         output, added = self.step_losses(views)
         return output["loss"] + added
 
-    def training_step(self, indices: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, indices: Tensor, batch_idx: int = 0) -> Tensor:
         """One local step on the samples `indices` (B,)."""
         output, added = self.step_losses(self.views(self.images[indices], self.generator))
         self.losses += torch.stack([output["loss"].detach(), added.detach()])
         self.projections = output["projections"][0].detach()
         return output["loss"] + added
-
-    def on_train_batch_end(self, *_: object) -> None:
-        """The target branch follows the online branch."""
-        self.method.update_target()
-
-    def on_train_end(self) -> None:
-        """Read the memory before the trainer gives it back."""
-        self.memory = cuda_memory.read(self.images.device)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """A fresh AdamW over the trained parameters: frozen ones have no state and no weight decay."""
@@ -180,8 +168,15 @@ class LocalBatches:
         return iter(shuffled[: len(self) * self.batch_size].split(self.batch_size))
 
 
-def fit(task: LocalTask, indices: Tensor, epochs: int, config: Config, *key: str | int) -> int:
+def build_fabric(config: Config, device: torch.device) -> Fabric:
+    """Lightning's part in a local step: the precision it is computed in, and its backward pass."""
+    return Fabric(accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, precision=config.precision)
+
+
+def fit(fabric: Fabric, task: LocalTask, indices: Tensor, epochs: int, config: Config, *key: str | int) -> int:
     """Train `task` on the samples `indices` for `epochs`, every draw from the streams named by `key`.
+
+    A loop and no Trainer, because one `Trainer.fit` takes as long as a small client's whole training.
 
     Returns:
         The number of steps taken.
@@ -191,12 +186,14 @@ def fit(task: LocalTask, indices: Tensor, epochs: int, config: Config, *key: str
     task.generator.manual_seed(stream(config.seed, "augment", *key))
     torch.manual_seed(stream(config.seed, "noise", *key))  # dropout, and whatever a plugin draws
     batches = LocalBatches(indices, config.optimizer.batch_size, generator(config.seed, "shuffle", *key))
-    trainer = Trainer(
-        max_epochs=epochs,
-        accelerator="gpu" if task.images.is_cuda else "cpu",
-        devices=1,
-        precision=config.precision,
-        barebones=True,
-    )
-    trainer.fit(task, batches)
+    optimizer = task.configure_optimizers()
+    for _ in range(epochs):
+        for batch in batches:
+            with fabric.autocast():
+                loss = task.training_step(batch)
+            optimizer.zero_grad()
+            fabric.backward(loss)
+            optimizer.step()
+            task.method.update_target()
+    task.memory = cuda_memory.read(task.images.device)
     return len(batches) * epochs

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedbench.config.schema import Config
 from fedbench.data import Views
-from fedbench.federation.local import LocalTask, fit
+from fedbench.federation.local import LocalTask, build_fabric, fit
 from fedbench.federation.model import freeze_all_but
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.server import Server
@@ -22,6 +22,7 @@ class ServerTraining:
         self.server = server
         self.views = views
         self.auxiliary = auxiliary  # uint8 (N, C, H, W), on the device
+        self.fabric = build_fabric(config, auxiliary.device)
         self.num_steps = 0  # taken in this round
         self.task: LocalTask | None = None
 
@@ -31,6 +32,7 @@ class ServerTraining:
         freeze_all_but(model, StagePlan(plan.depth, blocks, blocks).trained_groups)
         model.to(self.auxiliary.device)
         self.task = LocalTask(model, (), self.config.optimizer, self.views, self.auxiliary)
+        self.task.to(self.auxiliary.device)
 
     def start_round(self, round_index: int) -> None:
         """Every round has its own random streams."""
@@ -49,5 +51,6 @@ class ServerTraining:
             self.task.optimizer_config = self.config.optimizer.model_copy(update={"base_lr": base_lr})
         self.task.method.load_online(self.server.state)
         indices = torch.arange(len(self.auxiliary), device=self.auxiliary.device)
-        self.num_steps += fit(self.task, indices, epochs, self.config, self.round_index, "server")
-        self.server.apply(self.task.method.online_state(), aggregated=False)
+        self.num_steps += fit(self.fabric, self.task, indices, epochs, self.config, self.round_index, "server")
+        values = {key: value.cpu() for key, value in self.task.method.online_state().items()}
+        self.server.apply(values, aggregated=False)
