@@ -114,7 +114,7 @@ def list_command(arguments: argparse.Namespace) -> None:
 def names(kind: str) -> dict[str, str]:
     """Name -> description of everything of a kind."""
     from fedbench.config import config_names, resolve_file
-    from fedbench.config.schema import DataConfig, EncoderConfig
+    from fedbench.config.schema import EncoderConfig
     from fedbench.plugins import describe, first_line, is_kind
 
     if is_kind(kind):
@@ -122,9 +122,8 @@ def names(kind: str) -> dict[str, str]:
     if kind in ("grids", "presets"):
         files = {name: resolve_file(name, kind) for name in config_names(kind)}
         return {name: path.read_text().split("\n", 1)[0].lstrip("# ") for name, path in files.items()}
-    section, folder = (EncoderConfig, "encoders") if kind == "encoders" else (DataConfig, "data/sources")
-    choices = section.model_json_schema()["properties"]["name"]["enum"]
-    return {name: first_line(Path(__file__).parent / folder / f"{name}.py") for name in choices}
+    choices = EncoderConfig.model_json_schema()["properties"]["name"]["enum"]
+    return {name: first_line(Path(__file__).parent / "encoders" / f"{name}.py") for name in choices}
 
 
 def run_command(arguments: argparse.Namespace) -> None:

@@ -1,10 +1,10 @@
 """Finding plugins: by file name, by entry point, by dotted path, or by the path of a Python file.
 
 A plugin is a class in a module of its own. The name of a built-in one is its file's name in
-`methods/federation/`, `methods/mechanisms/` or `methods/ssl/`; a package registers its own in the entry point
-groups `fedbench.strategies`, `fedbench.mechanisms` and `fedbench.ssl`; anything else is named by
-`package.module:Class`, `package.module` or `path/to/file.py` (`:Class` where the file has several). Code is
-executed only from where the user points.
+`methods/federation/`, `methods/mechanisms/`, `methods/ssl/` or `fedbench/data/sources/`; a package registers its
+own in the entry point groups `fedbench.strategies`, `fedbench.mechanisms`, `fedbench.ssl` and `fedbench.datasets`;
+anything else is named by `package.module:Class`, `package.module` or `path/to/file.py` (`:Class` where the file
+has several). Code is executed only from where the user points.
 """
 
 import ast
@@ -20,11 +20,12 @@ from typing import Literal, TypeGuard, TypeVar
 
 from fedbench.errors import UserError
 
-Kind = Literal["strategies", "mechanisms", "ssl"]
+Kind = Literal["strategies", "mechanisms", "ssl", "datasets"]
 PACKAGES: dict[Kind, str] = {
     "strategies": "fedbench.methods.federation",
     "mechanisms": "fedbench.methods.mechanisms",
     "ssl": "fedbench.methods.ssl",
+    "datasets": "fedbench.data.sources",
 }
 Plugin = TypeVar("Plugin")
 

@@ -14,11 +14,14 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+# A key that came after there were results: left out where it is not given, so that those keep their names.
+LATER: Any = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Section(BaseModel):
@@ -28,8 +31,8 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_bool(cls, value: object) -> object:
-        if isinstance(value, bool):
+    def _no_bool(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("true and false are not numbers or names")
         return value
 
@@ -87,24 +90,16 @@ class PartitionConfig(Section):
 
 
 class DataConfig(Section):
-    """Source of the images. Labels are used by the probe and by the Dirichlet partition only."""
+    """Source of the images. Labels are used by the probe and by partitions over labels only."""
 
-    name: Literal["digits", "image_folder", "npz"] = "digits"
-    path: str | None = None  # folder of image_folder, file of npz
+    name: str = "digits"  # `list datasets` shows them; or package.module:Class, or a path ending in .py
+    path: str | None = None  # folder of the files, file of npz; None: data/NAME, where the set has published files
+    download: bool = Field(default=False, exclude=True)  # whether files that are not there are downloaded
+    size: PositiveInt | None = LATER  # pixels; of a set that is published in several sizes; None: the nearest
     num_train: Annotated[int, Field(ge=2)] | None = (
         None  # samples kept for pre-training and probe training; None = all
     )
     partition: PartitionConfig = PartitionConfig()
-
-    @model_validator(mode="after")
-    def _path(self) -> "DataConfig":
-        if self.name == "digits" and self.path:
-            raise ValueError(
-                f"path={self.path}; allowed with data.name=digits: none, it is shipped with scikit-learn"
-            )
-        if self.name != "digits" and not self.path:
-            raise ValueError(f"path is missing; data.name={self.name} needs the path of its files")
-        return self
 
 
 class AugmentationConfig(Section):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedbench.config.load import load_config
 from fedbench.config.schema import Config
-from fedbench.data import Dataset, Views, build_views, load_dataset, partition
+from fedbench.data import Dataset, Views, build_views, data_source, load_dataset, partition
 from fedbench.errors import UserError
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan, check_plans, split_rounds
@@ -44,12 +44,13 @@ class Experiment:
 
 
 def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], list[int]]:
-    """Everything that can be checked without data: plugins, plans, rounds, accelerator.
+    """Everything that can be checked without data: plugins, their keys, plans, rounds, accelerator.
 
     Raises:
         UserError: naming the key, the value and what is allowed.
     """
     load_plugin("ssl", config.ssl.name, SSLMethod)
+    data_source(config.data)
     strategy, mechanisms = load_strategy(config.strategy), load_mechanisms(config.strategy)
     for mechanism in mechanisms:
         mechanism.check(config)

@@ -51,7 +51,6 @@ def test_all_errors_are_reported_at_once_with_key_and_value() -> None:
         ({"encoder": {"width": 6, "heads": 2}}, "width=6 is not divisible by 4"),
         ({"encoder": {"name": "resnet18", "depth": 5}}, "depth=5; allowed for resnet18: 4"),
         ({"federation": {"num_clients": 3, "participants": 4}}, "participants=4 exceeds num_clients=3"),
-        ({"data": {"name": "npz"}}, "data.name=npz needs the path"),
         ({"strategy": {"blocks": 1}}, "needs a name"),
         ({"encoder": {"name": "swin"}}, "'vit' or 'resnet18'"),
     ],
