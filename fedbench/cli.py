@@ -57,6 +57,15 @@ def parser() -> argparse.ArgumentParser:
     form.add_argument("--csv", action="store_true", help="base units, a line for each stage")
     cost.set_defaults(action=profile_command)
 
+    split = commands.add_parser(
+        "partition", allow_abbrev=False, help="who gets which images: figures and a picture"
+    )
+    split.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="preset or YAML file, and overrides")
+    split.add_argument(
+        "--out", type=Path, default=Path("partition.png"), metavar="FILE.png", help="(default: %(default)s)"
+    )
+    split.set_defaults(action=partition_command)
+
     paper = commands.add_parser("published", allow_abbrev=False, help="the paper's figures beside ours")
     paper.add_argument("tables", nargs="*", metavar="TABLE", help="(default: all)")
     paper.set_defaults(action=published_command)
@@ -184,6 +193,26 @@ def profile_command(arguments: argparse.Namespace) -> None:
             print(comparison("lw_fedssl_v4_table2"))
 
 
+def partition_command(arguments: argparse.Namespace) -> None:
+    """Print how the images are split over the clients, and draw it."""
+    if arguments.out.suffix != ".png":
+        raise UserError(f"--out {arguments.out}; allowed: a file that ends in .png")
+    check_out(arguments.out.parent)
+    config = single_config(arguments.words)
+    with uncollected():
+        from fedbench.data.mixture import describe, mixture, plot
+        from fedbench.federation.experiment import share_out
+        from fedbench.federation.strategy import load_mechanisms
+
+    dataset, clients, _ = share_out(config, load_mechanisms(config.strategy))
+    mixed = mixture(dataset, clients)
+    title = f"{dataset.name}: {config.data.partition.words} on {len(clients)} clients, seed {config.seed}"
+    print(f"{title}\n{describe(mixed)}")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    plot(mixed, title, arguments.out)
+    print(f"fedbench: {arguments.out} is the picture", file=sys.stderr)
+
+
 def published_command(arguments: argparse.Namespace) -> None:
     """Print published tables beside our figures."""
     with uncollected():
@@ -251,10 +280,21 @@ def check_command(arguments: argparse.Namespace) -> int:
     return int(any(finding is not None for _, _, finding in rows))
 
 
-def selected_cells(arguments: argparse.Namespace) -> tuple[list["Config"], Path]:
-    """The cells that the words ask for, validated, and the folder for their results."""
+def single_config(words: Sequence[str]) -> "Config":
+    """The one configuration that a preset or file, and overrides, ask for."""
     from fedbench.config import load_config, parse_overrides, resolve_file
     from fedbench.config.load import read_yaml
+
+    files = [word for word in words if "=" not in word]
+    if len(files) > 1:
+        raise UserError(f"too many configurations: {', '.join(files)}; allowed: one CONFIG")
+    base = read_yaml(resolve_file(files[0], "presets")) if files else {}
+    return load_config(base, parse_overrides(word for word in words if "=" in word))
+
+
+def selected_cells(arguments: argparse.Namespace) -> tuple[list["Config"], Path]:
+    """The cells that the words ask for, validated, and the folder for their results."""
+    from fedbench.config import parse_overrides, resolve_file
     from fedbench.grid import cells, read_grid
 
     words = list(arguments.words)
@@ -268,7 +308,6 @@ def selected_cells(arguments: argparse.Namespace) -> tuple[list["Config"], Path]
     if len(files) > 1 or (files and grid):
         raise UserError(f"too many configurations: {', '.join(files)}; allowed: one CONFIG, or --grid alone")
     if grid is None:
-        base = read_yaml(resolve_file(files[0], "presets")) if files else {}
-        return [load_config(base, overrides)], arguments.out or Path("runs")
+        return [single_config(words)], arguments.out or Path("runs")
     path = resolve_file(grid, "grids")
     return cells(read_grid(path), overrides), arguments.out or Path("runs") / path.stem

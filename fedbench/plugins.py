@@ -21,11 +21,11 @@ from typing import Literal, TypeGuard, TypeVar
 from fedbench.errors import UserError
 
 Kind = Literal["strategies", "mechanisms", "ssl", "datasets"]
-PACKAGES: dict[Kind, str] = {
-    "strategies": "fedbench.methods.federation",
-    "mechanisms": "fedbench.methods.mechanisms",
-    "ssl": "fedbench.methods.ssl",
-    "datasets": "fedbench.data.sources",
+PACKAGES: dict[Kind, tuple[str, str]] = {  # a package that imports no torch, and the one inside it
+    "strategies": ("fedbench.methods", "federation"),
+    "mechanisms": ("fedbench.methods", "mechanisms"),
+    "ssl": ("fedbench.methods", "ssl"),
+    "datasets": ("fedbench", "data.sources"),
 }
 Plugin = TypeVar("Plugin")
 
@@ -37,7 +37,8 @@ def is_kind(name: str) -> TypeGuard[Kind]:
 
 def builtin_files(kind: Kind) -> dict[str, Path]:
     """Name -> file of every built-in plugin of a kind."""
-    folder = Path(str(resources.files(PACKAGES[kind])))
+    outer, inner = PACKAGES[kind]
+    folder = Path(str(resources.files(outer))).joinpath(*inner.split("."))
     return {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
 
 
@@ -60,7 +61,7 @@ def load_plugin(kind: Kind, name: str, base: type[Plugin]) -> type[Plugin]:
     """
     builtin, points = builtin_files(kind), entry_points(kind)
     if name in builtin:
-        return _only_class(importlib.import_module(f"{PACKAGES[kind]}.{name}"), base, name)
+        return _only_class(importlib.import_module(".".join([*PACKAGES[kind], name])), base, name)
     if name in points:
         return _subclass(points[name].load(), base, name)
     target, _, attribute = name.partition(":")

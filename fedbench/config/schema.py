@@ -84,9 +84,27 @@ class EncoderConfig(Section):
 class PartitionConfig(Section):
     """How the pre-training pool is split over the clients."""
 
-    name: Literal["iid", "dirichlet"] = "iid"
-    beta: PositiveFloat = 0.5  # concentration of the Dirichlet over clients, drawn per class
+    name: Literal["iid", "dirichlet", "classes", "quantity", "groups"] = "iid"
+    beta: PositiveFloat = 0.5  # of dirichlet: of each class over clients; of quantity: of sizes over clients
+    classes: PositiveInt | None = LATER  # of classes: how many each client has, k
+    file: str | None = LATER  # of groups: CSV with the columns image and group; each group is a client
     min_size: Annotated[int, Field(ge=2)] = 2  # samples per client; BatchNorm and InfoNCE need two
+
+    @property
+    def words(self) -> str:
+        """The name and how far it goes: `dirichlet 0.5`, `classes 2`."""
+        degree = {"dirichlet": self.beta, "quantity": self.beta, "classes": self.classes}.get(self.name)
+        return self.name if degree is None else f"{self.name} {degree:g}"
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> "PartitionConfig":
+        for name, key in (("classes", "classes"), ("groups", "file")):
+            value = getattr(self, key)
+            if (self.name == name) != (value is not None):
+                raise ValueError(
+                    f"name={self.name} with {key}={value}; allowed: name={name} with a value for {key}"
+                )
+        return self
 
 
 class DataConfig(Section):
