@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from fedbench.errors import UserError
 
-BATCH = 4096  # images of an array converted at a time: bounds the copies
+BATCH = 512  # images of an array converted at a time: bounds the copies
 FILES = 256  # image files decoded at a time
 MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})  # PIL's, of 8 bits a channel
 

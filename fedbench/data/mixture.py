@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FEW = 20  # clients or classes of which each is named; of more, some are
+NAME_LETTERS = 24  # of a class below the picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ def plot(mixed: Mixture, title: str, path: Path) -> None:
     sizes.barh(range(num_clients), mixed.sizes.tolist(), color="#0072B2", height=0.8)
     sizes.set_xlabel("samples")
     sizes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title.replace("$", r"\$"), fontsize=10)
+    figure.suptitle(_literal(title), fontsize=10)
     figure.savefig(path, dpi=160)
 
 
@@ -91,6 +92,16 @@ def _draw_shares(axis: "Axes", mixed: Mixture) -> None:
     if num_clients <= FEW:
         axis.set_yticks(range(num_clients))
     if num_classes <= FEW:
-        axis.set_xticks(range(num_classes), mixed.class_names, rotation=45, ha="right", rotation_mode="anchor")
+        names = [_short(name) for name in mixed.class_names]
+        axis.set_xticks(range(num_classes), names, rotation=45, ha="right", rotation_mode="anchor")
     else:
         axis.set_xlabel("class")
+
+
+def _short(name: str) -> str:
+    return _literal(name if len(name) <= NAME_LETTERS else name[: NAME_LETTERS - 1] + "\u2026")
+
+
+def _literal(text: str) -> str:
+    """So that matplotlib reads no mathematics in it."""
+    return text.replace("$", r"\$")
