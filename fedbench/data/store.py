@@ -32,7 +32,7 @@ def decoded(images: Images, rows: Tensor, image_size: int, in_channels: int, nam
     """
     shape = (len(rows), in_channels, image_size, image_size)
     path = folder() / f"{_key(images, rows, shape)}.npy"
-    if not _is_whole(path, shape):
+    if not _is_whole(path):
         _write(path, shape, _with_bar(images.read(rows, image_size, in_channels), len(rows), name))
     return torch.from_numpy(np.load(path, mmap_mode="c"))  # c: torch wants it writable; the file is not written
 
@@ -51,11 +51,12 @@ def _key(images: Images, rows: Tensor, shape: Shape) -> str:
     return digest.hexdigest()
 
 
-def _is_whole(path: Path, shape: Shape) -> bool:
+def _is_whole(path: Path) -> bool:
     try:
-        return np.load(path, mmap_mode="r").shape == shape
+        np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError):  # absent, or cut short by somebody else
         return False
+    return True
 
 
 def _write(path: Path, shape: Shape, batches: Iterator[Tensor]) -> None:
@@ -66,7 +67,7 @@ def _write(path: Path, shape: Shape, batches: Iterator[Tensor]) -> None:
         _check_space(path.parent, int(np.prod(shape)))
         with part.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_whole(path, shape):  # by another process, in the meantime; then `file` may be that file
+            if _is_whole(path):  # by another process, in the meantime; then `file` may be that file
                 return
             _fill(file, shape, batches)
             part.replace(path)

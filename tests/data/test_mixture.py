@@ -98,6 +98,8 @@ def test_groups_of_image_files_are_the_clients_and_part_of_what_names_a_run(tmp_
     before = prepare(config)
     assert [indices.tolist() for indices in before.client_indices] == [[0, 2, 4, 6], [1, 3, 5, 7]]
     assert before.data_hash != before.dataset.content_hash
+    larger = load_config(config.model_dump(), {"encoder": {"image_size": 16}})
+    assert prepare(larger).data_hash != before.data_hash
     table.write_text(table.read_text().replace("0.png,0", "0.png,1").replace("1.png,1", "1.png,0"))
     assert prepare(config).data_hash != before.data_hash
     moved = {**data, "partition": {**partition, "file": str(Path("elsewhere.csv"))}}
