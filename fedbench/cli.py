@@ -65,6 +65,15 @@ def parser() -> argparse.ArgumentParser:
     form.add_argument("--csv", action="store_true", help="base units, a line for each stage and one for the total")
     cost.set_defaults(action=profile_command)
 
+    split = commands.add_parser(
+        "partition", allow_abbrev=False, help="who gets which images: figures and a picture"
+    )
+    split.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="preset or YAML file, and overrides")
+    split.add_argument(
+        "--out", type=Path, default=Path("partition.png"), metavar="FILE.png", help="(default: %(default)s)"
+    )
+    split.set_defaults(action=partition_command)
+
     paper = commands.add_parser("published", allow_abbrev=False, help="the paper's figures beside ours")
     paper.add_argument("tables", nargs="*", metavar="TABLE", help="(default: all)")
     paper.set_defaults(action=published_command)
@@ -133,7 +142,7 @@ def list_command(arguments: argparse.Namespace) -> None:
 def names(kind: str) -> dict[str, str]:
     """Name -> description of everything of a kind."""
     from fedbench.config import config_names, resolve_file
-    from fedbench.config.schema import DataConfig, EncoderConfig
+    from fedbench.config.schema import EncoderConfig
     from fedbench.plugins import describe, first_line, is_kind
 
     if is_kind(kind):
@@ -141,9 +150,8 @@ def names(kind: str) -> dict[str, str]:
     if kind in ("grids", "presets"):
         files = {name: resolve_file(name, kind) for name in config_names(kind)}
         return {name: path.read_text().split("\n", 1)[0].lstrip("# ") for name, path in files.items()}
-    section, folder = (EncoderConfig, "encoders") if kind == "encoders" else (DataConfig, "data/sources")
-    choices = section.model_json_schema()["properties"]["name"]["enum"]
-    return {name: first_line(Path(__file__).parent / folder / f"{name}.py") for name in choices}
+    choices = EncoderConfig.model_json_schema()["properties"]["name"]["enum"]
+    return {name: first_line(Path(__file__).parent / "encoders" / f"{name}.py") for name in choices}
 
 
 def run_command(arguments: argparse.Namespace) -> int:
@@ -206,6 +214,26 @@ def profile_command(arguments: argparse.Namespace) -> None:
         print(to_text(found, convention))
         if not words:
             print(comparison("lw_fedssl_v4_table2"))
+
+
+def partition_command(arguments: argparse.Namespace) -> None:
+    """Print how the images are split over the clients, and draw it."""
+    if arguments.out.suffix != ".png":
+        raise UserError(f"--out {arguments.out}; allowed: a file that ends in .png")
+    check_out(arguments.out.parent)
+    config = single_config(arguments.words)
+    with uncollected():
+        from fedbench.data.mixture import describe, mixture, plot
+        from fedbench.federation.experiment import share_out
+        from fedbench.federation.strategy import load_mechanisms
+
+    dataset, clients, _ = share_out(config, load_mechanisms(config.strategy))
+    mixed = mixture(dataset, clients)
+    title = f"{dataset.name}: {config.data.partition.words} on {len(clients)} clients, seed {config.seed}"
+    print(f"{title}\n{describe(mixed)}")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    plot(mixed, title, arguments.out)
+    print(f"fedbench: {arguments.out} is the picture", file=sys.stderr)
 
 
 def published_command(arguments: argparse.Namespace) -> None:
@@ -306,6 +334,16 @@ def check_command(arguments: argparse.Namespace) -> int:
     rows = check_strategy({"name": asked.file, **fields})
     print(render(rows))
     return int(any(finding is not None for _, _, finding in rows))
+
+
+def single_config(words: Sequence[str]) -> "Config":
+    """The one configuration that a preset or file, and overrides, ask for."""
+    from fedbench.config import load_config, read_words, resolve_file
+    from fedbench.config.load import read_yaml
+
+    asked = read_words(words)
+    base = read_yaml(resolve_file(asked.file, "presets")) if asked.file else {}
+    return load_config(base, asked.single())
 
 
 def selected_cells(arguments: argparse.Namespace) -> tuple[list["Config"], Path]:

@@ -1,10 +1,10 @@
 """Finding plugins: by file name, by entry point, by dotted path, or by the path of a Python file.
 
 A plugin is a class in a module of its own. The name of a built-in one is its file's name in
-`methods/federation/`, `methods/mechanisms/` or `methods/ssl/`; a package registers its own in the entry point
-groups `fedbench.strategies`, `fedbench.mechanisms` and `fedbench.ssl`; anything else is named by
-`package.module:Class`, `package.module` or `path/to/file.py` (`:Class` where the file has several). Code is
-executed only from where the user points.
+`methods/federation/`, `methods/mechanisms/`, `methods/ssl/` or `fedbench/data/sources/`; a package registers its
+own in the entry point groups `fedbench.strategies`, `fedbench.mechanisms`, `fedbench.ssl` and `fedbench.datasets`;
+anything else is named by `package.module:Class`, `package.module` or `path/to/file.py` (`:Class` where the file
+has several). Code is executed only from where the user points.
 """
 
 import ast
@@ -20,11 +20,12 @@ from typing import Literal, TypeGuard, TypeVar
 
 from fedbench.errors import UserError
 
-Kind = Literal["strategies", "mechanisms", "ssl"]
-PACKAGES: dict[Kind, str] = {
-    "strategies": "fedbench.methods.federation",
-    "mechanisms": "fedbench.methods.mechanisms",
-    "ssl": "fedbench.methods.ssl",
+Kind = Literal["strategies", "mechanisms", "ssl", "datasets"]
+PACKAGES: dict[Kind, tuple[str, str]] = {  # a package that imports no torch, and the one inside it
+    "strategies": ("fedbench.methods", "federation"),
+    "mechanisms": ("fedbench.methods", "mechanisms"),
+    "ssl": ("fedbench.methods", "ssl"),
+    "datasets": ("fedbench", "data.sources"),
 }
 Plugin = TypeVar("Plugin")
 
@@ -36,7 +37,8 @@ def is_kind(name: str) -> TypeGuard[Kind]:
 
 def builtin_files(kind: Kind) -> dict[str, Path]:
     """Name -> file of every built-in plugin of a kind."""
-    folder = Path(str(resources.files(PACKAGES[kind])))
+    outer, inner = PACKAGES[kind]
+    folder = Path(str(resources.files(outer))).joinpath(*inner.split("."))
     return {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
 
 
@@ -59,7 +61,7 @@ def load_plugin(kind: Kind, name: str, base: type[Plugin]) -> type[Plugin]:
     """
     builtin, points = builtin_files(kind), entry_points(kind)
     if name in builtin:
-        return _only_class(importlib.import_module(f"{PACKAGES[kind]}.{name}"), base, name)
+        return _only_class(importlib.import_module(".".join([*PACKAGES[kind], name])), base, name)
     if name in points:
         return _subclass(points[name].load(), base, name)
     target, _, attribute = name.partition(":")

@@ -31,7 +31,7 @@ def identity(experiment: Experiment) -> str:
     """Hash of what determines a result: configuration, data, the plugins' source files, kind of device."""
     facts = [
         config_hash(experiment.config),
-        experiment.dataset.content_hash,
+        experiment.data_hash,
         experiment.sources,
         experiment.device.type,
     ]
@@ -76,7 +76,7 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
         federation = Federation(experiment, directory.path / "clients")
         found, complaints = _resume(federation, directory, cell_hash)
         if found is None:
-            data_hash, device = experiment.dataset.content_hash, experiment.device.type
+            data_hash, device = experiment.data_hash, experiment.device.type
             directory.start(manifest(config, data_hash, experiment.sources, device, cell_hash, name))
         before = found.facts["seconds"] if found else 0.0
         start = perf_counter()

@@ -197,12 +197,13 @@ def test_overrides_may_stand_on_both_sides_of_options(tmp_path: Path) -> None:
     assert (config.seed, str(out)) == (4, "runs/quickstart")
 
 
-def test_help_answers_at_once_and_imports_no_torch() -> None:
+@pytest.mark.parametrize("words", [["run", "--help"], ["list"]])
+def test_help_and_list_answer_at_once_and_import_no_torch(words: list[str]) -> None:
     code = "\n".join(
         [
             "import sys",
             "from fedbench.cli import main",
-            "try: main(['run', '--help'])",
+            f"try: main({words})",
             "finally: print('torch' in sys.modules)",
         ]
     )
@@ -221,7 +222,7 @@ def test_help_answers_at_once_and_imports_no_torch() -> None:
         ("strategies", ["fedssl", "lw_fedssl", "prog_fedssl"]),
         ("ssl", ["byol", "moco_v3", "simclr"]),
         ("encoders", ["resnet18", "vit"]),
-        ("datasets", ["digits", "image_folder", "npz"]),
+        ("datasets", ["cifar10", "cifar100", "digits", "image_folder", "npz", "pathmnist", "stl10"]),
         ("grids", ["quickstart"]),
     ],
 )

@@ -181,7 +181,12 @@ def _is_model(annotation: object) -> TypeGuard[type[BaseModel]]:
 
 def config_hash(config: Config) -> str:
     """Twelve hexadecimal digits over what can change a result; data and device are named by other means."""
-    content = config.model_dump(mode="json", exclude={"tracking": True, "accelerator": True, "data": {"path"}})
+    left_out: dict[str, Any] = {
+        "tracking": True,
+        "accelerator": True,
+        "data": {"path": True, "partition": {"file": True}},
+    }
+    content = config.model_dump(mode="json", exclude=left_out)
     return digest(content)
 
 

@@ -14,11 +14,14 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+# A key that came after there were results: left out where it is not given, so that those keep their names.
+LATER: Any = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Section(BaseModel):
@@ -28,8 +31,8 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_bool(cls, value: object) -> object:
-        if isinstance(value, bool):
+    def _no_bool(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("true and false are not numbers or names")
         return value
 
@@ -81,30 +84,40 @@ class EncoderConfig(Section):
 class PartitionConfig(Section):
     """How the pre-training pool is split over the clients."""
 
-    name: Literal["iid", "dirichlet"] = "iid"
-    beta: PositiveFloat = 0.5  # concentration of the Dirichlet over clients, drawn per class
+    name: Literal["iid", "dirichlet", "classes", "quantity", "groups"] = "iid"
+    beta: PositiveFloat = 0.5  # of dirichlet: of each class over clients; of quantity: of sizes over clients
+    classes: PositiveInt | None = LATER  # of classes: how many each client has, k
+    file: str | None = LATER  # of groups: CSV with the columns image and group; each group is a client
     min_size: Annotated[int, Field(ge=2)] = 2  # samples per client; BatchNorm and InfoNCE need two
+
+    @property
+    def words(self) -> str:
+        """The name and how far it goes: `dirichlet 0.5`, `classes 2`."""
+        degree = {"dirichlet": self.beta, "quantity": self.beta, "classes": self.classes}.get(self.name)
+        return self.name if degree is None else f"{self.name} {degree:g}"
+
+    @model_validator(mode="after")
+    def _own_keys(self) -> "PartitionConfig":
+        for name, key in (("classes", "classes"), ("groups", "file")):
+            value = getattr(self, key)
+            if (self.name == name) != (value is not None):
+                raise ValueError(
+                    f"name={self.name} with {key}={value}; allowed: name={name} with a value for {key}"
+                )
+        return self
 
 
 class DataConfig(Section):
-    """Source of the images. Labels are used by the probe and by the Dirichlet partition only."""
+    """Source of the images. Labels are used by the probe and by partitions over labels only."""
 
-    name: Literal["digits", "image_folder", "npz"] = "digits"
-    path: str | None = None  # folder of image_folder, file of npz
+    name: str = "digits"  # `list datasets` shows them; or package.module:Class, or a path ending in .py
+    path: str | None = None  # folder of the files, file of npz; None: data/NAME, where the set has published files
+    download: bool = Field(default=False, exclude=True)  # whether files that are not there are downloaded
+    size: PositiveInt | None = LATER  # pixels; of a set that is published in several sizes; None: the nearest
     num_train: Annotated[int, Field(ge=2)] | None = (
         None  # samples kept for pre-training and probe training; None = all
     )
     partition: PartitionConfig = PartitionConfig()
-
-    @model_validator(mode="after")
-    def _path(self) -> "DataConfig":
-        if self.name == "digits" and self.path:
-            raise ValueError(
-                f"path={self.path}; allowed with data.name=digits: none, it is shipped with scikit-learn"
-            )
-        if self.name != "digits" and not self.path:
-            raise ValueError(f"path is missing; data.name={self.name} needs the path of its files")
-        return self
 
 
 class AugmentationConfig(Section):

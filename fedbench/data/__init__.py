@@ -1,9 +1,9 @@
 """The data of a run: images as uint8 tensors, their partition over clients, and their augmented views."""
 
 from fedbench.data.augment import Views, build_views, normalize
-from fedbench.data.dataset import Dataset, load_dataset
+from fedbench.data.dataset import Dataset, data_source, load_dataset
 from fedbench.data.partition import partition
 
 SHIPPED = frozenset({"digits"})  # data sets that are installed with fedbench's dependencies
 
-__all__ = ["SHIPPED", "Dataset", "Views", "build_views", "load_dataset", "normalize", "partition"]
+__all__ = ["SHIPPED", "Dataset", "Views", "build_views", "data_source", "load_dataset", "normalize", "partition"]

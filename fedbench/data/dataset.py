@@ -4,28 +4,44 @@ Shapes: N images, C channels, H x W pixels.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from importlib import import_module
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 from fedbench.config.schema import DataConfig, EncoderConfig, PartitionConfig
-from fedbench.data.sources import Part, Source
+from fedbench.data.images import BATCH, convert
+from fedbench.data.source import DataSource, Part, Source
+from fedbench.data.store import decoded
 from fedbench.errors import UserError
+from fedbench.plugins import load_plugin
 from fedbench.random import generator
 
 TEST_SHARE = 0.2  # of sources without a test part of their own
-RESIZE_BATCH = 4096  # images resized at a time: bounds the float copies
+
+
+class Labelled(NamedTuple):
+    """Images uint8 (N, C, H, W), in memory or mapped into it, and labels int64 (N,)."""
+
+    images: Tensor
+    labels: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images uint8 (N, C, H, W) and labels int64 (N,) in 0..K-1, K = len(class_names)."""
+    """Images uint8 (N, C, H, W) and labels int64 (N,) in 0..K-1, K = len(class_names), or -1 where unknown.
+
+    Attributes:
+        train_images: the clients'.
+        test_images: what is scored; none where the set has no labels.
+        downstream: what a probe learns from, where that is not the clients' images.
+        train_names: what a file of groups calls the clients' images.
+    """
 
     name: str
     train_images: Tensor
@@ -33,15 +49,38 @@ class Dataset:
     test_images: Tensor
     test_labels: Tensor
     class_names: tuple[str, ...]
+    downstream: Labelled | None = None
+    train_names: Sequence[str] = ()
+
+    @property
+    def probe_part(self) -> Labelled:
+        """What a probe learns from."""
+        return self.downstream or Labelled(self.train_images, self.train_labels)
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over shape and bytes of the four tensors, as hex."""
+        """SHA-256 over shape and bytes of the tensors, as hex."""
         digest = hashlib.sha256()
-        for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+        parts = (self.train_images, self.train_labels, self.test_images, self.test_labels)
+        for tensor in (*parts, *(self.downstream or ())):
             digest.update(repr(tuple(tensor.shape)).encode())
-            digest.update(tensor.cpu().contiguous().numpy().data)
+            for chunk in tensor.split(BATCH):
+                digest.update(chunk.cpu().contiguous().numpy().data)
         return digest.hexdigest()
+
+
+class Rows(NamedTuple):
+    """Some of a part: ascending rows (M,)."""
+
+    part: Part
+    rows: Tensor
+
+
+def data_source(data: DataConfig) -> DataSource:
+    """The plugin that `data.name` names. UserError: there is none, or it does not allow what `data` asks for."""
+    source = load_plugin("datasets", data.name, DataSource)()  # type: ignore[type-abstract]
+    source.check(data)
+    return source
 
 
 def load_dataset(data: DataConfig, encoder: EncoderConfig) -> Dataset:
@@ -59,55 +98,97 @@ def load_dataset(data: DataConfig, encoder: EncoderConfig) -> Dataset:
 
 @lru_cache(maxsize=1)
 def _load(data: DataConfig, image_size: int, in_channels: int) -> Dataset:
-    module = import_module(f"fedbench.data.sources.{data.name}")
-    source: Source = module.load(data.path, image_size, in_channels)
-    if len(source.class_names) < 2:
-        raise UserError(f"{_where(data)} has {len(source.class_names)} class; allowed: 2 classes or more")
-    train, test = (source.train, source.test) if source.test else _split(source.train, data)
+    source = data_source(data).load(data, image_size)
+    _check_parts(source, _where(data))
+    _check_classes(source, _where(data))
+    train, test = _split(source, _where(data))
     train = _keep(train, data.num_train)
+    probe = _all(source.downstream) if source.downstream else None
+
+    def take(chosen: Rows, name: str) -> Labelled:
+        return _take(chosen, image_size, in_channels, f"{source.name} {name}")
+
     return Dataset(
         source.name,
-        _convert(train.images, image_size, in_channels),
-        train.labels,
-        _convert(test.images, image_size, in_channels),
-        test.labels,
+        *take(train, "train"),
+        *take(test, "test"),
         source.class_names,
+        take(probe, "downstream") if probe else None,
+        _names(train),
     )
 
 
-def _split(part: Part, data: DataConfig) -> tuple[Part, Part]:
-    indices = np.arange(len(part.labels))
+def _check_parts(source: Source, where: str) -> None:
+    """UserError: parts differ in channels, or an image lacks a label of a known class."""
+    parts = [part for part in (source.train, source.downstream, source.test) if part is not None]
+    channels = {_channels(part) for part in parts}
+    if len(channels) > 1:
+        raise UserError(f"{where} has parts of {channels} channels; allowed: the same number in all of them")
+    highest = len(source.class_names) - 1
+    for part in parts:
+        if not 0 < len(part.images) == len(part.labels) or int(part.labels.max()) > highest:
+            raise UserError(f"{where}: allowed: one image or more, each with a label of 0 to {highest} (-1: none)")
+
+
+def _channels(part: Part) -> int | None:
+    return part.images.shape[1] if isinstance(part.images, Tensor) else part.images.channels
+
+
+def _check_classes(source: Source, where: str) -> None:
+    """UserError: a single class, or one without an image to learn from. (No classes at all is allowed.)"""
+    classes = source.class_names
+    if len(classes) == 1:
+        raise UserError(f"{where} has 1 class; allowed: 2 classes or more")
+    labels = (source.downstream or source.train).labels
+    for name, count in zip(classes, labels[labels >= 0].bincount(minlength=len(classes)).tolist(), strict=True):
+        if not count:
+            raise UserError(f"{where}: class {name!r} has no image to learn from; add some, or remove it")
+
+
+def _split(source: Source, where: str) -> tuple[Rows, Rows]:
+    """Rows of the training and the test part."""
+    if source.test is not None:
+        return _all(source.train), _all(source.test)
+    indices = np.arange(len(source.train.labels))
+    if not source.class_names:
+        return _all(source.train), Rows(source.train, torch.from_numpy(indices[:0]))
     try:
-        train, test = train_test_split(indices, test_size=TEST_SHARE, random_state=0, stratify=part.labels)
+        parts = train_test_split(indices, test_size=TEST_SHARE, random_state=0, stratify=source.train.labels)
     except ValueError as error:
         raise UserError(
-            f"{_where(data)} cannot be split 80/20 by class ({error}); add images or ship a test part"
+            f"{where} cannot be split 80/20 by class ({error}); add images or ship a test part"
         ) from error
-    return _select(part, torch.from_numpy(np.sort(train))), _select(part, torch.from_numpy(np.sort(test)))
+    train, test = (Rows(source.train, torch.from_numpy(np.sort(rows))) for rows in parts)
+    return train, test
 
 
-def _keep(part: Part, num_train: int | None) -> Part:
+def _all(part: Part) -> Rows:
+    return Rows(part, torch.arange(len(part.labels)))
+
+
+def _keep(chosen: Rows, num_train: int | None) -> Rows:
     if num_train is None:
-        return part
-    count = len(part.labels)
+        return chosen
+    count = len(chosen.rows)
     if num_train > count:
         raise UserError(f"data.num_train={num_train} exceeds the training part; allowed: 1 to {count}")
     order = torch.randperm(count, generator=generator(0, "data.num_train"))
-    return _select(part, order[:num_train].sort().values)
+    return Rows(chosen.part, chosen.rows[order[:num_train].sort().values])
 
 
-def _select(part: Part, indices_M: Tensor) -> Part:
-    return Part(part.images[indices_M], part.labels[indices_M])
+def _take(chosen: Rows, image_size: int, in_channels: int, name: str) -> Labelled:
+    """The images at their size: of `Images`, decoded to a file that is mapped into memory."""
+    (part, rows), images = chosen, chosen.part.images
+    if isinstance(images, Tensor):
+        return Labelled(convert(images[rows], image_size, in_channels), part.labels[rows])
+    if not len(rows):
+        return Labelled(torch.empty(0, in_channels, image_size, image_size, dtype=torch.uint8), part.labels[rows])
+    return Labelled(decoded(images, rows, image_size, in_channels, name), part.labels[rows])
 
 
-def _convert(images_NCHW: Tensor, image_size: int, in_channels: int) -> Tensor:
-    """Channels by repeating or by luma, size by antialiased bilinear interpolation, each if it differs."""
-    if images_NCHW.shape[1] != in_channels:
-        images_NCHW = tv.rgb_to_grayscale(images_NCHW, num_output_channels=in_channels)
-    size = [image_size, image_size]
-    if list(images_NCHW.shape[2:]) == size:
-        return images_NCHW
-    return torch.cat([tv.resize(part, size, antialias=True) for part in torch.split(images_NCHW, RESIZE_BATCH)])
+def _names(chosen: Rows) -> list[str]:
+    names, rows = chosen.part.names, chosen.rows.tolist()
+    return [str(row) for row in rows] if names is None else [names[row] for row in rows]
 
 
 def _where(data: DataConfig) -> str:

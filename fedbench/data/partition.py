@@ -3,37 +3,61 @@
 Shapes: N samples, K classes, M clients.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fedbench.config.schema import PartitionConfig
+from fedbench.data.class_partition import by_classes
+from fedbench.data.groups import by_groups
 from fedbench.errors import UserError
 
 DIRICHLET_ATTEMPTS = 20
 
 
 def partition(
-    labels: Tensor, num_clients: int, config: PartitionConfig, generator: torch.Generator
+    labels: Tensor,
+    num_clients: int,
+    config: PartitionConfig,
+    generator: torch.Generator,
+    names: Sequence[str] = (),
 ) -> list[Tensor]:
     """Sorted int64 indices into `labels` (N,), one tensor per client, at least `config.min_size` in each.
 
     `iid`: a random split, sizes differ by at most one. `dirichlet`: each class is spread over the clients in
-    proportions ~ Dir(beta) (Hsu et al., arXiv:1909.06335).
-    UserError: fewer than `num_clients * config.min_size` samples.
+    proportions ~ Dir(beta) (Hsu et al., arXiv:1909.06335). `quantity`: the sizes are ~ Dir(beta), the classes
+    are not looked at (Li et al., arXiv:2102.02079). `classes`: see `by_classes`. `groups`: see `by_groups`, for
+    which `names` (N,) are the images'.
+    UserError: there are too few samples, or they have no labels, or not those that the split needs.
     """
+    _check(labels, num_clients, config)
+    if config.name == "iid":
+        shuffled_N = torch.randperm(len(labels), generator=generator)
+        return [indices.sort().values for indices in shuffled_N.tensor_split(num_clients)]
+    if config.name == "groups":
+        return by_groups(names, num_clients, config)
+    rng = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=generator)))
+    if config.name == "classes":
+        return by_classes(labels.cpu().numpy(), num_clients, config, rng)
+    mixed = labels if config.name == "dirichlet" else torch.zeros_like(labels)
+    return _dirichlet(mixed.cpu().numpy(), num_clients, config, rng)
+
+
+def _check(labels: Tensor, num_clients: int, config: PartitionConfig) -> None:
     if num_clients * config.min_size > len(labels):
         raise UserError(
             f"federation.num_clients={num_clients} needs {config.min_size} samples per client "
             f"(data.partition.min_size); "
             f"allowed with {len(labels)} samples: 1 to {len(labels) // config.min_size}"
         )
-    if config.name == "iid":
-        shuffled_N = torch.randperm(len(labels), generator=generator)
-        return [indices.sort().values for indices in shuffled_N.tensor_split(num_clients)]
-    seed = int(torch.randint(2**63 - 1, (), generator=generator))
-    return _dirichlet(labels.cpu().numpy(), num_clients, config, np.random.default_rng(seed))
+    if config.name in ("dirichlet", "classes") and labels.min() < 0:
+        raise UserError(
+            f"data.partition.name={config.name} needs labels, which the clients' images have not; "
+            "allowed: iid, quantity, groups"
+        )
 
 
 def _dirichlet(

@@ -18,15 +18,16 @@ from fedbench.random import generator
 
 
 def linear_probe(encoder: Encoder, dataset: Dataset, config: ProbeConfig, seed: int) -> dict[str, float]:
-    """Train on the training split, score on the test split.
+    """Train on `dataset.probe_part`, score on the test split.
 
     Returns:
         `linear_top1`, `linear_per_class_mean`, `linear_macro_precision`, `_recall`, `_f1`, as fractions.
     """
-    train, test = (extract_features(encoder, x) for x in (dataset.train_images, dataset.test_images))
+    learned = dataset.probe_part
+    train, test = (extract_features(encoder, x) for x in (learned.images, dataset.test_images))
     mean, std = train.mean(0), train.std(0).clamp_min(1e-6)  # of the training split only
     num_classes = len(dataset.class_names)
-    labels = dataset.train_labels.to(train.device)
+    labels = learned.labels.to(train.device)
     classifier = fit_linear((train - mean) / std, labels, num_classes, config, seed)
     with torch.no_grad():
         logits = classifier((test - mean) / std)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedbench.config.schema import Config
 from fedbench.data import Views
+from fedbench.data.pool import Pool
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.diagnostics import effective_rank
 from fedbench.federation.local import LocalTask, Term, build_fabric, fit
@@ -53,7 +54,7 @@ class Worker:
     """Trains one client after the other on one working model."""
 
     def __init__(
-        self, config: Config, terms: Sequence[Term], views: Views, images: Tensor, states: ClientStates
+        self, config: Config, terms: Sequence[Term], views: Views, images: Pool, states: ClientStates
     ) -> None:
         self.config = config
         self.terms = terms

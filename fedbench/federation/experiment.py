@@ -1,13 +1,15 @@
 """A run made ready: every error that a configuration can cause is raised here, before anything is trained."""
 
 from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fedbench.config.load import load_config
 from fedbench.config.schema import Config
-from fedbench.data import Dataset, Views, build_views, load_dataset, partition
+from fedbench.data import Dataset, Views, build_views, data_source, load_dataset, partition
 from fedbench.errors import UserError
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan, check_plans, split_rounds
@@ -27,6 +29,7 @@ class Experiment:
         plans: one per stage.
         rounds_per_stage: R_s.
         client_indices: D^n as indices (int64) into the pre-training images.
+        data_hash: of the data and of whose they are, where a file says that.
         auxiliary: the server's own images (uint8), of which no client has one; empty if nothing needs them.
     """
 
@@ -41,15 +44,17 @@ class Experiment:
     auxiliary: Tensor
     views: Views
     device: torch.device
+    data_hash: str
 
 
 def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], list[int]]:
-    """Everything that can be checked without data: plugins, plans, rounds, accelerator.
+    """Everything that can be checked without data: plugins, their keys, plans, rounds, accelerator.
 
     Raises:
         UserError: naming the key, the value and what is allowed.
     """
     load_plugin("ssl", config.ssl.name, SSLMethod)
+    data_source(config.data)
     strategy, mechanisms = load_strategy(config.strategy), load_mechanisms(config.strategy)
     for mechanism in mechanisms:
         mechanism.check(config)
@@ -81,14 +86,9 @@ def _rounds_per_stage(config: Config, num_stages: int) -> list[int]:
 def prepare(config: Config) -> Experiment:
     """Check the configuration, load the data, hold out the server's part, split the rest over the clients."""
     strategy, mechanisms, plans, rounds_per_stage = check(config)
-    dataset = load_dataset(config.data, config.encoder)
-    pool, auxiliary = _hold_out(config, mechanisms, dataset)
-    parts = partition(
-        dataset.train_labels[pool],
-        config.federation.num_clients,
-        config.data.partition,
-        generator(config.seed, "partition"),
-    )
+    dataset, client_indices, auxiliary = share_out(config, mechanisms)
+    if not len(dataset.test_labels):
+        raise UserError(f"data.name={config.data.name} has no labels, so that nothing can be scored on it")
     return Experiment(
         config,
         _sources(config, strategy, mechanisms),
@@ -97,11 +97,33 @@ def prepare(config: Config) -> Experiment:
         plans,
         rounds_per_stage,
         dataset,
-        [pool[part] for part in parts],
+        client_indices,
         auxiliary,
         build_views(config.augmentation, config.encoder.image_size),
         choose_device(config.accelerator),
+        _data_hash(dataset, config.data.partition.file),
     )
+
+
+def share_out(config: Config, mechanisms: list[Mechanism]) -> tuple[Dataset, list[Tensor], Tensor]:
+    """The data, the indices of each client's images in it, and the server's images."""
+    dataset = load_dataset(config.data, config.encoder)
+    pool, auxiliary = _hold_out(config, mechanisms, dataset)
+    parts = partition(
+        dataset.train_labels[pool],
+        config.federation.num_clients,
+        config.data.partition,
+        generator(config.seed, "partition"),
+        [dataset.train_names[index] for index in pool.tolist()],
+    )
+    return dataset, [pool[part] for part in parts], auxiliary
+
+
+def _data_hash(dataset: Dataset, groups: str | None) -> str:
+    """Hash of the images and labels and, where a file says whose they are, of that file."""
+    if groups is None:
+        return dataset.content_hash
+    return sha256(dataset.content_hash.encode() + Path(groups).expanduser().read_bytes()).hexdigest()
 
 
 def _sources(config: Config, strategy: Strategy, mechanisms: list[Mechanism]) -> dict[str, str]:

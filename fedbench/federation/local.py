@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedbench.config.schema import Config, OptimizerConfig
 from fedbench.data import Views
+from fedbench.data.pool import Pool
 from fedbench.encoders.encoder import Encoder, SharedPrefix
 from fedbench.metering import cuda_memory
 from fedbench.metering.cuda_memory import CudaMemory
@@ -77,14 +78,14 @@ class LocalTask(LightningModule):
     """Views of a batch, the SSL method's loss plus the added terms, AdamW, momentum."""
 
     def __init__(
-        self, method: SSLMethod, terms: Sequence[Term], optimizer: OptimizerConfig, views: Views, images: Tensor
+        self, method: SSLMethod, terms: Sequence[Term], optimizer: OptimizerConfig, views: Views, images: Pool
     ) -> None:
         super().__init__()
         self.method = method
         self.terms = terms
         self.optimizer_config = optimizer
         self.views = views
-        self.images = images  # uint8 (N, C, H, W), on the device
+        self.images = images  # uint8 (N, C, H, W); a batch of them is on the device
         self.generator = torch.Generator(images.device)
         self.received: dict[str, Tensor] = {}
         self.trained = {key: value for key, value in method.named_parameters() if value.requires_grad}

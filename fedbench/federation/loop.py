@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fedbench.data.pool import place
 from fedbench.errors import UserError
 from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.client import Worker
@@ -50,10 +51,10 @@ class Federation:
             self.config,
             (self.strategy, *self.mechanisms),
             experiment.views,
-            experiment.dataset.train_images.to(experiment.device),
+            place(experiment.dataset.train_images, experiment.device),
             ClientStates(folder),
         )
-        auxiliary = experiment.auxiliary.to(experiment.device)
+        auxiliary = place(experiment.auxiliary, experiment.device)
         self.server_training = ServerTraining(self.config, self.server, experiment.views, auxiliary)
         self.stage = 0  # the last one that has begun
         self.rounds_done = 0

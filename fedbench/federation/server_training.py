@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from fedbench.config.schema import Config
 from fedbench.data import Views
+from fedbench.data.pool import Pool
 from fedbench.federation.local import LocalTask, build_fabric, fit
 from fedbench.federation.model import freeze_all_but
 from fedbench.federation.plan import StagePlan
@@ -17,11 +17,11 @@ from fedbench.ssl import SSLMethod
 class ServerTraining:
     """What a mechanism's `server_step` is handed: the server's model, and a way to train it."""
 
-    def __init__(self, config: Config, server: Server, views: Views, auxiliary: Tensor) -> None:
+    def __init__(self, config: Config, server: Server, views: Views, auxiliary: Pool) -> None:
         self.config = config
         self.server = server
         self.views = views
-        self.auxiliary = auxiliary  # uint8 (N, C, H, W), on the device
+        self.auxiliary = auxiliary  # uint8 (N, C, H, W); a batch of them is on the device
         self.fabric = build_fabric(config, auxiliary.device)
         self.num_steps = 0  # taken in this round
         self.task: LocalTask | None = None

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from fedbench.config.load import flat
+from fedbench.config.schema import PartitionConfig
 from fedbench.conventions import CONVENTIONS
 from fedbench.errors import UserError
 from fedbench.tracking.run_directory import ERROR, MANIFEST, SUMMARY, RunDirectory
@@ -39,7 +40,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """`section.key -> value` of all that can change a result but the seed; data is named by its hash."""
-        left_out = ("seed", "tracking", "data.path", "accelerator")
+        left_out = ("seed", "tracking", "data.path", "data.partition.file", "accelerator")
         settings = flat(self.manifest["config"])
         named = {key: self.manifest[key] for key in ("data_hash", "device", "sources")}
         return {key: value for key, value in settings.items() if not key.startswith(left_out)} | flat(named)
@@ -180,11 +181,11 @@ def varying(table: Sequence[Cell]) -> list[str]:
 def describe(cell: Cell) -> str:
     """The title of a table: data, federation, encoder and protocol in words."""
     config = cell.runs[0].manifest["config"]
-    data, encoder, split = config["data"], config["encoder"], config["data"]["partition"]
-    beta = f" {split['beta']:g}" if split["name"] == "dirichlet" else ""
+    data, encoder = config["data"], config["encoder"]
+    split = PartitionConfig.model_validate(data["partition"])
     patch = f", patch {encoder['patch_size']}, width {encoder['width']}" if encoder["name"] == "vit" else ""
     return (
-        f"{data['name']} on {config['federation']['num_clients']} clients ({split['name']}{beta}), "
+        f"{data['name']} on {config['federation']['num_clients']} clients ({split.words}), "
         f"{encoder['name']} ({encoder['image_size']} px{patch}, {encoder['depth']} blocks), "
         f"{cell.label('protocol')} probe"
     )

@@ -51,7 +51,6 @@ def test_all_errors_are_reported_at_once_with_key_and_value() -> None:
         ({"encoder": {"width": 6, "heads": 2}}, "width=6 is not divisible by 4"),
         ({"encoder": {"name": "resnet18", "depth": 5}}, "depth=5; allowed for resnet18: 4"),
         ({"federation": {"num_clients": 3, "participants": 4}}, "participants=4 exceeds num_clients=3"),
-        ({"data": {"name": "npz"}}, "data.name=npz needs the path"),
         ({"strategy": {"blocks": 1}}, "needs a name"),
         ({"encoder": {"name": "swin"}}, "'vit' or 'resnet18'"),
     ],
@@ -158,3 +157,26 @@ def test_a_preset_of_a_strategy_is_written_out_and_keeps_its_name() -> None:
     assert config.strategy["alignment"] is None
     assert config.strategy["calibration"] == {"share": 0.1, "epochs": 3, "base_lr": None}
     assert load_config(config.model_dump(mode="json")) == config
+
+
+def test_keys_that_came_after_the_first_results_are_left_out_where_they_are_not_given() -> None:
+    data = Config().model_dump()["data"]
+    assert set(data) == {"name", "path", "num_train", "partition"}
+    assert set(data["partition"]) == {"name", "beta", "min_size"}
+    partition = {"name": "classes", "classes": 2}
+    given = load_config({"data": {"size": 28, "partition": partition}}).model_dump()["data"]
+    assert (given["size"], given["partition"]["classes"]) == (28, 2)
+
+
+def test_the_hash_does_not_depend_on_whether_data_are_downloaded_nor_on_where_files_lie() -> None:
+    def with_data(**data: Any) -> str:
+        return config_hash(load_config({"data": data}))
+
+    assert with_data(download=True) == with_data(path="elsewhere") == with_data()
+    groups = [{"name": "groups", "file": file} for file in ("a.csv", "b.csv")]
+    assert with_data(partition=groups[0]) == with_data(partition=groups[1]) != with_data()
+
+
+def test_only_a_switch_takes_true_and_false() -> None:
+    assert load_config({"data": {"download": True}}).data.download
+    assert "data.num_train: true and false are not numbers" in message({"data": {"num_train": True}})

@@ -5,6 +5,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from fedbench.config import EncoderConfig, ProbeConfig
 from fedbench.data import Dataset
+from fedbench.data.dataset import Labelled
 from fedbench.encoders import build_encoder
 from fedbench.evaluation import extract_features, linear_probe
 from fedbench.evaluation.linear import fit_linear, scores
@@ -71,3 +72,14 @@ def test_the_probe_leaves_the_encoder_as_it_was() -> None:
     data = Dataset("d", images(20), torch.arange(20) % 2, images(10), torch.arange(10) % 2, ("a", "b"))
     linear_probe(encoder, data, ProbeConfig(epochs=1), seed=0)
     assert all(torch.equal(before[key], value) for key, value in encoder.state_dict().items())
+
+
+def test_a_probe_learns_from_the_downstream_part_where_the_clients_images_are_not_for_it() -> None:
+    torch.manual_seed(6)
+    train, downstream, test = images(40), Labelled(images(30), torch.arange(30) % 2), images(20)
+    tested = torch.arange(20) % 2
+    encoder = build_encoder(EncoderConfig(width=16, depth=1, heads=2), depth=1)
+    unlabelled = Dataset("d", train, torch.full((40,), -1), test, tested, ("a", "b"), downstream)
+    labelled = Dataset("d", *downstream, test, tested, ("a", "b"))
+    scored = [linear_probe(encoder, data, ProbeConfig(epochs=3), seed=0) for data in (unlabelled, labelled)]
+    assert scored[0] == scored[1]

@@ -1,0 +1,55 @@
+"""Fashion-MNIST: 70,000 grey images of 28 x 28 pixels in 10 classes (Xiao et al. 2017)."""
+
+import gzip
+from pathlib import Path
+from zlib import error as ZlibError
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.datasets import FashionMNIST
+
+from fedbench.config.schema import DataConfig
+from fedbench.data.images import ArrayImages
+from fedbench.data.place import broken, find
+from fedbench.data.source import DataSource, Part, Source
+
+CLASSES = tuple(FashionMNIST.classes)
+
+
+class FashionMnist(DataSource):
+    """The four published idx.gz files."""
+
+    downloads = True
+
+    def load(self, data: DataConfig, image_size: int) -> Source:
+        """Split as published."""
+        folder = find(data, ("FashionMNIST/raw", "."), "t10k-labels-idx1-ubyte.gz", _fetch)
+        train, test = _part(folder, "train"), _part(folder, "t10k")
+        return Source(data.name, train, CLASSES, test)
+
+
+def _fetch(root: Path) -> None:
+    FashionMNIST(root, download=True)
+
+
+def _part(folder: Path, name: str) -> Part:
+    images = _read(folder / f"{name}-images-idx3-ubyte.gz", dimensions=3)
+    file = folder / f"{name}-labels-idx1-ubyte.gz"
+    labels = _read(file, dimensions=1).astype(np.int64)
+    if len(labels) != len(images) or labels.max() >= len(CLASSES):
+        raise broken(file, f"it must hold {len(images)} labels of 0 to {len(CLASSES) - 1}")
+    return Part(ArrayImages(images[:, None]), torch.from_numpy(labels))
+
+
+def _read(file: Path, dimensions: int) -> NDArray[np.uint8]:
+    """An idx file of bytes: 0, 0, 8, the number of dimensions, each dimension in 4 bytes, the values."""
+    try:
+        content = gzip.decompress(file.read_bytes())
+    except (OSError, EOFError, ZlibError) as error:
+        raise broken(file, str(error)) from error
+    shape = np.frombuffer(content[4 : 4 + 4 * dimensions], ">u4").astype(int)
+    values = np.frombuffer(content[4 + 4 * dimensions :], np.uint8)
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(values) != shape.prod() or not len(values):
+        raise broken(file, f"not an idx file of {dimensions} dimensions and {len(values)} values")
+    return values.reshape(*shape)
