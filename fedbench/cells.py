@@ -62,6 +62,8 @@ def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[st
 
     Returns: how many cells ended in which state, see `Outcome`.
     """
+    if jobs > 1 and any(config.engine == "processes" for config in configs):
+        raise UserError(f"--jobs {jobs} with engine=processes; allowed: one of them, they share the same cores")
     tasks = prepare_cells(configs, out)
     _warn_of_threads(tasks, jobs)
     states: Counter[str] = Counter()

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -67,13 +68,13 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
     """
     config, name, cell_hash = experiment.config, cell_name(experiment), identity(experiment)
     directory = RunDirectory(out / name)
-    with exclusive(directory.path) as mine:
+    with exclusive(directory.path) as mine, ExitStack() as ends:
         if not mine:
             return Outcome("elsewhere", "is being run by another process")
         if directory.is_finished(cell_hash):
             return Outcome("finished", f"was finished already{_other_code(directory)}")
         torch.set_num_threads(config.threads)
-        federation = Federation(experiment, directory.path / "clients")
+        federation = ends.enter_context(closing(Federation(experiment, directory.path / "clients")))
         found, complaints = _resume(federation, directory, cell_hash)
         if found is None:
             data_hash, device = experiment.data_hash, experiment.device.type

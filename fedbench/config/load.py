@@ -184,6 +184,8 @@ def config_hash(config: Config) -> str:
     left_out: dict[str, Any] = {
         "tracking": True,
         "accelerator": True,
+        "engine": True,
+        "workers": True,
         "data": {"path": True, "partition": {"file": True}},
     }
     content = config.model_dump(mode="json", exclude=left_out)

@@ -225,12 +225,20 @@ class Config(Section):
     threads: PositiveInt = (
         2  # of torch on the CPU; sums are split among them, so their number reaches the last bits
     )
+    engine: Literal["in_process", "processes"] = "in_process"  # who trains the clients; no bit depends on it
+    workers: PositiveInt | None = None  # processes of `engine: processes`; None: as many as cores / threads
     tracking: TrackingConfig = TrackingConfig()
 
     @field_validator("strategy", "ssl", "encoder", "data", mode="before")
     @classmethod
     def _name_alone(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _workers(self) -> "Config":
+        if self.workers is not None and self.engine != "processes":
+            raise ValueError(f"workers={self.workers} with engine={self.engine}; allowed: with engine=processes")
+        return self
 
     @field_validator("strategy")
     @classmethod

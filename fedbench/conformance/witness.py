@@ -8,6 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from fedbench.federation.client import Upload, Worker
+from fedbench.federation.engine import InProcess
+from fedbench.federation.engine import Visit as Turn
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.local import LocalTask
 from fedbench.federation.loop import Federation
@@ -85,6 +87,7 @@ class Witness(Federation):
             self.worker: _WitnessedWorker = _WitnessedWorker(
                 worker.config, worker.terms, worker.views, worker.images, worker.states
             )
+            self.engine = InProcess(experiment, self.worker)
             self.visits: list[Visit] = []
             self.aggregated: list[StateDict] = []
             self.final: list[StateDict] = []
@@ -102,11 +105,10 @@ class Witness(Federation):
         super()._aggregate(record)
         self.aggregated.append(copy_of(self.server.state))
 
-    def _visit(self, client: int, record: RoundRecord) -> ClientUpdate | None:
+    def _arrive(self, visit: Turn, upload: Upload, record: RoundRecord) -> ClientUpdate | None:
         server = copy_of(self.server.state)
-        update = super()._visit(client, record)
-        if client not in record.participation.lost_before:
-            self.visits.append(self._seen(client, record, server, update))
+        update = super()._arrive(visit, upload, record)
+        self.visits.append(self._seen(visit.client, record, server, update))
         return update
 
     def _seen(self, client: int, record: RoundRecord, server: StateDict, update: ClientUpdate | None) -> Visit:

@@ -5,7 +5,8 @@ bytes: groups that the client holds already came to this worker in an earlier pa
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import perf_counter
 
 from torch import Tensor
 
@@ -37,6 +38,8 @@ class Upload:
         memory: of this training, on a GPU; None on a CPU.
         pool_bytes: of the images of all clients, which lie in that memory and which no client has.
         received_bytes: of the download, as its decoder counted them.
+        teachers: names of the frozen models that there were.
+        seconds: that the visit took.
     """
 
     data: bytes
@@ -48,6 +51,8 @@ class Upload:
     memory: CudaMemory | None
     pool_bytes: int
     received_bytes: int
+    teachers: tuple[str, ...]
+    seconds: float
 
 
 class Worker:
@@ -74,6 +79,7 @@ class Worker:
         model.to(self.images.device)
         self.task = LocalTask(model, self.terms, self.config.optimizer, self.views, self.images)
         self.task.to(self.images.device)
+        self.task.received = model.online_state()  # until the first payload comes
         self.plan = plan
         self.stage = stage
 
@@ -87,13 +93,15 @@ class Worker:
         self, client: int, indices: Tensor, round_index: int, download: Download, active: Sequence[int]
     ) -> Upload:
         """Train from what was sent, send back what was trained  ([LW] Algorithm 1, the client's part)."""
+        start = perf_counter()
         task = self._receive(download)
         task.run_blocks(active)
         self._load_teachers(task, client, round_index)
         cuda_memory.start(self.images.device)
         epochs = self.config.federation.local_epochs
         num_steps = fit(self.fabric, task, indices, epochs, self.config, round_index, client)
-        return self._send(task, client, round_index, len(indices), num_steps)
+        upload = self._send(task, client, round_index, len(indices), num_steps)
+        return replace(upload, seconds=perf_counter() - start)
 
     def _receive(self, download: Download) -> LocalTask:
         """Decode the payload; load every needed group that the working model has not in the needed version."""
@@ -143,4 +151,6 @@ class Worker:
             task.memory,
             self.images.nbytes,
             self._received_bytes,
+            tuple(task.teachers),
+            0.0,
         )

@@ -63,7 +63,8 @@ def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], l
     plans = [strategy.plan(stage, blocks) for stage in range(1, num_stages + 1)]
     check_plans(plans, blocks)
     rounds_per_stage = _rounds_per_stage(config, num_stages)
-    choose_device(config.accelerator)
+    if choose_device(config.accelerator).type == "cuda" and config.engine == "processes":
+        raise UserError("engine=processes on a GPU; allowed: accelerator=cpu, or engine=in_process")
     return strategy, mechanisms, plans, rounds_per_stage
 
 

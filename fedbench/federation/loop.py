@@ -13,10 +13,10 @@ from torch import Tensor
 from fedbench.data.pool import place
 from fedbench.errors import UserError
 from fedbench.federation.checkpoint import Checkpoint
-from fedbench.federation.client import Worker
-from fedbench.federation.client_states import ClientStates
+from fedbench.federation.client import Upload
 from fedbench.federation.diagnostics import PAIRED_CLIENTS, flatten, mean_pairwise_l2, step_norm
 from fedbench.federation.dispatch import Dispatch
+from fedbench.federation.engine import Visit, build_engine, build_worker
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.local import LocalTask
 from fedbench.federation.model import build_model
@@ -47,13 +47,8 @@ class Federation:
         self.strategy, self.mechanisms = experiment.strategy, experiment.mechanisms
         federation = self.config.federation
         self.server = Server(Dispatch(federation.num_clients, federation.client_memory == "kept"))
-        self.worker = Worker(
-            self.config,
-            (self.strategy, *self.mechanisms),
-            experiment.views,
-            place(experiment.dataset.train_images, experiment.device),
-            ClientStates(folder),
-        )
+        self.worker = build_worker(experiment, folder)
+        self.engine = build_engine(experiment, self.worker, self.server, folder)
         auxiliary = place(experiment.auxiliary, experiment.device)
         self.server_training = ServerTraining(self.config, self.server, experiment.views, auxiliary)
         self.stage = 0  # the last one that has begun
@@ -89,6 +84,10 @@ class Federation:
         if len(self.experiment.auxiliary):
             self.server_training.start_stage(build_model(self.config, plan.depth, stage), plan)
 
+    def close(self) -> None:
+        """End what the engine started."""
+        self.engine.close()
+
     def checkpoint(self, cell_hash: str, **facts: object) -> Checkpoint:
         """All that the rest of the run depends on; `facts` are the caller's own."""
         versions = self.server.dispatch.versions
@@ -122,8 +121,8 @@ class Federation:
         updates: list[Tensor] = []
 
         def arriving() -> Iterator[ClientUpdate]:
-            for client in record.participation.drawn:
-                update = self._visit(client, record)
+            for visit, upload in self.engine.train(self._departing(record)):
+                update = self._arrive(visit, upload, record)
                 if update is not None:
                     if len(updates) < PAIRED_CLIENTS:
                         updates.append(flatten(update.state))
@@ -140,21 +139,22 @@ class Federation:
         record.pairwise_l2 = mean_pairwise_l2(updates)
         record.server_step_norm = step_norm(before, values) if values else 0.0
 
-    def _visit(self, client: int, record: RoundRecord) -> ClientUpdate | None:
-        """Payload down, local training, payload up; None if the client is lost or its update is not usable."""
-        if client in record.participation.lost_before:
-            return None
-        indices = self.experiment.client_indices[client].to(self.experiment.device)
-        active = active_blocks(self.config, self.mechanisms, self.worker.plan, record.round_index, client)
+    def _departing(self, record: RoundRecord) -> Iterator[Visit]:
+        """Payload down: what each client that trains is sent."""
+        for client in record.participation.drawn:
+            if client not in record.participation.lost_before:
+                active = active_blocks(self.config, self.mechanisms, self.worker.plan, record.round_index, client)
+                with clock(record, "communication"):
+                    download = self.server.download(client, active)
+                yield Visit(client, record.round_index, record.stage, download, active)
+
+    def _arrive(self, visit: Visit, upload: Upload, record: RoundRecord) -> ClientUpdate | None:
+        """Payload up, after local training; None if the client is lost or its update is not usable."""
+        client, download, dispatch = visit.client, visit.download, self.server.dispatch
         where = f"round {record.round_index}, client {client}"
-        dispatch = self.server.dispatch
-        with clock(record, "communication"):
-            download = self.server.download(client, active)
-        with clock(record, "training"):
-            upload = self.worker.train(client, indices, record.round_index, download, active)
         compare(f"{where}, download", download.shipment, len(download.data), upload.received_bytes)
         dispatch.trained(client)
-        record.add(client, download.shipment, upload, self._cost(self.worker.task, len(indices), len(active)))
+        record.add(client, download.shipment, upload, self._client_cost(visit, upload))
         if client in record.participation.lost_after:
             return None
         record.add_upload(client, dispatch.upload())
@@ -195,6 +195,14 @@ class Federation:
         if self.server_training.num_steps:
             cost = self._cost(self.server_training.task, len(self.server_training.auxiliary), depth)
             record.server_flops = cost.flops * self.server_training.num_steps
+
+    def _client_cost(self, visit: Visit, upload: Upload) -> StepCost:
+        """Of a step like those that the client took, wherever that was."""
+        task = self.worker.task
+        assert task is not None
+        task.run_blocks(visit.active)
+        task.teachers = {name: task.all_teachers[name] for name in upload.teachers}  # type: ignore[misc]
+        return self._cost(task, upload.num_samples, len(visit.active))
 
     def _cost(self, task: LocalTask | None, num_samples: int, num_active: int) -> StepCost:
         """Traced once for each stage, side, batch size, number of active blocks, and set of teachers."""

@@ -1,6 +1,6 @@
 """What the loop says of one round, in base units."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedbench.federation.client import Upload
 from fedbench.federation.participation import Participation
@@ -27,7 +27,7 @@ class RoundRecord:
         pairwise_l2: mean distance between the clients' updates; None for fewer than two.
         server_step_norm: L2 norm of what the round changed in the server's model, without calibration.
         server_flops: of the server's own training.
-        seconds: wall time by what was done.
+        seconds: wall time by what was done; `training` is summed over the clients.
     """
 
     round_index: int
@@ -56,7 +56,8 @@ class RoundRecord:
             self.cuda_memory[client] = upload.memory
             peak = upload.memory.max_allocated_bytes - upload.pool_bytes
         self.peak_memory_bytes = max(self.peak_memory_bytes, peak)
-        self.uploads[client] = upload
+        self.uploads[client] = replace(upload, data=b"")  # 100 clients' updates are not kept in memory
+        self.seconds["training"] = self.seconds.get("training", 0.0) + upload.seconds
 
     def add_upload(self, client: int, upload: Shipment) -> None:
         """Count what a client sent back, whether it will be used or not."""

@@ -1,7 +1,7 @@
 """The server: the global model's tensors, and what leaves it as payload."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,16 +13,17 @@ from fedbench.federation.plan import StagePlan, group_of
 from fedbench.federation.shipment import Shipment, Specs
 
 
-@dataclass(frozen=True)
-class Download:
+class Download(NamedTuple):
     """What one client is sent before it trains.
 
     Attributes:
-        data: safetensors bytes of the groups that the client lacks.
+        groups: that the client lacks.
+        data: their safetensors bytes.
         versions: version of every group that the client needs, those that it holds already included.
         shipment: the payload as it was declared.
     """
 
+    groups: Sequence[str]
     data: bytes
     versions: Mapping[str, int]
     shipment: Shipment
@@ -49,7 +50,7 @@ class Server:
     def download(self, client: int, active: Sequence[int]) -> Download:
         """What the client lacks of the groups that it needs, as bytes."""
         order = self.dispatch.download(client, active)
-        return Download(self._encode(order.groups), order.versions, order.shipment)
+        return Download(order.groups, self.encode(order.groups), order.versions, order.shipment)
 
     def apply(self, values: Mapping[str, Tensor], aggregated: bool) -> None:
         """Take over new values; the version of a group rises if one of its values changed.
@@ -72,8 +73,8 @@ class Server:
         self.state.update({key: value.detach().to("cpu", copy=True) for key, value in values.items()})
         self.dispatch.changed(changed, aggregated)
 
-    def _encode(self, groups: Sequence[str]) -> bytes:
-        """Encoded once for all clients that lack the same groups in the same versions."""
+    def encode(self, groups: Sequence[str]) -> bytes:
+        """Groups in their current versions; encoded once for all who lack the same ones."""
         versions = self.dispatch.versions.current
         key = tuple((group, versions[group]) for group in groups)
         if key not in self._encoded:

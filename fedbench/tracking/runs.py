@@ -21,6 +21,7 @@ FIGURES = (
     *("probe/linear_top1", "untrained/linear_top1", "seconds"),
     *("client/flops", "client/peak_memory_bytes", "client/download_bytes", "client/upload_bytes"),
 )
+ENGINE = ("engine", "workers")  # no bit depends on it
 UNFINISHED = "it is not finished"
 
 
@@ -40,7 +41,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """`section.key -> value` of all that can change a result but the seed; data is named by its hash."""
-        left_out = ("seed", "tracking", "data.path", "data.partition.file", "accelerator")
+        left_out = ("seed", "tracking", "data.path", "data.partition.file", "accelerator", *ENGINE)
         settings = flat(self.manifest["config"])
         named = {key: self.manifest[key] for key in ("data_hash", "device", "sources")}
         return {key: value for key, value in settings.items() if not key.startswith(left_out)} | flat(named)

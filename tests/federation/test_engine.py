@@ -1,0 +1,128 @@
+"""Worker processes: the same bits, whoever trains, and whoever dies."""
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fedbench.cells import run_cells
+from fedbench.config import Config, config_hash
+from fedbench.errors import UserError
+from fedbench.federation.engine import Processes
+from fedbench.federation.experiment import prepare
+from fedbench.federation.loop import Federation
+from fedbench.federation.payload import StateDict
+
+Tiny = Callable[..., Config]
+PROCESSES = {"engine": "processes", "workers": 2}
+UNRELIABLE = {"num_clients": 5, "participants": 3, "dropout_before": 0.2, "dropout_after": 0.2, "late_clients": 1}
+CASES: list[dict[str, Any]] = [
+    {"strategy": "lw_fedssl@v3"},
+    {"strategy": {"name": "prog_fedssl", "moon": True}},
+    {"strategy": {"name": "lw_fedssl@v4", "depth_dropout": {"max_depth": 2}}, "federation": UNRELIABLE},
+    {"strategy": {"name": "fedssl", "proximal": {"mu": 0.1}}, "federation": {"client_memory": "none"}},
+]
+PLUGIN = '''
+"""FedSSL in which something happens to client training."""
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedbench.errors import UserError
+from fedbench.federation import GrowingStrategy, StagePlan
+
+
+@dataclass(frozen=True)
+class Eventful(GrowingStrategy):
+    folder: str = ""
+    event: str = "none"
+
+    def plan(self, stage, num_blocks):
+        return StagePlan(num_blocks, range(num_blocks), range(num_blocks))
+
+    def num_stages(self, num_blocks):
+        return 1
+
+    def local_loss(self, step):
+        marks = Path(self.folder)
+        if self.event == "dies twice" and len(list(marks.glob("mark*"))) < 2:
+            (marks / f"mark{os.getpid()}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.event == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.event == "user's fault":
+            raise UserError("tau=0; allowed: above 0")
+        if self.event == "raises":
+            raise ZeroDivisionError("by itself")
+        return None
+'''
+
+
+def result(config: Config, folder: Path) -> tuple[StateDict, list[dict[str, Any]]]:
+    """The final state, and the records without their times."""
+    with closing(Federation(prepare(config), folder / "clients")) as federation:
+        records = [record.to_dict() for record in federation.rounds()]
+    timeless = [{k: v for k, v in record.items() if not k.startswith("seconds")} for record in records]
+    return federation.server.state, timeless
+
+
+def eventful(tiny: Tiny, folder: Path, event: str) -> Config:
+    (folder / "eventful.py").write_text(PLUGIN)
+    strategy = {"name": str(folder / "eventful.py"), "folder": str(folder), "event": event}
+    return tiny({"strategy": strategy, "federation": {"rounds": 2}}, **PROCESSES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["strategy"]))
+def test_two_processes_end_with_the_bits_of_none(tiny: Tiny, tmp_path: Path, case: dict[str, Any]) -> None:
+    alone, alone_records = result(tiny(case), tmp_path / "a")
+    shared, shared_records = result(tiny(case, **PROCESSES), tmp_path / "b")
+    assert all(torch.equal(alone[key], shared[key]) for key in alone.keys() | shared.keys())
+    assert alone_records == shared_records
+
+
+def test_a_worker_that_dies_is_replaced_and_its_client_trained_again(tiny: Tiny, tmp_path: Path) -> None:
+    undisturbed, records = result(eventful(tiny, tmp_path, "none"), tmp_path)
+    disturbed, again = result(eventful(tiny, tmp_path, "dies twice"), tmp_path)
+    assert len(list(tmp_path.glob("mark*"))) >= 2
+    assert all(torch.equal(undisturbed[key], disturbed[key]) for key in undisturbed)
+    assert records == again
+
+
+@pytest.mark.parametrize(
+    ("event", "error", "message"),
+    [
+        ("dies", RuntimeError, r"3 worker processes died over client \d, the last with exit code -9"),
+        ("user's fault", UserError, "tau=0; allowed: above 0"),
+        ("raises", RuntimeError, "ZeroDivisionError: by itself"),
+    ],
+)
+def test_what_goes_wrong_in_a_worker_is_told_here(
+    tiny: Tiny, tmp_path: Path, event: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        result(eventful(tiny, tmp_path, event), tmp_path)
+
+
+def test_no_process_is_left_behind(tiny: Tiny, tmp_path: Path) -> None:
+    federation = Federation(prepare(tiny(**PROCESSES)), tmp_path)
+    engine = federation.engine
+    assert isinstance(engine, Processes)
+    next(federation.rounds())
+    federation.close()
+    assert [remote.process.is_alive() for remote in engine._remotes] == [False, False]
+
+
+def test_the_engine_is_no_part_of_what_a_run_is(tiny: Tiny) -> None:
+    assert config_hash(tiny()) == config_hash(tiny(**PROCESSES))
+
+
+def test_workers_need_their_engine(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="workers=2 with engine=in_process"):
+        tiny(workers=2)
+    with pytest.raises(UserError, match="--jobs 2 with engine=processes"):
+        run_cells([tiny(**PROCESSES)], tmp_path, jobs=2)
