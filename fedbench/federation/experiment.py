@@ -26,6 +26,7 @@ class Experiment:
         mechanisms: what the strategy is combined with.
         plans: one per stage.
         rounds_per_stage: R_s.
+        evaluation_dataset: what encoders are judged on; the one of pre-training, unless another is named.
         client_indices: D^n as indices (int64) into the pre-training images.
         auxiliary: the server's own images (uint8), of which no client has one; empty if nothing needs them.
     """
@@ -37,6 +38,7 @@ class Experiment:
     plans: list[StagePlan]
     rounds_per_stage: list[int]
     dataset: Dataset
+    evaluation_dataset: Dataset
     client_indices: list[Tensor]
     auxiliary: Tensor
     views: Views
@@ -64,10 +66,11 @@ def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], l
 
 def _rounds_per_stage(config: Config, num_stages: int) -> list[int]:
     federation, name = config.federation, config.strategy["name"]
-    if federation.rounds < num_stages:
+    if federation.rounds < num_stages and (federation.rounds or num_stages > 1):
+        no_rounds = "" if federation.rounds else "; for the untrained encoder (rounds=0): strategy=fedssl"
         raise UserError(
             f"federation.rounds={federation.rounds} is fewer than the {num_stages} stages of "
-            f"strategy={name} with encoder.depth={config.encoder.depth}; allowed: {num_stages} or more"
+            f"strategy={name} with encoder.depth={config.encoder.depth}; allowed: {num_stages} or more{no_rounds}"
         )
     given = federation.rounds_per_stage
     if given is not None and len(given) != num_stages:
@@ -97,6 +100,7 @@ def prepare(config: Config) -> Experiment:
         plans,
         rounds_per_stage,
         dataset,
+        load_dataset(config.evaluation.data, config.encoder) if config.evaluation.data else dataset,
         [pool[part] for part in parts],
         auxiliary,
         build_views(config.augmentation, config.encoder.image_size),
