@@ -6,7 +6,7 @@ import torch
 
 from fedbench.config import Config, EncoderConfig, load_config
 from fedbench.encoders import Encoder, build_encoder
-from fedbench.evaluation import Candidate
+from fedbench.evaluation import Candidate, extract_features
 from fedbench.evaluation.finetune import finetune
 
 
@@ -42,18 +42,36 @@ def test_the_rate_rises_over_the_warm_up_and_falls_to_zero(candidate: Candidate,
     assert rates[-1] < 1e-3
 
 
-def test_every_weight_of_the_encoder_is_trained(candidate: Candidate, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedbench.evaluation import finetune as module
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """The weights of every encoder that was trained, as they are when the test images come."""
+    found: list[dict[str, torch.Tensor]] = []
 
-    trained: list[Encoder] = []
-    extract = module.extract_features
-    monkeypatch.setattr(
-        module, "extract_features", lambda encoder, images: trained.append(encoder) or extract(encoder, images)
-    )
+    def extract(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
+        found.append(dict(encoder.named_parameters()))
+        return extract_features(encoder, images)
+
+    monkeypatch.setattr("fedbench.evaluation.finetune.extract_features", extract)
+    return found
+
+
+def test_every_weight_of_the_encoder_is_trained(
+    candidate: Candidate, trained: list[dict[str, torch.Tensor]]
+) -> None:
     candidate.encoder.requires_grad_(False)  # as a run may leave it
-    module.finetune(candidate, config())
-    before, after = (dict(encoder.named_parameters()) for encoder in (candidate.encoder, *trained))
-    assert not [name for name in before if torch.equal(before[name], after[name])]
+    finetune(candidate, config())
+    assert not [name for name, before in candidate.encoder.named_parameters() if before.equal(trained[0][name])]
+
+
+def test_augmentation_and_order_depend_on_the_seed_alone(
+    candidate: Candidate, trained: list[dict[str, torch.Tensor]]
+) -> None:
+    for number, seed in enumerate((0, 0, 1)):
+        torch.manual_seed(number)
+        finetune(candidate, config().model_copy(update={"seed": seed}))
+    same, again, other = trained
+    assert all(same[name].equal(again[name]) for name in same)
+    assert not all(same[name].equal(other[name]) for name in same)
 
 
 def test_images_are_augmented_one_by_one(candidate: Candidate, monkeypatch: pytest.MonkeyPatch) -> None:
