@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, TypeVar
 
+from fedbench.config.load import UNTRAINED
 from fedbench.tracking.runs import LABELS, Run
 
 T = TypeVar("T")
-KINDS = ("", "centralised", "untrained")  # of cells: a federation, and what federations are compared with
+KINDS = ("", "centralised", UNTRAINED)  # of cells: a federation, and what federations are compared with
 OF_CLIENTS = ("federation.num_clients", "data.partition")
 
 
@@ -60,8 +61,13 @@ class Cell:
 
 def cells(runs: Iterable[Run]) -> list[Cell]:
     """Runs gathered by everything but their seed; of one seed run twice, the newer counts."""
-    groups = _grouped(runs, lambda run: [run.settings, *(run.summary[label] for label in LABELS)])
-    return [Cell(_one_per_seed(group)) for group in groups]
+    return [Cell(_one_per_seed(group)) for group in _grouped(runs, _identity)]
+
+
+def _identity(run: Run) -> list[object]:
+    """All but the seed; strategy and SSL method are nothing to an untrained encoder."""
+    labels = [label for label in LABELS if run.kind != UNTRAINED or label not in ("strategy", "ssl")]
+    return [run.settings, *(run.summary[label] for label in labels)]
 
 
 def _one_per_seed(runs: Iterable[Run]) -> tuple[Run, ...]:
