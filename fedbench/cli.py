@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fedbench.conventions import CONVENTIONS, ConventionName
 from fedbench.errors import UserError
+from fedbench.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from fedbench.config import Config
@@ -87,6 +88,21 @@ def parser() -> argparse.ArgumentParser:
         "--wandb", action="store_true", help="show the leaderboard in W&B too; tracking.KEY=VALUE says where"
     )
     show.set_defaults(action=report_command)
+
+    judge = commands.add_parser(
+        "evaluate", allow_abbrev=False, help="judge finished runs by other protocols or data"
+    )
+    judge.add_argument(
+        "words",
+        nargs="+",
+        metavar="RUNS | key=value",
+        help="run directories, or folders of them; keys of the sections evaluation and probe",
+    )
+    judge.add_argument("--protocol", required=True, metavar="A,B", help=f"of {', '.join(PROTOCOLS)}")
+    judge.add_argument(
+        "--data", nargs="+", default=[], metavar="key=value", help="other data: name=npz path=x.npz"
+    )
+    judge.set_defaults(action=evaluate_command)
 
     out = commands.add_parser("export", allow_abbrev=False, help="a run's encoder for timm or torchvision")
     out.add_argument("run", type=Path, metavar="RUN", help="directory of a finished run")
@@ -307,6 +323,20 @@ def report_command(arguments: argparse.Namespace) -> None:
     print(f"fedbench: {page} is the page, beside it .md, .csv, .json, .png", file=sys.stderr)
     if tracking:
         mirror_leaderboard(runs, tracking, arguments.out)
+
+
+def evaluate_command(arguments: argparse.Namespace) -> None:
+    """Judge finished runs, leave a file beside each, print the figures."""
+    from fedbench.config import parse_overrides
+
+    words = [*arguments.words, *(word for word in arguments.data if "=" not in word)]
+    paths = [Path(word) for word in words if "=" not in word]
+    data = parse_overrides(word for word in arguments.data if "=" in word)
+    overrides = parse_overrides(word for word in words if "=" in word)
+    with uncollected():
+        from fedbench.judge import judge
+
+    print(judge(paths, arguments.protocol.split(","), data, overrides))
 
 
 def export_command(arguments: argparse.Namespace) -> None:

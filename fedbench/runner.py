@@ -8,18 +8,16 @@ from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
 
 import fedbench
 from fedbench.config import Config, config_hash, strategy_label
 from fedbench.config.load import digest
 from fedbench.encoders import Encoder, build_encoder
-from fedbench.evaluation import linear_probe
+from fedbench.evaluation import description, evaluate, untrained_encoder
 from fedbench.federation import checkpoint
 from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.loop import Federation
-from fedbench.federation.model import build_model
 from fedbench.federation.record import LEDGER_COLUMNS
 from fedbench.files import exclusive
 from fedbench.metering.forward import forward_macs
@@ -36,7 +34,8 @@ def identity(experiment: Experiment) -> str:
         experiment.sources,
         experiment.device.type,
     ]
-    return digest(facts)
+    other_data = [experiment.evaluation_dataset.content_hash] if experiment.config.evaluation.data else []
+    return digest([*facts, *other_data])
 
 
 def cell_name(experiment: Experiment) -> str:
@@ -85,13 +84,14 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
         run_id = digest([cell_hash, facts["started"]])  # the same one after a resume
         with WandbMirror(config.tracking, name, facts["config"], directory.path, run_id) as mirror:
             for record in federation.rounds():
-                directory.append_round(record.to_dict())
+                line = record.to_dict() | _now_and_then(experiment, federation)
+                directory.append_round(line)
                 directory.append_ledger(LEDGER_COLUMNS, record.ledger())
                 seconds = before + perf_counter() - start
                 federation.checkpoint(cell_hash, sizes=directory.sizes(), seconds=seconds).write(directory.path)
-                mirror.log_round(record.to_dict(), step=record.round_index)
-            encoder = _final_encoder(config, federation.server.state)
-            summary = _describe(config) | _costs(config, directory.rounds()) | _probe(experiment, encoder)
+                mirror.log_round(line, step=record.round_index)
+            encoder = _current_encoder(federation)
+            summary = _describe(experiment) | _costs(config, directory.rounds()) | _evaluate(experiment, encoder)
             summary["seconds"] = before + perf_counter() - start
             directory.finish(summary, encoder.state_dict())
             checkpoint.remove(directory.path)
@@ -117,21 +117,23 @@ def _resume(
     return found, complaints
 
 
-def _final_encoder(config: Config, state: Mapping[str, Tensor]) -> Encoder:
-    """F with the server's values; the heads are thrown away."""
-    encoder = build_encoder(config.encoder, config.encoder.depth)
-    prefix = "encoder."
+def _current_encoder(federation: Federation) -> Encoder:
+    """F with the server's values, as long as it is at this stage; the heads are thrown away."""
+    depth, state, prefix = federation.worker.plan.depth, federation.server.state, "encoder."
+    with torch.random.fork_rng(devices=[]):  # building draws weights, which are not kept
+        encoder = build_encoder(federation.config.encoder, depth)
     encoder.load_state_dict({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
     return encoder
 
 
-def _describe(config: Config) -> dict[str, Any]:
+def _describe(experiment: Experiment) -> dict[str, Any]:
+    config, dataset = experiment.config, experiment.evaluation_dataset
     return {
         "strategy": strategy_label(config),
         "ssl": config.ssl.name,
         "seed": config.seed,
         "rounds": config.federation.rounds,
-        "protocol": "linear",
+        "evaluations": [description(name, dataset, config) for name in config.evaluation.protocols],
         "convention": "step",
     }
 
@@ -140,14 +142,15 @@ def _costs(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any
     """Totals over the run; `client/...` is the mean over all registered clients, whether drawn or not."""
     costs = ("flops", "download_bytes", "upload_bytes", "catch_up_bytes", "hand_over_bytes")
     totals = {cost: sum(record[f"all_clients/{cost}"] for record in rounds) for cost in costs}
-    peaks = ("client/peak_memory_bytes", *(key for key in rounds[0] if key.startswith("client/cuda_")))
+    cuda = [key for record in rounds[:1] for key in record if key.startswith("client/cuda_")]
     macs = forward_macs(config.encoder)
     return {
         **{f"all_clients/{key}": value for key, value in totals.items()},
         **{f"client/{key}": value / config.federation.num_clients for key, value in totals.items()},
-        **{key: max((one[key] for one in rounds if one[key] is not None), default=None) for key in peaks},
+        "client/peak_memory_bytes": max((record["client/peak_memory_bytes"] for record in rounds), default=0),
+        **{key: max((one[key] for one in rounds if one[key] is not None), default=None) for key in cuda},
         "diverged": _diverged(rounds),
-        "memory_source": max(record["client/memory_source"] for record in rounds),  # "" where nobody trained
+        "memory_source": max((record["client/memory_source"] for record in rounds), default=""),  # "": no client's
         "server/flops": sum(record["server/flops"] for record in rounds),
         "rounds/without_return": sum(not record["returned"] for record in rounds),
         "clients/num_lost": sum(record["num_lost"] for record in rounds),
@@ -165,12 +168,22 @@ def _diverged(rounds: Sequence[Mapping[str, Any]]) -> bool:
     return last["train/loss"] is None or last["num_rejected"] == len(last["train/losses"])
 
 
-def _probe(experiment: Experiment, encoder: Encoder) -> dict[str, float]:
+def _evaluate(experiment: Experiment, encoder: Encoder) -> dict[str, float]:
     """The trained encoder, and the same encoder untrained: the floor."""
-    config, dataset = experiment.config, experiment.dataset
-    floor = build_model(config, config.encoder.depth, stage=1).encoder
+    config, dataset = experiment.config, experiment.evaluation_dataset
     figures: dict[str, float] = {}
-    for name, candidate in (("probe", encoder), ("untrained", floor)):
-        scored = linear_probe(candidate.to(experiment.device), dataset, config.probe, config.seed)
+    for name, candidate in (("probe", encoder), ("untrained", untrained_encoder(config))):
+        scored = evaluate(candidate.to(experiment.device), dataset, config, config.evaluation.protocols)
         figures |= {f"{name}/{key}": value for key, value in scored.items()}
     return figures
+
+
+def _now_and_then(experiment: Experiment, federation: Federation) -> dict[str, float]:
+    """After every so many rounds, the top-1 of the encoder as it is, and the time that this took."""
+    config, every, start = experiment.config, experiment.config.evaluation.every, perf_counter()
+    if not every or federation.rounds_done % every:
+        return {}
+    encoder = _current_encoder(federation).to(experiment.device)
+    scored = evaluate(encoder, experiment.evaluation_dataset, config, config.evaluation.protocols)
+    top1 = {f"probe/{key}": value for key, value in scored.items() if key.endswith("_top1")}
+    return {**top1, "seconds/evaluation": perf_counter() - start}

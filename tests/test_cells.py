@@ -99,7 +99,7 @@ def test_a_failed_cell_goes_on_when_it_is_started_again(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("fedbench.runner._probe", lambda *_: 1 / 0)
+        patch.setattr("fedbench.runner._evaluate", lambda *_: 1 / 0)
         assert run_cells([tiny()], tmp_path) == {"failed": 1}
     assert "FAILED, ZeroDivisionError" in capsys.readouterr().err
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())

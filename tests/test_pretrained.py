@@ -22,7 +22,7 @@ from fedbench.config import Config, load_config
 from fedbench.errors import UserError
 from fedbench.evaluation.linear import fit_linear
 from fedbench.federation.experiment import prepare
-from fedbench.runner import run_cell
+from fedbench.runner import cell_name, run_cell
 
 Finished = Callable[[str], tuple[Config, Path]]
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -40,7 +40,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     @cache
     def make(encoder: str) -> tuple[Config, Path]:
         config = load_config(TINY, SHORT, ENCODERS[encoder])
-        return config, run_cell(prepare(config), tmp_path_factory.mktemp(encoder)).directory.path
+        experiment, out = prepare(config), tmp_path_factory.mktemp(encoder)
+        run_cell(experiment, out)
+        return config, out / cell_name(experiment)
 
     return make
 

@@ -3,9 +3,9 @@
     python benchmarks/speed/small_clients.py [--rounds 8] [--clients 100]
 
 Every client has 16 images (32 x 32) and takes one step of SimCLR on a ViT of width 48, depth 2, patch 4; all of
-them in every round. In turn: a round of the bare loop (two threads; loads the model, trains), of `engine: in_process`
-(two threads) and of `engine: processes` (two workers of one thread). Aims: at most 1.1x and 0.7x the bare loop. The
-first two rounds warm up.
+them in every round. In turn: a round of the bare loop (two threads; loads the model, trains), of the engine
+`in_process` (two threads) and of the engine `processes` (two workers of one thread). Aims: at most 1.1x and 0.7x
+the bare loop. The first two rounds warm up.
 """
 
 import argparse

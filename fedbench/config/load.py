@@ -7,16 +7,17 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fedbench.config.schema import Config
+from fedbench.config.schema import Config, EvaluationConfig
 from fedbench.errors import UserError
 
 Tree = dict[str, Any]
+UNTRAINED = "untrained"  # what a run of no rounds is called
 
 
 def config_names(kind: str) -> list[str]:
@@ -127,7 +128,12 @@ def _expand_preset(tree: Tree) -> Tree:
 
 
 def strategy_label(config: Config) -> str:
-    """Name of the strategy or its preset, and what was changed: `lw_fedssl@v3(calibration.epochs=3)`."""
+    """Name of the strategy or its preset, and what was changed: `lw_fedssl@v3(calibration.epochs=3)`.
+
+    Where nothing is trained, `untrained`: there strategy and SSL method make no difference.
+    """
+    if config.federation.rounds == 0:
+        return UNTRAINED
     preset = config.strategy.get("preset")
     known = read_yaml(resolve_file(preset, "strategies")) if preset else {"name": config.strategy["name"]}
     own = flat({key: value for key, value in config.strategy.items() if key != "preset"})
@@ -169,9 +175,10 @@ def fields_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:
     """Names of the fields of the section at `location`."""
     for part in location:
         annotation = model.model_fields[part].annotation
-        if not _is_model(annotation):
+        sections = [option for option in (annotation, *get_args(annotation)) if _is_model(option)]
+        if not sections:
             return []
-        model = annotation
+        model = sections[0]
     return list(model.model_fields)
 
 
@@ -180,15 +187,21 @@ def _is_model(annotation: object) -> TypeGuard[type[BaseModel]]:
 
 
 def config_hash(config: Config) -> str:
-    """Twelve hexadecimal digits over what can change a result; data and device are named by other means."""
-    left_out: dict[str, Any] = {
+    """Twelve hexadecimal digits over what can change a result; data and device are named by other means.
+
+    A section that is younger than the hash counts only where it says something: older runs keep theirs.
+    """
+    without: dict[str, Any] = {
         "tracking": True,
         "accelerator": True,
         "engine": True,
         "workers": True,
         "data": {"path": True, "partition": {"file": True}},
+        "evaluation": {"data": {"path": True}},
     }
-    content = config.model_dump(mode="json", exclude=left_out)
+    content = config.model_dump(mode="json", exclude=without)
+    if config.evaluation == EvaluationConfig():
+        del content["evaluation"]
     return digest(content)
 
 

@@ -19,6 +19,8 @@ from pydantic import (
     model_validator,
 )
 
+from fedbench.protocols import ProtocolName
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 # A key that came after there were results: left out where it is not given, so that those keep their names.
 LATER: Any = Field(default=None, exclude_if=lambda value: value is None)
@@ -138,9 +140,9 @@ class AugmentationConfig(Section):
 class FederationConfig(Section):
     """Clients and rounds ([LW] Algorithm 1)."""
 
-    num_clients: PositiveInt = 5
+    num_clients: PositiveInt = 5  # 1: centralised training, one client has all the data
     participants: PositiveInt | None = None  # clients per round, drawn uniformly; None = all
-    rounds: PositiveInt = 48  # R, over all stages
+    rounds: NonNegativeInt = 48  # R, over all stages; 0: the untrained encoder
     rounds_per_stage: tuple[PositiveInt, ...] | None = None  # R_s, adding up to R; None = R / S
     local_epochs: PositiveInt = 2  # E
     dropout_before: Probability = 0.0  # a drawn client is lost before it is sent anything
@@ -190,12 +192,76 @@ class OptimizerConfig(Section):
 
 
 class ProbeConfig(Section):
-    """Linear probe on frozen, standardised features: AdamW with cosine decay, last epoch reported."""
+    """Classifier of `linear` and `few_label_*`, on frozen, standardised features: AdamW with cosine decay."""
 
     epochs: PositiveInt = 100
     batch_size: PositiveInt = 256
     lr: PositiveFloat = 1e-1
     weight_decay: NonNegativeFloat = 0.0
+
+
+class KNNConfig(Section):
+    """Nearest neighbours of the protocol `knn`; Wu et al., arXiv:1805.01978, Sec. 3.4."""
+
+    k: PositiveInt = 200  # neighbours; fewer where a class has fewer labelled images on average
+    temperature: PositiveFloat = 0.07  # of the votes' weights
+
+
+class FinetuneConfig(Section):
+    """Training of encoder and classifier under the protocol `finetune` ([LW] Sec. 4.1)."""
+
+    epochs: PositiveInt = 40
+    warmup_epochs: NonNegativeInt = 10  # of these: the learning rate rises linearly, then decays as a cosine
+    batch_size: Annotated[int, Field(ge=2)] = 256
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 1e-5
+    num_ops: PositiveInt = 2  # of RandAugment, for each image; [LW] names no number, torchvision's default
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9  # of RandAugment, of 30; the same
+
+    @model_validator(mode="after")
+    def _warmup(self) -> "FinetuneConfig":
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} leaves nothing of epochs={self.epochs}; "
+                f"allowed: 0 to {self.epochs - 1}"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """How encoders are judged, when, and on what. The linear classifier's settings are the section `probe`."""
+
+    protocols: Annotated[tuple[ProtocolName, ...], Field(min_length=1)] = ("linear",)
+    every: NonNegativeInt = 0  # rounds from one evaluation to the next during training; 0: at the end only
+    data: DataConfig | None = None  # another data set than the one of pre-training; None: the same
+    knn: KNNConfig = KNNConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+
+    @field_validator("protocols", mode="before")
+    @classmethod
+    def _list(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError(f"a name alone; allowed: a list of protocols, [{value}]")
+        return value
+
+    @field_validator("protocols")
+    @classmethod
+    def _once(cls, value: tuple[ProtocolName, ...]) -> tuple[ProtocolName, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a protocol is named twice; allowed: each once")
+        return value
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _name_alone(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("data")
+    @classmethod
+    def _no_clients(cls, value: DataConfig | None) -> DataConfig | None:
+        if value is not None and value.partition != PartitionConfig():
+            raise ValueError("a partition; allowed: none, because no client has these images")
+        return value
 
 
 class TrackingConfig(Section):
@@ -220,6 +286,7 @@ class Config(Section):
     federation: FederationConfig = FederationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     probe: ProbeConfig = ProbeConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt = (

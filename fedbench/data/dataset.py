@@ -88,7 +88,8 @@ def load_dataset(data: DataConfig, encoder: EncoderConfig) -> Dataset:
 
     The test part is the source's own, else a fixed 20 % of it, stratified by label. `data.num_train` then
     keeps a fixed random part of the training images, blind to their class; a smaller number keeps a subset
-    of what a larger one keeps. The last one loaded is kept, for the other cells of a grid.
+    of what a larger one keeps. The last two loaded are kept (what a run trains on, what it is judged
+    on), for the other cells of a grid.
 
     Errors: UserError naming the key, file or array.
     """
@@ -96,7 +97,7 @@ def load_dataset(data: DataConfig, encoder: EncoderConfig) -> Dataset:
     return _load(of_the_images, encoder.image_size, encoder.in_channels)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _load(data: DataConfig, image_size: int, in_channels: int) -> Dataset:
     source = data_source(data).load(data, image_size)
     _check_parts(source, _where(data))

@@ -1,6 +1,7 @@
 """Evaluation of a finished encoder; heads are thrown away. Each figure carries the name of its protocol."""
 
+from fedbench.evaluation.candidate import Candidate, untrained_encoder
 from fedbench.evaluation.features import extract_features
-from fedbench.evaluation.linear import linear_probe
+from fedbench.evaluation.protocols import description, evaluate
 
-__all__ = ["extract_features", "linear_probe"]
+__all__ = ["Candidate", "description", "evaluate", "extract_features", "untrained_encoder"]

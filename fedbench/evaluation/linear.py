@@ -1,46 +1,60 @@
-"""Protocol `linear`: a linear classifier on frozen features; the last epoch counts, whatever the test says."""
+"""Protocols `linear` and `few_label_*`: a linear classifier on frozen features; the last epoch counts."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
 
-from fedbench.config.schema import ProbeConfig
-from fedbench.data import Dataset
-from fedbench.encoders import Encoder
-from fedbench.evaluation.features import extract_features
+from fedbench.config.schema import Config, ProbeConfig
+from fedbench.evaluation.candidate import Candidate
 from fedbench.random import generator
 
 
-def linear_probe(encoder: Encoder, dataset: Dataset, config: ProbeConfig, seed: int) -> dict[str, float]:
-    """Train on `dataset.probe_part`, score on the test split.
+def linear(candidate: Candidate, config: Config) -> Tensor:
+    """Classes (N,) that a classifier trained on all labels gives the test images."""
+    return classify(candidate, torch.arange(len(candidate.fit_labels)), config)
 
-    Returns:
-        `linear_top1`, `linear_per_class_mean`, `linear_macro_precision`, `_recall`, `_f1`, as fractions.
-    """
-    learned = dataset.probe_part
-    train, test = (extract_features(encoder, x) for x in (learned.images, dataset.test_images))
-    mean, std = train.mean(0), train.std(0).clamp_min(1e-6)  # of the training split only
-    num_classes = len(dataset.class_names)
-    labels = learned.labels.to(train.device)
-    classifier = fit_linear((train - mean) / std, labels, num_classes, config, seed)
+
+def few_label(candidate: Candidate, config: Config, percent: int) -> Tensor:
+    """The same, trained on the labels of `percent` of the images."""
+    labelled = few_labels(candidate.fit_labels, candidate.num_classes, percent, config.seed)
+    return classify(candidate, labelled, config)
+
+
+def classify(candidate: Candidate, labelled_M: Tensor, config: Config) -> Tensor:
+    """Classes (N,) of the test images, learnt from the labels of the images with the indices `labelled_M`."""
+    fit, test = candidate.standardised_features
+    labels = candidate.fit_labels[labelled_M].to(fit.device)
+    fit = fit[labelled_M.to(fit.device)]
+    classifier = fit_linear(fit, labels, candidate.num_classes, config.probe, config.seed)
     with torch.no_grad():
-        logits = classifier((test - mean) / std)
-    return scores(logits.cpu(), dataset.test_labels, num_classes)
+        return classifier(test).argmax(1)
+
+
+def few_labels(labels_N: Tensor, num_classes: int, percent: int, seed: int) -> Tensor:
+    """Sorted indices of a labelled subset: the same number of every class, at least one.
+
+    As SimCLR (arXiv:2002.05709, Sec. 4.2): 1 % of N labels over K classes is N / K / 100 of each, rounded. A class
+    with fewer gives all it has. 1 % is a part of 10 %, and all strategies of a seed get the same images.
+    """
+    wanted = max(1, round(len(labels_N) * percent / 100 / num_classes))
+    order = torch.randperm(len(labels_N), generator=generator(seed, "few_label"))
+    chosen = [order[labels_N[order] == number][:wanted] for number in range(num_classes)]
+    return torch.cat(chosen).sort().values
+
+
+def zero_linear(num_features: int, num_classes: int, device: torch.device) -> nn.Linear:
+    """A classifier whose weights are zero; nothing random is drawn for it."""
+    classifier: nn.Linear = nn.utils.skip_init(nn.Linear, num_features, num_classes, device=device)
+    for parameter in classifier.parameters():
+        nn.init.zeros_(parameter)
+    return classifier
 
 
 def fit_linear(
     features_ND: Tensor, labels_N: Tensor, num_classes: int, config: ProbeConfig, seed: int
 ) -> nn.Linear:
     """Softmax regression from zero weights: AdamW, cosine decay to zero over all steps."""
-    classifier = nn.Linear(features_ND.shape[1], num_classes, device=features_ND.device)
-    nn.init.zeros_(classifier.weight)
-    nn.init.zeros_(classifier.bias)
+    classifier = zero_linear(features_ND.shape[1], num_classes, features_ND.device)
     optimizer = torch.optim.AdamW(
         classifier.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
     )
@@ -55,15 +69,3 @@ def fit_linear(
             optimizer.step()
             schedule.step()
     return classifier
-
-
-def scores(logits_NK: Tensor, labels_N: Tensor, num_classes: int) -> dict[str, float]:
-    """Top-1, mean over classes of their recall, and macro precision, recall and F1."""
-    metrics = {
-        "top1": MulticlassAccuracy(num_classes, average="micro"),
-        "per_class_mean": MulticlassAccuracy(num_classes, average="macro"),
-        "macro_precision": MulticlassPrecision(num_classes, average="macro"),
-        "macro_recall": MulticlassRecall(num_classes, average="macro"),
-        "macro_f1": MulticlassF1Score(num_classes, average="macro"),
-    }
-    return {f"linear_{name}": metric(logits_NK, labels_N).item() for name, metric in metrics.items()}

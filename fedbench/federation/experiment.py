@@ -28,6 +28,7 @@ class Experiment:
         mechanisms: what the strategy is combined with.
         plans: one per stage.
         rounds_per_stage: R_s.
+        evaluation_dataset: what encoders are judged on; the one of pre-training, unless another is named.
         client_indices: D^n as indices (int64) into the pre-training images.
         data_hash: of the data and of whose they are, where a file says that.
         auxiliary: the server's own images (uint8), of which no client has one; empty if nothing needs them.
@@ -40,6 +41,7 @@ class Experiment:
     plans: list[StagePlan]
     rounds_per_stage: list[int]
     dataset: Dataset
+    evaluation_dataset: Dataset
     client_indices: list[Tensor]
     auxiliary: Tensor
     views: Views
@@ -70,10 +72,11 @@ def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], l
 
 def _rounds_per_stage(config: Config, num_stages: int) -> list[int]:
     federation, name = config.federation, config.strategy["name"]
-    if federation.rounds < num_stages:
+    if federation.rounds < num_stages and (federation.rounds or num_stages > 1):
+        no_rounds = "" if federation.rounds else "; for the untrained encoder (rounds=0): strategy=fedssl"
         raise UserError(
             f"federation.rounds={federation.rounds} is fewer than the {num_stages} stages of "
-            f"strategy={name} with encoder.depth={config.encoder.depth}; allowed: {num_stages} or more"
+            f"strategy={name} with encoder.depth={config.encoder.depth}; allowed: {num_stages} or more{no_rounds}"
         )
     given = federation.rounds_per_stage
     if given is not None and len(given) != num_stages:
@@ -88,8 +91,13 @@ def prepare(config: Config) -> Experiment:
     """Check the configuration, load the data, hold out the server's part, split the rest over the clients."""
     strategy, mechanisms, plans, rounds_per_stage = check(config)
     dataset, client_indices, auxiliary = share_out(config, mechanisms)
-    if not len(dataset.test_labels):
-        raise UserError(f"data.name={config.data.name} has no labels, so that nothing can be scored on it")
+    judges = config.evaluation.data
+    evaluation_dataset = load_dataset(judges, config.encoder) if judges else dataset
+    if not len(evaluation_dataset.test_labels):
+        name = (judges or config.data).name
+        raise UserError(
+            f"{name} has no labels to score on; allowed: evaluation.data={{name: NAME}}, a set that has"
+        )
     return Experiment(
         config,
         _sources(config, strategy, mechanisms),
@@ -98,6 +106,7 @@ def prepare(config: Config) -> Experiment:
         plans,
         rounds_per_stage,
         dataset,
+        evaluation_dataset,
         client_indices,
         auxiliary,
         build_views(config.augmentation, config.encoder.image_size),

@@ -29,9 +29,8 @@ def forecast(configs: Sequence[Config], out: Path) -> str:
         state = look(directory, identity(experiment), config.federation.rounds, running=False)
         cost = profile(config, [len(indices) for indices in experiment.client_indices], traced=traced)
         lines.append([state.name, _words(state), *_figures(cost)])
-        left += (
-            cost.total("flops", "step") * config.federation.num_clients * (1 - state.rounds_done / state.rounds)
-        )
+        to_do = 1 - state.rounds_done / state.rounds if state.rounds else 0
+        left += cost.total("flops", "step") * config.federation.num_clients * to_do
     rule = CONVENTIONS["step"]
     notes = bullets(
         f"About {number(left / GFLOPS)} GFLOPs of all clients are left to do.",

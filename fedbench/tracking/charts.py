@@ -1,5 +1,6 @@
 """The interactive parts of the page: the sortable table, accuracy against a cost, and curves over the rounds."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +14,9 @@ from bokeh.plotting import figure
 
 from fedbench.tables import GFLOPS, MB, MIB, number, with_ratio
 from fedbench.tracking.curves import Curve
-from fedbench.tracking.leaderboard import percent
-from fedbench.tracking.pareto import COLOURS, Panel, front, front_names, like_measured, style
-from fedbench.tracking.ranking import Row, row_name
+from fedbench.tracking.leaderboard import percent, place
+from fedbench.tracking.pareto import COLOURS, Panel, accuracy_label, front, front_names, like_measured, style
+from fedbench.tracking.ranking import Row, drawn, row_name
 
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚", "✖")  # as MARKERS of pareto.py
 SHAPES = ("circle", "square", "triangle", "diamond", "inverted_triangle", "cross", "x")
@@ -36,7 +37,7 @@ class GridColumn:
 
 def names(rows: Sequence[Row]) -> list[str]:
     """The rows' names in the order that gives them colours: not by rank, so that a colour stays with its name."""
-    return sorted(row_name(row, rows) for row in rows)
+    return sorted(row_name(row, rows) for row in drawn(rows))
 
 
 def look(row: Row, rows: Sequence[Row]) -> tuple[str, int]:
@@ -79,7 +80,7 @@ def _columns(rows: Sequence[Row]) -> list[GridColumn]:
         _words(
             "strategy", min(160, 40 + 7 * max(len(row.strategy) for row in rows)), [row.strategy for row in rows]
         ),
-        _figures("#", 36, [row.rank for row in rows], [str(row.rank) for row in rows]),
+        _figures("#", 36, [row.rank or math.inf for row in rows], [place(row) for row in rows]),
         _words("ssl", 80, [row.ssl for row in rows]),
         _words("variant", 190, [row.variant for row in rows]),
         _figures(
@@ -88,7 +89,7 @@ def _columns(rows: Sequence[Row]) -> list[GridColumn]:
             [len(row.seeds) for row in rows],
             [_seeds(row) for row in rows],
         ),
-        _figures("top-1 %", 92, [row.linear_top1_mean for row in rows], [_top1(row) for row in rows]),
+        _figures("top-1 %", 92, [row.top1_mean for row in rows], [_top1(row) for row in rows]),
         _figures("floor %", 62, [row.untrained_top1_mean for row in rows], [_floor(row) for row in rows]),
         _figures("gain", 56, [row.gain for row in rows], [f"{100 * row.gain:+.1f}" for row in rows]),
         _cost("GFLOPs", [(row.flops / GFLOPS, row.flops_ratio) for row in rows]),
@@ -118,7 +119,7 @@ def _seeds(row: Row) -> str:
 
 
 def _top1(row: Row) -> str:
-    return percent(row.linear_top1_mean, row.linear_top1_std)
+    return percent(row.top1_mean, row.top1_std)
 
 
 def _floor(row: Row) -> str:
@@ -127,10 +128,11 @@ def _floor(row: Row) -> str:
 
 def cost_chart(rows: Sequence[Row], panel: Panel, name: str) -> figure:
     """Accuracy against one cost, with the front and the floor."""
+    rows = drawn(rows)
     log = panel.is_log(rows)
     span = DataRange1d(range_padding=0.12) if log else Range1d(start=0, end=1.12 * max(map(panel.cost, rows)) or 1)
     chart = _figure(name, panel.label.replace(")", ", log)") if log else panel.label, span, log=log)
-    chart.yaxis.axis_label = "linear probe top-1 (%)"
+    chart.yaxis.axis_label = accuracy_label(rows)
     floor = 100 * sum(row.untrained_top1_mean for row in rows) / len(rows)
     points = _points(rows, panel)
     low, high = min(floor, *points["low"]), max(floor, *points["high"])
@@ -139,7 +141,7 @@ def cost_chart(rows: Sequence[Row], panel: Panel, name: str) -> figure:
     for group in like_measured(rows, panel):
         kept = front(group, panel)
         if kept:
-            y = [100 * row.linear_top1_mean for row in kept]
+            y = [100 * row.top1_mean for row in kept]
             chart.step([panel.cost(row) for row in kept], y, mode="after", line_color="#999")
     source = ColumnDataSource(points)
     chart.segment("cost", "low", "cost", "high", source=source, line_color="colour", line_width=2)
@@ -151,8 +153,8 @@ def cost_chart(rows: Sequence[Row], panel: Panel, name: str) -> figure:
 
 def _points(rows: Sequence[Row], panel: Panel) -> dict[str, list[Any]]:
     """Columns for the dots, and the words for hovering over them."""
-    top1 = [100 * row.linear_top1_mean for row in rows]
-    spread = [100 * (row.linear_top1_std or 0) for row in rows]
+    top1 = [100 * row.top1_mean for row in rows]
+    spread = [100 * (row.top1_std or 0) for row in rows]
     looks = [look(row, rows) for row in rows]
     kept = front(rows, panel)
     return {
@@ -181,7 +183,7 @@ def curve_chart(
 ) -> figure:
     """`loss` or `accuracy` over `rounds` or `megabytes`: a line for every row and seed."""
     labels = {"rounds": "round", "megabytes": "download + upload so far, one client (MB)"}
-    heights = {"loss": "training loss", "accuracy": "linear probe top-1 (%)"}
+    heights = {"loss": "training loss", "accuracy": accuracy_label(rows)}
     chart = _figure(name, labels[x], DataRange1d())
     chart.yaxis.axis_label = heights[y]
     lines: list[DataRenderer] = []

@@ -20,7 +20,7 @@ class Curve:
         stages: 1-based.
         loss: of the clients' training, their mean weighted by samples.
         megabytes: download and upload so far, total of all clients / registered clients, in MB (10^6 bytes).
-        accuracy: top-1 of the linear probe in percent.
+        accuracy: top-1 in percent under the protocol of the run, if it was the run that measured it.
     """
 
     rounds: tuple[int, ...]
@@ -41,19 +41,21 @@ def read_curve(run: Run) -> Curve | None:
         return None
     try:
         records = RunDirectory(run.path).rounds()
-        return _curve(records, run.manifest["config"]["federation"]["num_clients"]) if records else None
+        return _curve(run, records) if records else None
     except (OSError, KeyError, TypeError, ValueError):
         return None
 
 
-def _curve(records: list[dict[str, Any]], num_clients: int) -> Curve:
+def _curve(run: Run, records: list[dict[str, Any]]) -> Curve:
+    num_clients = run.manifest["config"]["federation"]["num_clients"]
+    key = f"probe/{run.evaluation.protocol}_top1" if run.evaluation.own else ""
     traffic = [record["all_clients/download_bytes"] + record["all_clients/upload_bytes"] for record in records]
     return Curve(
         rounds=tuple(int(record["round"]) for record in records),
         stages=tuple(int(record["stage"]) for record in records),
         loss=tuple(_number(record, "train/loss") for record in records),
         megabytes=tuple(total / num_clients / MB for total in accumulate(traffic)),
-        accuracy=tuple(100 * _number(record, "probe/linear_top1") for record in records),
+        accuracy=tuple(100 * _number(record, key) for record in records),
     )
 
 

@@ -12,7 +12,8 @@ from fedbench.tracking.ranking import Row, row_name
 DIGITS = 3  # of a budget
 BUDGET_NOTE = (
     "A budget is what some row of the table costs one client, rounded up to three digits. Best: the highest mean "
-    "top-1 among the rows within it; equal ones are all named; a run that diverged is never best. Compare the "
+    "top-1 among the rows within it; equal ones are all named; a run that diverged is never best, and points of "
+    "reference do not take part. Compare the "
     "distance with the spread before believing an order."
 )
 
@@ -58,8 +59,9 @@ def _answers(rows: Sequence[Row], panel: Panel) -> Iterator[Answer]:
 def budget_line(answer: Answer, rows: Sequence[Row]) -> tuple[str, str, str, str]:
     """The budget, who is best within it, how good that is, and how many rows are within."""
     best = ", ".join(row_name(row, rows) for row in answer.best) or "nobody: all diverged"
-    scores = dict.fromkeys(percent(row.linear_top1_mean, row.linear_top1_std) for row in answer.best)
-    return answer.budget, best, ", ".join(scores), f"{answer.within} of {len(rows)}"
+    scores = dict.fromkeys(percent(row.top1_mean, row.top1_std) for row in answer.best)
+    competing = sum(not row.reference for row in rows)
+    return answer.budget, best, ", ".join(scores), f"{answer.within} of {competing}"
 
 
 def levels(rows: Sequence[Row], panel: Panel) -> list[float]:
@@ -75,8 +77,8 @@ def within(rows: Sequence[Row], panel: Panel, limit: float) -> list[Row]:
 def best_within(rows: Sequence[Row], panel: Panel, limit: float) -> tuple[Row, ...]:
     """The most accurate of the rows within the limit that did not diverge; equal ones share the place."""
     sound = [row for row in within(rows, panel, limit) if not row.diverged]
-    top = max((row.linear_top1_mean for row in sound), default=0.0)
-    return tuple(row for row in sound if row.linear_top1_mean == top)
+    top = max((row.top1_mean for row in sound), default=0.0)
+    return tuple(row for row in sound if row.top1_mean == top)
 
 
 def _rounded_up(cost: float) -> float:

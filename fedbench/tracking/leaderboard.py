@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from fedbench.config.load import UNTRAINED
 from fedbench.conventions import CONVENTIONS
 from fedbench.files import write_atomically
+from fedbench.protocols import PROTOCOLS
 from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number, with_ratio
 from fedbench.tracking.ranking import Row, by_table, leaderboard, row_name
 from fedbench.tracking.run_directory import write_json
@@ -17,14 +19,14 @@ __all__ = ["Row", "Run", "leaderboard", "read_runs", "render", "write"]
 
 Column = tuple[str, Callable[[Row], str]]
 LEFT: list[Column] = [
-    ("#", lambda row: str(row.rank)),
+    ("#", lambda row: place(row)),
     ("strategy", lambda row: row.strategy),
     ("ssl", lambda row: row.ssl),
     ("variant", lambda row: row.variant),
 ]
 RIGHT: list[Column] = [
     ("seeds", lambda row: str(len(row.seeds))),
-    ("top-1 %", lambda row: percent(row.linear_top1_mean, row.linear_top1_std)),
+    ("top-1 %", lambda row: percent(row.top1_mean, row.top1_std)),
     ("floor %", lambda row: percent(row.untrained_top1_mean)),
     ("gain", lambda row: f"{100 * row.gain:+.1f}"),
     ("GFLOPs", lambda row: with_ratio(row.flops / GFLOPS, row.flops_ratio)),
@@ -75,24 +77,43 @@ def _table(rows: Sequence[Row], more: Sequence[Column]) -> str:
     return markdown([header for header, _ in columns], cells, left=len(shown))
 
 
+def place(row: Row) -> str:
+    """Its rank, or that it has none."""
+    return "ref" if row.rank is None else str(row.rank)
+
+
 def notes(rows: Sequence[Row]) -> list[str]:
     """How the figures of a table were counted, and what is not alike in its rows."""
     first = rows[0]
     rule = CONVENTIONS[first.convention]
+    judged = "the same" if first.evaluation_data_hash == first.data_hash else first.evaluation_data_hash
     seeds = sorted({seed for row in rows for seed in row.seeds})
-    sources = ", ".join(sorted({row.memory_source for row in rows}))
+    sources = ", ".join(sorted({row.memory_source for row in rows if row.memory_source}))
     machines = ", ".join(sorted({row.machine for row in rows}))
     return [
         *gaps(rows),
-        f"Protocol `{first.protocol}`, on the frozen encoder, last epoch; mean ± sample standard deviation over "
-        "seeds. Floor: the same probe on the untrained encoder; gain: points above it.",
+        *references(rows),
+        f"Protocol `{first.protocol}`: {PROTOCOLS[first.protocol]} ({first.protocol_settings}). Mean ± sample "
+        "standard deviation over seeds. Floor: the same protocol on the untrained encoder; gain: points above it.",
         f"Convention `{first.convention}`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
         "Client: total of all clients in the run / registered clients; memory: highest peak of any.",
-        f"Memory source: {sources}.",
+        f"Memory source: {sources or 'nobody trained'}.",
         "GFLOPs = 10^9 FLOPs, 1 multiply-add = 2 FLOPs; MiB = 2^20 bytes; MB = 10^6 bytes.",
         "(0.50x): this row / the `fedssl` row with the same SSL method.",
-        f"Seeds {_list(seeds)}; data {first.data_hash}; wall time on {machines}.",
+        f"Seeds {_list(seeds)}; data {first.data_hash}, judged on {judged}; wall time on {machines}.",
     ]
+
+
+def references(rows: Sequence[Row]) -> list[str]:
+    """What the points of reference in a table are."""
+    words = {
+        "centralised": "centralised, one client has all the data (its bytes are those of a federation of one; "
+        "collecting the images is not counted)",
+        UNTRAINED: "the untrained encoder, no federation at all"
+        + (": under this protocol supervised training from scratch" if rows[0].protocol == "finetune" else ""),
+    }
+    found = [text for kind, text in words.items() if any(row.reference == kind for row in rows)]
+    return [f"ref, a point of reference, not ranked: {'; '.join(found)}."] if found else []
 
 
 def gaps(rows: Sequence[Row]) -> list[str]:

@@ -8,13 +8,13 @@ from bokeh.embed import file_html
 from bokeh.models import Model
 from bokeh.resources import INLINE
 
-from fedbench.tracking.charts import GLYPHS, cost_chart, curve_chart, grid, look, names
+from fedbench.tracking.charts import GLYPHS, cost_chart, curve_chart, grid, look
+from fedbench.tracking.comparison import Cell
 from fedbench.tracking.curves import Curve, read_curve
 from fedbench.tracking.iso_budget import BUDGET_NOTE, budget_line, iso_budgets
 from fedbench.tracking.leaderboard import gaps, notes
 from fedbench.tracking.pareto import FRONT_NOTE, PANELS
-from fedbench.tracking.ranking import Row, row_name
-from fedbench.tracking.runs import Cell
+from fedbench.tracking.ranking import Row, drawn, row_name
 
 TEMPLATE = Path(__file__).with_name("page.html")
 Ranked = Sequence[tuple[Row, Cell]]
@@ -38,19 +38,19 @@ def _section(table: Ranked, name: str) -> tuple[dict[str, Any], list[Model]]:
     rows = [row for row, _ in table]
     curves, without = _curves(table)
     costs = [cost_chart(rows, panel, f"{name}-{panel.field}") for panel in PANELS]
-    drawn = _curve_charts(curves, rows, name)
+    over_rounds = _curve_charts(curves, rows, name)
     words = {
         "title": rows[0].title,
         "gaps": gaps(rows),
         "notes": [note.replace("`", "") for note in [*notes(rows)[len(gaps(rows)) :], FRONT_NOTE]],
         "grid": f"{name}-grid",
-        "key": [_key(row, rows) for row in sorted(rows, key=lambda row: names(rows).index(row_name(row, rows)))],
+        "key": [_key(row, rows) for row in sorted(drawn(rows), key=lambda one: row_name(one, rows))],
         "costs": [chart.name for chart in costs],
         "budgets": [budget_line(answer, rows) for answer in iso_budgets(rows)],
-        "curves": [chart.name for chart in drawn],
+        "curves": [chart.name for chart in over_rounds],
         "curve_notes": _curve_notes(curves, without, rows),
     }
-    return words, [grid(rows, f"{name}-grid"), *costs, *drawn]
+    return words, [grid(rows, f"{name}-grid"), *costs, *over_rounds]
 
 
 def _key(row: Row, rows: Sequence[Row]) -> dict[str, str]:
@@ -61,7 +61,7 @@ def _key(row: Row, rows: Sequence[Row]) -> dict[str, str]:
 def _curves(table: Ranked) -> tuple[list[tuple[Row, int, Curve]], list[str]]:
     """The curves that could be read, and the names of the runs of which none could."""
     rows = [row for row, _ in table]
-    found = [(row, run.seed, read_curve(run)) for row, cell in table for run in cell.runs]
+    found = [(row, run.seed, read_curve(run)) for row, cell in table for run in cell.runs if drawn([row])]
     without = [f"{row_name(row, rows)} seed {seed}" for row, seed, curve in found if curve is None]
     return [(row, seed, curve) for row, seed, curve in found if curve is not None], without
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedbench.tables import GFLOPS, MB, MIB
-from fedbench.tracking.ranking import Row, by_table, row_name
+from fedbench.tracking.ranking import Row, by_table, drawn, row_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ LOG_SPAN = 5  # a cost that spans more than this factor gets a logarithmic axis
 
 FRONT_NOTE = (
     "Pareto front: the costs for which no other row is cheaper and as accurate, or as cheap and more accurate, by "
-    "the means. A run that diverged is on none."
+    "the means. A run that diverged is on none, nor is a point of reference."
 )
 
 
@@ -64,7 +64,7 @@ def front(rows: Sequence[Row], panel: Panel) -> list[Row]:
     kept = []
     for group in like_measured(rows, panel):
         sound = [row for row in group if not row.diverged]
-        marks = pareto_front([(panel.cost(row), row.linear_top1_mean) for row in sound])
+        marks = pareto_front([(panel.cost(row), row.top1_mean) for row in sound])
         kept += [row for row, mark in zip(sound, marks, strict=True) if mark]
     return sorted(kept, key=panel.cost)
 
@@ -76,9 +76,15 @@ def front_names(row: Row, rows: Sequence[Row]) -> str:
 
 
 def like_measured(rows: Sequence[Row], panel: Panel) -> list[list[Row]]:
-    """Rows whose costs may be compared: all of a table's, but memory meter by meter."""
+    """Rows whose costs may be compared: all that compete in a table, but memory meter by meter."""
+    rows = [row for row in rows if not row.reference]
     sources = sorted({row.memory_source for row in rows}) if panel.field == "peak_memory_bytes" else [""]
     return [[row for row in rows if source in ("", row.memory_source)] for source in sources]
+
+
+def accuracy_label(rows: Sequence[Row]) -> str:
+    """For an axis: of which protocol."""
+    return f"{rows[0].protocol} top-1 (%)"
 
 
 def style(number: int) -> tuple[int, int]:
@@ -115,11 +121,12 @@ def plot(rows: Sequence[Row], path: Path) -> list[Path]:
 def _figure(rows: Sequence[Row]) -> "Figure":
     from matplotlib.figure import Figure
 
+    rows = drawn(rows)
     figure = Figure(figsize=(10.5, 3.7), layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
     for axis, panel in zip(axes, PANELS, strict=True):
         _draw(axis, panel, rows)
-    axes[0].set_ylabel("linear probe top-1 (%)")
+    axes[0].set_ylabel(accuracy_label(rows))
     handles, labels = axes[0].get_legend_handles_labels()
     columns = max(1, min(len(labels), 110 // (5 + max(map(len, labels)))))  # about 110 letters a line
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
@@ -136,10 +143,10 @@ def _draw(axis: "Axes", panel: Panel, rows: Sequence[Row]) -> None:
     for row, cost in zip(rows, costs, strict=True):
         number = names.index(row_name(row, rows))  # not by rank: the same colour in every picture
         colour, marker = style(number)
-        error = None if row.linear_top1_std is None else 100 * row.linear_top1_std
+        error = None if row.top1_std is None else 100 * row.top1_std
         axis.errorbar(
             cost,
-            100 * row.linear_top1_mean,
+            100 * row.top1_mean,
             yerr=error,
             color=COLOURS[colour],
             marker=MARKERS[marker],
@@ -155,7 +162,7 @@ def _draw_front(axis: "Axes", panel: Panel, rows: Sequence[Row]) -> None:
     label = "Pareto front"
     for group in like_measured(rows, panel):
         kept = front(group, panel)
-        x, y = [panel.cost(row) for row in kept], [100 * row.linear_top1_mean for row in kept]
+        x, y = [panel.cost(row) for row in kept], [100 * row.top1_mean for row in kept]
         axis.step(x, y, where="post", color="0.6", linewidth=1.2, zorder=1, label=label)
         label = "_"  # once in the legend
 

@@ -1,18 +1,19 @@
 """A live table of cells, in a terminal: what each one is at, read from its run directory."""
 
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Self
+from typing import Any, Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from fedbench.tracking.run_directory import ERROR, ROUNDS, RunDirectory
+from fedbench.tracking.run_directory import ERROR, RunDirectory
 
 ORDER = ("running", "failed", "finished", "waiting")
 AROUND = 6  # lines of a terminal that the table's frame and caption take
@@ -26,7 +27,7 @@ class CellState:
     Attributes:
         state: one of `ORDER`.
         rounds_done: of `rounds`.
-        top1: the last linear probe, a fraction, if there was one.
+        top1: the last figure of the first protocol, a fraction, and that protocol; None if there was none.
         seconds_left: of its rounds, if it is running and has done one.
     """
 
@@ -35,7 +36,7 @@ class CellState:
     rounds_done: int
     rounds: int
     loss: float | None = None
-    top1: float | None = None
+    top1: tuple[str, float] | None = None
     seconds_left: float | None = None
 
 
@@ -43,16 +44,20 @@ def look(directory: RunDirectory, cell_hash: str, rounds: int, running: bool) ->
     """The state of a cell as its files tell it."""
     name = directory.path.name
     if directory.is_finished(cell_hash):
-        return CellState(name, "finished", rounds, rounds, top1=directory.summary().get("probe/linear_top1"))
-    records = directory.rounds() if (directory.path / ROUNDS).is_file() else []
+        return CellState(name, "finished", rounds, rounds, top1=last_top1([directory.summary()]))
+    records = directory.rounds()
     state = "running" if running else "failed" if (directory.path / ERROR).is_file() else "waiting"
     if not records:
         return CellState(name, state, 0, rounds)
-    pace = fmean(record["seconds/round"] for record in records[-RECENT:])
+    pace = fmean(record["seconds/round"] + record.get("seconds/evaluation", 0) for record in records[-RECENT:])
     left = pace * (rounds - len(records)) if running else None
-    probed = [record["probe/linear_top1"] for record in records if "probe/linear_top1" in record]
-    loss = records[-1]["train/loss"]
-    return CellState(name, state, len(records), rounds, loss, probed[-1] if probed else None, left)
+    return CellState(name, state, len(records), rounds, records[-1]["train/loss"], last_top1(records), left)
+
+
+def last_top1(records: Sequence[Mapping[str, Any]]) -> tuple[str, float] | None:
+    """Protocol and value of the newest top-1; of several protocols, the first."""
+    keys = [(key, one[key]) for one in reversed(records) for key in one if re.fullmatch(r"probe/\w+_top1", key)]
+    return (keys[0][0].removeprefix("probe/").removesuffix("_top1"), keys[0][1]) if keys else None
 
 
 class Progress:
@@ -111,7 +116,7 @@ def row(state: CellState) -> tuple[str, ...]:
         state.state,
         f"{state.rounds_done}/{state.rounds}",
         "" if state.loss is None else f"{state.loss:.3f}",
-        "" if state.top1 is None else f"{100 * state.top1:.1f}",
+        "" if state.top1 is None else f"{state.top1[0]} {100 * state.top1[1]:.1f}",
         "" if state.seconds_left is None else duration(state.seconds_left),
     )
 

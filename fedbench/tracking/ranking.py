@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from statistics import stdev
 
-from fedbench.tracking.runs import Cell, Run, comparable, describe, varying
+from fedbench.config.load import UNTRAINED
+from fedbench.tracking.comparison import OF_CLIENTS, Cell, comparable, varying
+from fedbench.tracking.runs import Run, describe
 
 REFERENCE = "fedssl"
 
@@ -20,7 +22,8 @@ class Row:
 
     table: int  # rows of one table are comparable, and ranked against each other only
     title: str  # of the table, in words
-    rank: int  # by accuracy; equal accuracies share a rank
+    rank: int | None  # by accuracy; equal accuracies share a rank; None for a point of reference
+    reference: str  # `untrained` or `centralised`: what the others are compared with; "": it competes
     strategy: str
     ssl: str
     variant: str  # settings in which the rows of this table differ, besides strategy and ssl
@@ -28,10 +31,12 @@ class Row:
     missing_seeds: tuple[int, ...]  # that other rows of the table have, and this cell has not, diverged or not
     diverged: bool  # runs that diverged are a row of their own
     diverged_seeds: tuple[int, ...]  # of this cell, not in the means of this row
-    linear_top1_mean: float  # fraction
-    linear_top1_std: float | None  # sample standard deviation (ddof = 1); None for one seed
-    untrained_top1_mean: float  # the floor: same probe, same encoder, untrained
-    gain: float  # linear_top1_mean - untrained_top1_mean
+    protocol: str  # of the next four figures
+    protocol_settings: str
+    top1_mean: float  # fraction
+    top1_std: float | None  # sample standard deviation (ddof = 1); None for one seed
+    untrained_top1_mean: float  # the floor: same protocol, same encoder, untrained
+    gain: float  # top1_mean - untrained_top1_mean
     flops: float  # 1 multiply-add = 2
     flops_ratio: float | None
     peak_memory_bytes: float
@@ -42,16 +47,21 @@ class Row:
     upload_bytes: float
     upload_ratio: float | None
     seconds: float  # wall time of the whole run
-    protocol: str
     convention: str
-    data_hash: str
+    data_hash: str  # of pre-training
+    evaluation_data_hash: str
     machine: str
 
 
 def row_name(row: Row, rows: Sequence[Row]) -> str:
     """As much of a row's name as tells it from the other rows of its table."""
-    several = len({other.ssl for other in rows}) > 1
-    return " ".join([row.strategy, *([row.ssl] if several else []), *([row.variant] if row.variant else [])])
+    several = len({other.ssl for other in rows if other.ssl}) > 1
+    return " ".join(filter(None, [row.strategy, row.ssl if several else "", row.variant]))
+
+
+def drawn(rows: Sequence[Row]) -> list[Row]:
+    """The rows that have a place in a picture: an untrained one is the floor, which is drawn as such."""
+    return [row for row in rows if row.reference != UNTRAINED]
 
 
 def by_table(rows: Sequence[Row]) -> list[list[Row]]:
@@ -75,24 +85,27 @@ def _rank(number: int, table: Sequence[Cell]) -> list[tuple[Row, Cell]]:
 
 
 def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
-    accuracies = [run.summary["probe/linear_top1"] for run in cell.runs]
-    floor = cell.mean("untrained/linear_top1")
-    manifest = cell.runs[0].manifest
+    accuracies = [run.evaluation.top1 for run in cell.runs]
+    manifest, judged = cell.runs[0].manifest, cell.runs[0].evaluation
+    rivals = [other for other in table if other.kind == table[0].kind]
     return Row(
         table=number,
-        title=describe(cell),
-        rank=1 + sum(other.accuracy > cell.accuracy for other in table),
-        strategy=cell.label("strategy") + (" (diverged)" if cell.diverged else ""),
-        ssl=cell.label("ssl"),
-        variant=" ".join(f"{key}={cell.settings[key]}" for key in varying(table) if key in cell.settings),
+        title=describe(table[0].runs[0]),
+        rank=1 + sum(other.accuracy > cell.accuracy for other in rivals) if cell in rivals else None,
+        reference="" if cell in rivals else cell.kind,
+        strategy=_name(cell),
+        ssl="" if cell.kind == UNTRAINED else cell.label("ssl"),
+        variant=" ".join(f"{key}={cell.settings[key]}" for key in _differing(cell, rivals)),
         seeds=cell.seeds,
         missing_seeds=_missing_seeds(cell, table),
         diverged=cell.diverged,
         diverged_seeds=tuple(seed for twin in _twins(cell, table) for seed in twin.seeds if not cell.diverged),
-        linear_top1_mean=cell.accuracy,
-        linear_top1_std=stdev(accuracies) if len(accuracies) > 1 else None,
-        untrained_top1_mean=floor,
-        gain=cell.accuracy - floor,
+        protocol=judged.protocol,
+        protocol_settings=" ".join(f"{key}={value}" for key, value in judged.settings.items()),
+        top1_mean=cell.accuracy,
+        top1_std=stdev(accuracies) if len(accuracies) > 1 else None,
+        untrained_top1_mean=cell.floor,
+        gain=cell.accuracy - cell.floor,
         flops=cell.mean("client/flops"),
         flops_ratio=_ratio(cell, table, "client/flops"),
         peak_memory_bytes=cell.mean("client/peak_memory_bytes"),
@@ -103,11 +116,29 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
         upload_bytes=cell.mean("client/upload_bytes"),
         upload_ratio=_ratio(cell, table, "client/upload_bytes"),
         seconds=cell.mean("seconds"),
-        protocol=cell.label("protocol"),
         convention=cell.label("convention"),
         data_hash=str(manifest["data_hash"]),
+        evaluation_data_hash=judged.data_hash,
         machine=str(manifest.get("accelerator") or manifest.get("processor") or "unknown"),
     )
+
+
+def _name(cell: Cell) -> str:
+    """The strategy, or what stands in its place."""
+    if cell.kind == UNTRAINED:
+        scratch = cell.runs[0].evaluation.protocol == "finetune"
+        return "supervised from scratch" if scratch else UNTRAINED
+    words = [cell.label("strategy"), f"({cell.kind})" if cell.kind else "", "(diverged)" if cell.diverged else ""]
+    return " ".join(filter(None, words))
+
+
+def _differing(cell: Cell, rivals: Sequence[Cell]) -> list[str]:
+    """Settings that tell a row from those that compete; what makes a point of reference one is in its name."""
+    if cell not in rivals and cell.kind == UNTRAINED:
+        return []
+    keys = varying([*rivals, cell])
+    own = OF_CLIENTS if cell not in rivals else ()
+    return [key for key in keys if key in cell.settings and not key.startswith(own)]
 
 
 def _missing_seeds(cell: Cell, table: Sequence[Cell]) -> tuple[int, ...]:
@@ -121,7 +152,7 @@ def _twins(cell: Cell, table: Sequence[Cell]) -> list[Cell]:
 
 
 def _ratio(cell: Cell, table: Sequence[Cell], cost: str) -> float | None:
-    reference = _reference(cell, table)
+    reference = _reference(cell, table) if cell.kind == table[0].kind else None
     if reference is None or not reference.mean(cost):
         return None
     if cost == "client/peak_memory_bytes" and reference.label("memory_source") != cell.label("memory_source"):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MANIFEST, ROUNDS, ENCODER, SUMMARY = "manifest.json", "rounds.jsonl", "encoder.safetensors", "summary.json"
 LEDGER = "ledger.csv.gz"
+EVALUATIONS = "evaluation-*.json"  # what `evaluate` adds to a finished run
 ERROR = "error.txt"
 
 
@@ -36,8 +37,8 @@ class RunDirectory:
         The old summary goes first: were we killed here, the folder would count as unfinished.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in (SUMMARY, ENCODER, ROUNDS, LEDGER, ERROR):
-            (self.path / name).unlink(missing_ok=True)
+        for path in (*map(self.path.joinpath, (SUMMARY, ENCODER, ROUNDS, LEDGER, ERROR)), *self.evaluations()):
+            path.unlink(missing_ok=True)
         write_json(self.path / MANIFEST, manifest)
 
     def append_round(self, record: Mapping[str, Any]) -> None:
@@ -94,16 +95,22 @@ class RunDirectory:
 
     def manifest(self) -> dict[str, Any]:
         """What was run, by which code, on what machine."""
-        return _read_json(self.path / MANIFEST)
+        return read_json(self.path / MANIFEST)
+
+    def evaluations(self) -> list[Path]:
+        """The files that `evaluate` added, by name."""
+        return sorted(self.path.glob(EVALUATIONS))
 
     def rounds(self) -> list[dict[str, Any]]:
         """The records so far, one per round; of a line that is just being written there is none yet."""
+        if not (self.path / ROUNDS).is_file():
+            return []
         *lines, _ = (self.path / ROUNDS).read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines]
 
     def summary(self) -> dict[str, Any]:
         """The figures of the finished run."""
-        return _read_json(self.path / SUMMARY)
+        return read_json(self.path / SUMMARY)
 
 
 def to_json(value: object, indent: int | None = None) -> str:
@@ -124,6 +131,7 @@ def write_json(path: Path, value: object) -> None:
     write_atomically(path, (to_json(value, indent=2) + "\n").encode())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file whose top level is a mapping."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content

@@ -1,36 +1,43 @@
-"""Finished runs, gathered by what they share: a cell's seeds, and the cells that may stand in one table."""
+"""Finished runs, each as one protocol sees it, and why a folder holds none."""
 
-import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
-from fedbench.config.load import flat
+from fedbench.config.load import UNTRAINED, flat
 from fedbench.config.schema import PartitionConfig
 from fedbench.conventions import CONVENTIONS
 from fedbench.errors import UserError
+from fedbench.tracking.evaluations import Evaluation, read_evaluations
 from fedbench.tracking.run_directory import ERROR, MANIFEST, SUMMARY, RunDirectory
 
-T = TypeVar("T")
 NEEDED = {"config", "data_hash", "device", "sources", "started"}
-LABELS = ("strategy", "ssl", "protocol", "convention", "memory_source", "diverged")
-FIGURES = (
-    *("probe/linear_top1", "untrained/linear_top1", "seconds"),
-    *("client/flops", "client/peak_memory_bytes", "client/download_bytes", "client/upload_bytes"),
-)
+LABELS = ("strategy", "ssl", "convention", "memory_source", "diverged")
+FIGURES = ("client/flops", "client/peak_memory_bytes", "client/download_bytes", "client/upload_bytes", "seconds")
+OF_UNTRAINED = ("data", "encoder.", "evaluation.", "device", "threads")  # what reaches an encoder of no rounds
 ENGINE = ("engine", "workers")  # no bit depends on it
+LEFT_OUT = (
+    "seed",
+    "tracking",
+    "data.path",
+    "data.partition.file",
+    "accelerator",
+    "probe.",
+    "evaluation.",
+    *ENGINE,
+)
 UNFINISHED = "it is not finished"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: the contents of its manifest.json and summary.json, and where they were read."""
+    """A finished run under one protocol: manifest.json, summary.json, how it was judged, and where it was read."""
 
     manifest: Mapping[str, Any]
     summary: Mapping[str, Any]
+    evaluation: Evaluation
     path: Path | None = None
 
     @property
@@ -39,51 +46,38 @@ class Run:
         return int(self.manifest["config"]["seed"])
 
     @property
+    def kind(self) -> str:
+        """`untrained` (no rounds), `centralised` (one client has all the data), or "" for a federation."""
+        federation = self.manifest["config"]["federation"]
+        if not federation["rounds"]:
+            return UNTRAINED
+        return "centralised" if federation["num_clients"] == 1 else ""
+
+    @property
     def settings(self) -> dict[str, Any]:
         """`section.key -> value` of all that can change a result but the seed; data is named by its hash."""
-        left_out = ("seed", "tracking", "data.path", "data.partition.file", "accelerator", *ENGINE)
-        settings = flat(self.manifest["config"])
-        named = {key: self.manifest[key] for key in ("data_hash", "device", "sources")}
-        return {key: value for key, value in settings.items() if not key.startswith(left_out)} | flat(named)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Runs that differ in nothing but the seed, in order of seed."""
-
-    runs: tuple[Run, ...]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """See `Run.settings`."""
-        return self.runs[0].settings
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """In ascending order."""
-        return tuple(run.seed for run in self.runs)
-
-    @property
-    def diverged(self) -> bool:
-        """Whether its runs diverged: those that did and those that did not are two cells."""
-        return bool(self.runs[0].summary["diverged"])
-
-    @property
-    def accuracy(self) -> float:
-        """Mean top-1 of the linear probe, a fraction."""
-        return self.mean("probe/linear_top1")
-
-    def mean(self, key: str) -> float:
-        """Mean over the seeds of a figure of the summary."""
-        return fmean(run.summary[key] for run in self.runs)
-
-    def label(self, key: str) -> str:
-        """A word of the summary that all its runs share."""
-        return str(self.runs[0].summary[key])
+        left_out = (
+            "seed",
+            "tracking",
+            "data.path",
+            "data.partition.file",
+            "accelerator",
+            "probe.",
+            "evaluation.",
+            *ENGINE,
+        )
+        config = {k: v for k, v in flat(self.manifest["config"]).items() if not k.startswith(left_out)}
+        named = flat({key: self.manifest[key] for key in ("data_hash", "device", "sources")})
+        judged = self.evaluation
+        by = {**judged.settings, "protocol": judged.protocol, "data_hash": judged.data_hash}
+        settings = config | named | flat({"evaluation": by})
+        if self.kind == UNTRAINED:
+            return {key: value for key, value in settings.items() if key.startswith(OF_UNTRAINED)}
+        return settings
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """The finished run directories directly under `folder`, by name; `UserError` if it is no folder."""
+    """The finished runs directly under `folder`, by name; `UserError` if it is no folder."""
     runs, left_out = gather([folder])
     for path, reason in left_out.items():
         if not reason.startswith(UNFINISHED):
@@ -94,13 +88,15 @@ def read_runs(folder: Path) -> list[Run]:
 def gather(paths: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
     """The finished runs among run directories and folders of them, and the reason for each that is left out.
 
+    A run appears once for each protocol that judged it.
+
     Raises:
         UserError: for a path that is no folder, or cannot be read.
     """
     directories = [directory for path in paths for directory in _run_directories(path)]
     found = {path: _read(path) for path in dict.fromkeys(directories)}
-    left_out = {path: run for path, run in found.items() if isinstance(run, str)}
-    return [run for run in found.values() if isinstance(run, Run)], left_out
+    left_out = {path: reason for path, reason in found.items() if isinstance(reason, str)}
+    return [run for runs in found.values() if not isinstance(runs, str) for run in runs], left_out
 
 
 def _run_directories(path: Path) -> list[Path]:
@@ -123,23 +119,24 @@ def _holds_a_run(path: Path) -> bool:
         return True
 
 
-def _read(path: Path) -> Run | str:
-    """A run, or why there is none."""
+def _read(path: Path) -> list[Run] | str:
+    """A run under each of its protocols, or why there is none."""
+    directory = RunDirectory(path)
     try:
         if not (path / SUMMARY).is_file():
             return UNFINISHED + _why_it_stopped(path)
-        run = Run(RunDirectory(path).manifest(), RunDirectory(path).summary(), path)
-        assert run.manifest.keys() >= NEEDED
-        assert run.summary.keys() >= {*LABELS}
-        assert run.summary["convention"] in CONVENTIONS
-        assert all(isinstance(run.summary[figure], int | float) for figure in FIGURES)
-        describe(Cell((run,)))
-        assert isinstance(run.seed, int)
+        manifest, summary = directory.manifest(), directory.summary()
+        assert manifest.keys() >= NEEDED
+        assert summary.keys() >= {*LABELS}
+        assert summary["convention"] in CONVENTIONS
+        assert all(isinstance(summary[figure], int | float) for figure in FIGURES)
+        runs = [Run(manifest, summary, evaluation, path) for evaluation in read_evaluations(directory)]
+        assert all(describe(run) and isinstance(run.seed, int) for run in runs)
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
         return "its files are not those of a run"
-    return run
+    return runs
 
 
 def _why_it_stopped(path: Path) -> str:
@@ -148,52 +145,15 @@ def _why_it_stopped(path: Path) -> str:
     return f": {lines[-1]}" if lines else ""
 
 
-def cells(runs: Iterable[Run]) -> list[Cell]:
-    """Runs gathered by everything but their seed; of one seed run twice, the newer counts."""
-    groups = _grouped(runs, lambda run: [run.settings, *(run.summary[label] for label in LABELS)])
-    return [Cell(_one_per_seed(group)) for group in groups]
-
-
-def _one_per_seed(runs: Iterable[Run]) -> tuple[Run, ...]:
-    newest = {run.seed: run for run in sorted(runs, key=lambda run: str(run.manifest["started"]))}
-    return tuple(newest[seed] for seed in sorted(newest))
-
-
-def comparable(runs: Iterable[Run]) -> list[list[Cell]]:
-    """Cells gathered by what makes accuracies comparable: see `comparable_key`."""
-    return _grouped(cells(runs), comparable_key)
-
-
-def comparable_key(cell: Cell) -> dict[str, Any]:
-    """Data, its partition over the clients, encoder, probe, protocol and accounting convention."""
-    shared = ("data", "encoder.", "probe.", "federation.num_clients")
-    settings = {key: value for key, value in cell.settings.items() if key.startswith(shared)}
-    return {**settings, "protocol": cell.label("protocol"), "convention": cell.label("convention")}
-
-
-def varying(table: Sequence[Cell]) -> list[str]:
-    """Keys in which the cells of a table differ, besides the strategy and the name of the SSL method."""
-    flats = [cell.settings for cell in table]
-    keys = sorted({key for flat in flats for key in flat})
-    keys = [key for key in keys if not key.startswith(("strategy", "sources")) and key != "ssl.name"]
-    return [key for key in keys if any(flat.get(key) != flats[0].get(key) for flat in flats)]
-
-
-def describe(cell: Cell) -> str:
+def describe(run: Run) -> str:
     """The title of a table: data, federation, encoder and protocol in words."""
-    config = cell.runs[0].manifest["config"]
+    config, judged = run.manifest["config"], run.evaluation
     data, encoder = config["data"], config["encoder"]
     split = PartitionConfig.model_validate(data["partition"])
     patch = f", patch {encoder['patch_size']}, width {encoder['width']}" if encoder["name"] == "vit" else ""
+    elsewhere = "" if judged.data_hash == run.manifest["data_hash"] else f" on {judged.data}"
     return (
         f"{data['name']} on {config['federation']['num_clients']} clients ({split.words}), "
         f"{encoder['name']} ({encoder['image_size']} px{patch}, {encoder['depth']} blocks), "
-        f"{cell.label('protocol')} probe"
+        f"protocol {judged.protocol}{elsewhere}"
     )
-
-
-def _grouped(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
-    groups: dict[str, list[T]] = {}
-    for item in items:
-        groups.setdefault(json.dumps(key(item), sort_keys=True), []).append(item)
-    return list(groups.values())

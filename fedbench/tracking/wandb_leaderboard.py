@@ -44,7 +44,7 @@ def mirror_leaderboard(runs: Sequence[Run], tracking: TrackingConfig, out: Path)
     """Write the leaderboard of these runs to W&B, in place of the one that was there; its files go below `out`."""
     rows = leaderboard(runs)
     name = FOLDER if tracking.group is None else f"{FOLDER} {tracking.group}"
-    cells = sorted(run.path.name for run in runs if run.path)
+    cells = sorted({run.path.name for run in runs if run.path})
     run_id = digest([FOLDER, tracking.group])
     with (
         TemporaryDirectory() as pictures,
@@ -55,16 +55,17 @@ def mirror_leaderboard(runs: Sequence[Run], tracking: TrackingConfig, out: Path)
         mirror.finish({})
     if place:
         warn(f"the leaderboard is at {place.url}")
-        _save_report(place, name, render(rows), tracking.group)
+        _save_report(place, name, rows, tracking.group)
 
 
-def _save_report(place: Place, name: str, text: str, group: str | None) -> None:
+def _save_report(place: Place, name: str, rows: Sequence[Row], group: str | None) -> None:
     """A saved report too, where wandb-workspaces is installed; what goes wrong in it is told and nothing more."""
     if find_spec("wandb_workspaces") is None:
         warn("no saved W&B report; for one: pip install wandb-workspaces")
         return
+    protocols = list(dict.fromkeys(row.protocol for row in rows))
     try:
-        save_report(place.entity, place.project, f"fedbench {name}", text, group)
+        save_report(place.entity, place.project, f"fedbench {name}", render(rows), group, protocols)
     except Exception as error:
         warn(f"no saved W&B report: {type(error).__name__}: {error}")
 

@@ -1,23 +1,29 @@
 """A saved W&B report: the leaderboard's text and picture, and the runs' curves and costs, live."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fedbench.tracking.pareto import PANELS
 
-ACCURACY = "probe/linear_top1"
 
-
-def save_report(entity: str, project: str, title: str, text: str, group: str | None) -> None:
+def save_report(
+    entity: str, project: str, title: str, text: str, group: str | None, protocols: Sequence[str]
+) -> None:
     """Save it under `title`, in place of one that bears it. wandb says where; needs wandb-workspaces and a login.
 
-    `text` is Markdown; `group` limits the runs that are shown to those of a group.
+    `text` is Markdown; `group` limits the runs that are shown to those of a group. Accuracy is drawn for
+    each of the protocols.
     """
     import wandb
     from wandb_workspaces.reports import v2 as saved
 
     known = wandb.Api().reports(f"{entity}/{project}")
     picture = saved.MediaBrowser(media_keys=["pareto"], num_columns=1, layout=saved.Layout(w=24, h=10))
-    costs = [saved.ScatterPlot(x=f"client/{panel.field}", y=ACCURACY) for panel in PANELS]
+    costs = [
+        saved.ScatterPlot(x=f"client/{panel.field}", y=f"probe/{protocol}_top1")
+        for protocol in protocols
+        for panel in PANELS
+    ]
     report = saved.Report(project, entity, title, "Written by fedbench report --wandb.")
     report.id = next((old.id for old in known if old.display_name == title), "")
     report.blocks = [

@@ -13,17 +13,14 @@ from fedbench.tracking import wandb_server
 from fedbench.tracking.run_directory import RunDirectory
 
 
-def make_summary(strategy: str, ssl: str, top1: float, cost: float = 1.0) -> dict[str, Any]:
+def make_summary(strategy: str, ssl: str, cost: float = 1.0) -> dict[str, Any]:
     """A summary whose four costs are 8e9 FLOPs, 3 MiB, 5 MB and 2 MB, times `cost`."""
     return {
         "strategy": strategy,
         "ssl": ssl,
-        "protocol": "linear",
         "convention": "step",
         "diverged": False,
         "memory_source": "traced live tensors, CPU",
-        "probe/linear_top1": top1,
-        "untrained/linear_top1": 0.5,
         "client/flops": 8e9 * cost,
         "client/peak_memory_bytes": int(3 * 2**20 * cost),
         "client/download_bytes": 5e6 * cost,
@@ -31,6 +28,14 @@ def make_summary(strategy: str, ssl: str, top1: float, cost: float = 1.0) -> dic
         "seconds": 12.5,
         "rounds": 4,
     }
+
+
+def make_evaluations(protocols: tuple[str, ...], data_hash: str, top1: float) -> dict[str, Any]:
+    """What a summary says of each protocol; all give the same figures."""
+    facts = {"settings": {"epochs": 100}, "data": "digits", "data_hash": data_hash}
+    figures = {f"probe/{name}_top1": top1 for name in protocols}
+    figures |= {f"untrained/{name}_top1": 0.5 for name in protocols}
+    return {"evaluations": [{"protocol": name, **facts} for name in protocols], **figures}
 
 
 @pytest.fixture
@@ -47,13 +52,15 @@ def fake_run(tmp_path: Path) -> Callable[..., RunDirectory]:
         overrides: dict[str, Any] | None = None,
         figures: dict[str, Any] | None = None,
         data_hash: str = "d1",
+        protocols: tuple[str, ...] = ("linear",),
     ) -> RunDirectory:
         config = load_config({"strategy": strategy, "ssl": ssl, "seed": seed}, overrides or {})
         directory = RunDirectory(tmp_path / "runs" / f"{strategy}-{config_hash(config)}-{data_hash}")
         manifest = {"config": config.model_dump(mode="json"), "cell_hash": config_hash(config)}
         manifest |= {"device": "cpu", "sources": {"strategy": strategy, "ssl": "s"}, "started": str(seed)}
         directory.start({**manifest, "data_hash": data_hash, "processor": "abacus", "accelerator": None})
-        directory.finish({**make_summary(strategy, ssl, top1, cost), **(figures or {})}, {"w": torch.ones(2)})
+        summary = {**make_summary(strategy, ssl, cost), **make_evaluations(protocols, data_hash, top1)}
+        directory.finish({**summary, **(figures or {})}, {"w": torch.ones(2)})
         return directory
 
     return write

@@ -11,6 +11,7 @@ from fedbench.tracking.leaderboard import leaderboard, read_runs, render, write
 from fedbench.tracking.run_directory import RunDirectory
 
 Fake = Callable[..., RunDirectory]
+EVALUATION = {"protocol": "linear", "settings": {"epochs": 100}, "data": "digits", "data_hash": "d1"}
 
 
 @pytest.fixture
@@ -30,10 +31,10 @@ def test_seeds_of_one_cell_become_one_row_with_mean_and_sample_deviation(fake_ru
     row = leaderboard(read_runs(runs))[1]
     values = [0.80, 0.90, 0.73]
     assert (row.strategy, row.seeds) == ("fedssl", (0, 1, 2))
-    assert row.linear_top1_mean == pytest.approx(numpy.mean(values))
-    assert row.linear_top1_std == pytest.approx(numpy.std(values, ddof=1))
+    assert row.top1_mean == pytest.approx(numpy.mean(values))
+    assert row.top1_std == pytest.approx(numpy.std(values, ddof=1))
     assert row.gain == pytest.approx(numpy.mean(values) - 0.5)
-    assert leaderboard(read_runs(runs))[0].linear_top1_std is None  # prog_fedssl, one seed
+    assert leaderboard(read_runs(runs))[0].top1_std is None  # prog_fedssl, one seed
 
 
 def test_rows_are_ranked_by_accuracy_and_costs_are_relative_to_fedssl(fake_run: Fake, runs: Path) -> None:
@@ -63,15 +64,16 @@ def test_equal_accuracies_share_a_rank(fake_run: Fake, runs: Path) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"data_hash": "d2"},
+        {"data_hash": "d2", "figures": {"evaluations": [EVALUATION]}},
         {"overrides": {"encoder": {"depth": 2}}},
         {"overrides": {"federation": {"num_clients": 3}}},
         {"overrides": {"data": {"partition": {"name": "dirichlet"}}}},
-        {"overrides": {"probe": {"epochs": 7}}},
-        {"figures": {"protocol": "knn"}},
+        {"figures": {"evaluations": [{**EVALUATION, "settings": {"epochs": 7}}]}},
+        {"figures": {"evaluations": [{**EVALUATION, "data_hash": "d2"}]}},
+        {"protocols": ("knn",)},
         {"figures": {"convention": "paper-v4"}},
     ],
-    ids=["data", "encoder", "clients", "partition", "probe", "protocol", "convention"],
+    ids=["data", "encoder", "clients", "partition", "settings", "judged on", "protocol", "convention"],
 )
 def test_runs_that_differ_in_this_are_never_ranked_together(fake_run: Fake, runs: Path, other: dict) -> None:
     fake_run("fedssl", 0.6)
@@ -165,7 +167,7 @@ def test_csv_and_json_hold_base_units(fake_run: Fake, runs: Path) -> None:
     assert table[2]["strategy"] == "lw_fedssl"
     assert float(table[2]["upload_bytes"]) == 500_000
     assert table[2]["seeds"] == "0 1 2"
-    assert table[0]["linear_top1_std"] == ""
+    assert table[0]["top1_std"] == ""
     content = json.loads((runs / "leaderboard.json").read_text())
     assert content[1]["peak_memory_bytes"] == 3 * 2**20
     assert (runs / "leaderboard.md").read_text(encoding="utf-8") == render(rows)
@@ -181,13 +183,16 @@ def test_no_runs_make_no_table(tmp_path: Path) -> None:
 
 
 def test_a_seed_that_was_run_twice_counts_once_and_the_newer_run_counts() -> None:
-    from fedbench.tracking.runs import Run, cells
+    from fedbench.tracking.comparison import cells
+    from fedbench.tracking.evaluations import Evaluation
+    from fedbench.tracking.runs import Run
 
     def run(started: str, top1: float) -> Run:
         config = {"seed": 0, "data": {"name": "npz", "path": started}}
+        config |= {"federation": {"rounds": 1, "num_clients": 2}}
         manifest = {"config": config, "data_hash": "d", "device": "cpu", "sources": {}, "started": started}
-        labels = ("strategy", "ssl", "protocol", "convention", "memory_source", "diverged")
-        return Run(manifest, {**dict.fromkeys(labels, "x"), "probe/linear_top1": top1})
+        labels = ("strategy", "ssl", "convention", "memory_source", "diverged")
+        return Run(manifest, dict.fromkeys(labels, "x"), Evaluation("linear", {}, "d", "d", top1, 0.1, own=True))
 
     (cell,) = cells([run("2026-02", 0.7), run("2026-01", 0.5)])
     assert len(cell.runs) == 1

@@ -62,8 +62,8 @@ def test_seeds_from_several_folders_are_one_row(fake_run: Fake, runs: Path, tmp_
     report([runs, tmp_path / "elsewhere", runs], tmp_path / "out")
     (row,) = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
     assert row["seeds"] == [0, 1, 2]
-    assert row["linear_top1_mean"] == pytest.approx(0.8)
-    assert row["linear_top1_std"] == pytest.approx(0.1)
+    assert row["top1_mean"] == pytest.approx(0.8)
+    assert row["top1_std"] == pytest.approx(0.1)
 
 
 def test_all_five_files_are_written_and_the_table_is_printed(
@@ -273,7 +273,13 @@ def test_accuracy_over_rounds_is_drawn_where_it_was_measured(fake_run: Fake, run
 def test_the_conventions_stand_on_the_page(fake_run: Fake, runs: Path, tmp_path: Path) -> None:
     fake_run("fedssl", 0.8)
     report([runs], tmp_path / "out")
-    for stated in ("Protocol linear", "Convention step", "Memory source: traced live", "2^20 bytes", "Seeds 0"):
+    for stated in (
+        "Protocol linear: a linear classifier on the frozen",
+        "Convention step",
+        "Memory source: traced live",
+        "2^20 bytes",
+        "Seeds 0",
+    ):
         assert stated in page_of(tmp_path / "out")
 
 

@@ -1,0 +1,20 @@
+"""How a finished encoder is judged: the protocols in words, printed with every figure.
+
+Heads are thrown away. Each protocol learns from the labelled images, is scored on the test images and reports what
+it has after its last epoch: the test images choose nothing. Figures of two protocols are never ranked together.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+ProtocolName = Literal["linear", "finetune", "knn", "few_label_1", "few_label_10"]
+
+FEW_LABELS = "`linear`, with labels for {} % of the images: the same number of each class, drawn by the seed"
+PROTOCOLS: Mapping[str, str] = {
+    "linear": "a linear classifier on the frozen encoder's features, all labels, last epoch",
+    "finetune": "encoder and linear classifier trained together, all labels, RandAugment, last epoch",
+    "knn": "the frozen encoder's nearest labelled images vote, weighted by exp(cosine similarity / temperature); "
+    "no more of them vote than a class has images on average",
+    "few_label_1": FEW_LABELS.format(1),
+    "few_label_10": FEW_LABELS.format(10),
+}

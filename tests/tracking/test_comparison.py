@@ -1,0 +1,111 @@
+"""Which rows stand in one table: one protocol, and points of reference beside what they are compared with."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fedbench.tracking.leaderboard import leaderboard, read_runs, render
+from fedbench.tracking.pareto import PANELS, front
+from fedbench.tracking.ranking import Row, by_table, drawn
+from fedbench.tracking.run_directory import RunDirectory
+
+Fake = Callable[..., RunDirectory]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+def tables(runs: Path) -> list[list[Row]]:
+    return by_table(leaderboard(read_runs(runs)))
+
+
+def clients(number: int, partition: str = "iid") -> dict:
+    return {"federation": {"num_clients": number}, "data": {"partition": {"name": partition}}}
+
+
+def names(table: list[Row]) -> dict[str, int | None]:
+    return {row.strategy: row.rank for row in table}
+
+
+def test_a_run_of_two_protocols_is_in_two_tables_each_with_its_name(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.6, protocols=("linear", "knn"))
+    fake_run("lw_fedssl", 0.5, protocols=("knn",))
+    by_protocol = {table[0].protocol: names(table) for table in tables(runs)}
+    assert by_protocol == {"linear": {"fedssl": 1}, "knn": {"fedssl": 1, "lw_fedssl": 2}}
+    text = render(leaderboard(read_runs(runs)))
+    assert "Protocol `linear`: a linear classifier" in text
+    assert "Protocol `knn`: the frozen encoder's nearest" in text
+
+
+def test_a_centralised_run_stands_unranked_beside_every_number_of_clients_and_partition(
+    fake_run: Fake, runs: Path
+) -> None:
+    for number, partition in ((3, "iid"), (5, "dirichlet")):
+        fake_run("lw_fedssl", 0.6, overrides=clients(number, partition))
+    fake_run("fedssl", 0.9, overrides=clients(1))
+    assert [names(table) for table in tables(runs)] == [{"fedssl (centralised)": None, "lw_fedssl": 1}] * 2
+    assert [row.flops_ratio for row in leaderboard(read_runs(runs)) if row.reference] == [None, None]
+
+
+def test_centralised_runs_alone_are_ranked(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.6, overrides=clients(1), ssl="byol")
+    fake_run("fedssl", 0.7, overrides=clients(1), ssl="simclr")
+    (table,) = tables(runs)
+    assert [(row.ssl, row.rank, row.reference) for row in table] == [("simclr", 1, ""), ("byol", 2, "")]
+
+
+def test_a_reference_of_another_encoder_is_none(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.6)
+    fake_run("untrained", 0.5, overrides={"federation": {"rounds": 0}, "encoder": {"depth": 2}})
+    assert [names(table) for table in tables(runs)] == [{"fedssl": 1}, {"untrained": 1}]
+
+
+def test_references_are_on_no_front_and_the_untrained_one_is_the_floor_of_the_picture(
+    fake_run: Fake, runs: Path
+) -> None:
+    fake_run("fedssl", 0.6)
+    fake_run("fedssl", 0.9, overrides=clients(1), cost=0.5)
+    fake_run("untrained", 0.5, overrides={"federation": {"rounds": 0}}, cost=0)
+    (table,) = tables(runs)
+    assert [[row.strategy for row in front(table, panel)] for panel in PANELS] == [["fedssl"]] * 4
+    assert {row.strategy for row in drawn(table)} == {"fedssl", "fedssl (centralised)"}
+    text = " ".join(render(table).split())
+    assert "ref, a point of reference, not ranked: centralised, one client has all the data" in text
+    assert "the untrained encoder, no federation at all." in text
+
+
+def test_what_differs_from_the_federations_is_named_in_a_centralised_row(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.6)
+    once = {"federation": {"num_clients": 1, "rounds": 1}}
+    fake_run("fedssl", 0.9, overrides=once)
+    (table,) = tables(runs)
+    assert {row.strategy: row.variant for row in table} == {
+        "fedssl": "",
+        "fedssl (centralised)": "federation.rounds=1",
+    }
+
+
+def test_untrained_runs_of_different_methods_are_one_row(fake_run: Fake, runs: Path) -> None:
+    for seed, ssl in enumerate(("byol", "simclr")):
+        fake_run("fedssl", 0.5, ssl=ssl, seed=seed, overrides={"federation": {"rounds": 0}})
+    ((row,),) = tables(runs)
+    assert row.seeds == (0, 1)
+
+
+def test_runs_from_before_there_were_protocols_stand_beside_new_ones(fake_run: Fake, runs: Path) -> None:
+    """Their summary says `protocol` and no evaluations; the settings of the classifier are in the manifest."""
+    old = fake_run("fedssl", 0.6)
+    summary, manifest = old.summary(), old.manifest()
+    del summary["evaluations"], manifest["config"]["evaluation"]
+    (old.path / "summary.json").write_text(json.dumps({**summary, "protocol": "linear"}))
+    (old.path / "manifest.json").write_text(json.dumps(manifest))
+    settings = manifest["config"]["probe"]
+    facts = {"protocol": "linear", "settings": settings, "data": "digits", "data_hash": "d1"}
+    fake_run("fedssl", 0.8, seed=1, figures={"evaluations": [facts]})
+    ((row,),) = tables(runs)
+    assert row.seeds == (0, 1)
+    assert row.top1_mean == pytest.approx(0.7)
