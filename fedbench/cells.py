@@ -3,10 +3,12 @@
 import multiprocessing
 import os
 import sys
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, as_completed
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,16 +42,17 @@ class Task(NamedTuple):
 
 
 def prepare_cells(configs: Sequence[Config], out: Path) -> list[Task]:
-    """Check every cell before the first one runs.
+    """Check every cell before the first one runs. Configurations with the same result are one cell.
 
     Raises:
         UserError: if any cell cannot be run.
     """
-    tasks = []
+    tasks: dict[str, Task] = {}
     for config in configs:
         experiment = prepare(config)
-        tasks.append(Task(config, identity(experiment), RunDirectory(out / cell_name(experiment))))
-    return tasks
+        name = cell_name(experiment)
+        tasks.setdefault(name, Task(config, identity(experiment), RunDirectory(out / name)))
+    return list(tasks.values())
 
 
 def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[str]:
@@ -65,16 +68,20 @@ def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[st
     if jobs > 1 and any(config.engine == "processes" for config in configs):
         raise UserError(f"--jobs {jobs} with engine=processes; allowed: one of them, they share the same cores")
     tasks = prepare_cells(configs, out)
+    if not tasks:
+        print("fedbench: this part has no cell", file=sys.stderr)
+        return Counter()
     _warn_of_threads(tasks, jobs)
     states: Counter[str] = Counter()
-    rows: Sequence[Row] = ()
     with Progress([(task.directory, task.cell_hash, task.config.federation.rounds) for task in tasks]) as progress:
         ended = _one_by_one(tasks, progress) if jobs == 1 else _in_workers(tasks, progress, jobs)
         for task, outcome in ended:
             states[outcome.state] += 1
             done = states.total()
             print(f"[{done}/{len(tasks)}] {task.name}: {outcome.words}", file=sys.stderr)
-            rows = _refresh(out)
+            if outcome.is_new and done < len(tasks):
+                _refresh(out)
+    rows = _refresh(out)
     print(render(rows))
     if rows and configs[0].tracking.wandb != "disabled":
         mirror_leaderboard(read_runs(out), configs[0].tracking, out)
@@ -82,11 +89,14 @@ def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[st
 
 
 def _refresh(out: Path) -> list[Row]:
-    """Write the leaderboard of all finished runs in `out`, whoever ran them."""
-    with exclusive(out, wait=True):
-        rows = leaderboard(read_runs(out))
-        write(rows, out)
-        plot(rows, out / "pareto.png")
+    """Write the leaderboard of all finished runs in `out`, whoever ran them; what a full disk refuses is told."""
+    rows = leaderboard(read_runs(out))
+    try:
+        with exclusive(out, wait=True):
+            write(rows, out)
+            plot(rows, out / "pareto.png")
+    except OSError as error:
+        print(f"fedbench: the leaderboard's files could not be written: {error}", file=sys.stderr)
     return rows
 
 
@@ -106,13 +116,17 @@ def attempt(task: Task) -> Outcome:
         return run_cell(prepare(task.config), task.directory.path.parent)
     except UserError as error:
         return _failed(task, str(error), str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin may call `sys.exit`
         return _failed(task, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
 def _failed(task: Task, words: str, text: str) -> Outcome:
-    task.directory.fail(f"{text.rstrip()}\n")
-    return Outcome("failed", f"FAILED, {words.splitlines()[0]} (see {task.directory.path / ERROR})")
+    first = (words.splitlines() or ["for no reason given"])[0]
+    try:
+        task.directory.fail(f"{text.rstrip()}\n")
+    except OSError as error:
+        return Outcome("failed", f"FAILED, {first} ({ERROR} could not be written: {error})")
+    return Outcome("failed", f"FAILED, {first} (see {task.directory.path / ERROR})")
 
 
 def _one_by_one(tasks: Sequence[Task], progress: Progress) -> Iterator[tuple[Task, Outcome]]:
@@ -121,11 +135,23 @@ def _one_by_one(tasks: Sequence[Task], progress: Progress) -> Iterator[tuple[Tas
         yield task, attempt(task)
 
 
+def _end_with_parent() -> None:
+    """Let this worker die with the process that started it: the cell is free for the next one."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _in_workers(tasks: Sequence[Task], progress: Progress, jobs: int) -> Iterator[tuple[Task, Outcome]]:
     """In the order in which they end. A worker that dies fails its cell and is replaced."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # imports once, for all workers
-    pool = ProcessPool(max_workers=min(jobs, len(tasks)), context=context)
+    pool = ProcessPool(max_workers=min(jobs, len(tasks)), context=context, initializer=_end_with_parent)
     try:
         futures: dict[Future[Outcome], Task] = {pool.schedule(attempt, args=[task]): task for task in tasks}
         progress.running = lambda: {task.name for future, task in futures.items() if future.running()}

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -130,6 +131,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"fedbench: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"fedbench: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("fedbench: interrupted; the same command goes on after the last whole round", file=sys.stderr)
         return 130
@@ -182,6 +186,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(forecast(configs, out))
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a cluster sends ends a grid as Ctrl-C does
     states = run_cells(configs, out, arguments.jobs)
     print(f"fedbench: {', '.join(f'{count} {state}' for state, count in states.items())}", file=sys.stderr)
     return int(states["failed"] > 0)
@@ -341,7 +346,8 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
 
 def export_command(arguments: argparse.Namespace) -> None:
     """Write the encoder under the other library's names, print the lines that load it."""
-    check_out(arguments.out.parent if arguments.out else arguments.run)
+    folder = arguments.run if arguments.run.is_dir() else arguments.run.parent
+    check_out(arguments.out.parent if arguments.out else folder)
     with uncollected():
         from fedbench.pretrained import export
 

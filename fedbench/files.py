@@ -5,23 +5,33 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socket import gethostname
+
+LOCK = ".lock"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` in one step: a reader sees the old content or the new, never a part."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    part = path.with_name(f".{path.name}.{gethostname()}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
 def exclusive(folder: Path, wait: bool = False) -> Iterator[bool]:
-    """Whether this process has `folder` for itself; it ends with the block, or with the process."""
+    """Whether this process has `folder` for itself; it ends with the block, or with the process.
+
+    The lock is on a file in it, because network file systems lock no folders.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         mine = True

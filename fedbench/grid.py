@@ -11,7 +11,7 @@ exclude:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,8 @@ def cells(grid: Grid, overrides: Tree, sweeps: Axes | None = None) -> list[Confi
     trees = [merge(grid.base, axes) for axes in _combinations(grid.axes)] if grid.axes else []
     trees += [merge(grid.base, cell) for cell in grid.cells]
     swept = list(_combinations(sweeps or {}))
-    configs = [load_config(tree, sweep, overrides) for tree in trees or [grid.base] for sweep in swept]
+    asked = [merge(sweep, overrides, drop_fields=False) for sweep in swept]  # in whatever order it was given
+    configs = [load_config(tree, words) for tree in trees or [grid.base] for words in asked]
     different = list({config.model_dump_json(): config for config in configs}.values())
     return _left(different, [reduce(merge, map(nest, one, one.values()), {}) for one in grid.exclude])
 
@@ -91,9 +92,9 @@ def _has(tree: Tree, key: str) -> bool:
 
 
 def _is(value: Any, wanted: Any) -> bool:
-    """Whether the configuration agrees with an exclusion; a section's name, or its preset's, stands for it."""
+    """Whether the configuration agrees with an exclusion; a section's preset, or else its name, stands for it."""
     if isinstance(value, Mapping) and isinstance(wanted, str):
-        return wanted in (value.get("name"), value.get("preset"))
+        return bool(wanted == value.get("preset", value.get("name")))
     if isinstance(value, Mapping) and isinstance(wanted, Mapping):
         return all(key in value and _is(value[key], one) for key, one in wanted.items())
     return bool(value == wanted)
@@ -108,4 +109,4 @@ def shard(configs: Sequence[Config], part: tuple[int, int]) -> list[Config]:
 def _combinations(axes: Axes) -> Iterable[Tree]:
     """One tree per element of the cartesian product; keys are dotted."""
     for values in product(*axes.values()):
-        yield reduce(merge, map(nest, axes, values), {})
+        yield reduce(partial(merge, drop_fields=False), map(nest, axes, values), {})

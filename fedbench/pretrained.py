@@ -42,8 +42,10 @@ class PretrainedEncoder(nn.Module):
         The images are uint8, or floating point in [0, 1]: not normalised, that is done here.
 
         Raises:
-            UserError: for images of another shape.
+            UserError: for images of another shape or type.
         """
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise UserError(f"images of {images.dtype}; allowed: torch.uint8, or floating point in [0, 1]")
         shape = (self.in_channels, self.image_size, self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != shape:
             raise UserError(f"images of shape {tuple(images.shape)}; allowed: (B, {', '.join(map(str, shape))})")

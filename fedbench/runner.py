@@ -41,7 +41,8 @@ def identity(experiment: Experiment) -> str:
 def cell_name(experiment: Experiment) -> str:
     """Name of the run directory: what a person looks for, and the hash that makes it unique."""
     config = experiment.config
-    words = [strategy_label(config)[:80], config.ssl.name[:40], config.data.name, f"seed{config.seed}"]
+    plugins = [re.sub(r".*/", "", name)[:40] for name in (config.ssl.name, config.data.name)]
+    words = [strategy_label(config)[:80], *plugins, f"seed{config.seed}"]
     plain = "-".join(re.sub(r"[^A-Za-z0-9_.@=]+", "_", word).strip("_") for word in words)
     return f"{plain}-{identity(experiment)[:8]}"
 
@@ -57,6 +58,7 @@ class Outcome(NamedTuple):
 
     state: Literal["finished", "elsewhere", "failed"]
     words: str
+    is_new: bool = False  # whether there are results that were not there before
 
 
 def run_cell(experiment: Experiment, out: Path) -> Outcome:
@@ -99,9 +101,8 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
     resumed = f"resumed after round {found.facts['rounds_done']}{_other_code(directory)}" if found else ""
     empty = summary["rounds/without_return"]
     kept = f"from {empty} round(s) no client returned, they kept the model" if empty else ""
-    return Outcome(
-        "finished", "; ".join(filter(None, [f"{summary['seconds']:.0f} s", *complaints, resumed, kept]))
-    )
+    words = [f"{summary['seconds']:.0f} s", *complaints, resumed, kept]
+    return Outcome("finished", "; ".join(filter(None, words)), is_new=True)
 
 
 def _resume(

@@ -167,6 +167,51 @@ def test_the_live_table_tells_what_every_cell_is_at(tiny: Tiny, tmp_path: Path) 
     assert "1 running, 1 failed, 1 finished, 1 waiting" in "\n".join(lines)
 
 
+def test_configurations_with_the_same_result_are_one_cell(tiny: Tiny, tmp_path: Path) -> None:
+    tasks = prepare_cells([tiny(), tiny(tracking={"project": "other"}), tiny(seed=1)], tmp_path)
+    assert [task.config.seed for task in tasks] == [0, 1]
+
+
+def test_a_full_disk_fails_the_cells_and_says_so(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    for module in ("tracking.run_directory", "tracking.leaderboard", "federation.checkpoint"):
+        monkeypatch.setattr(f"fedbench.{module}.write_atomically", full)
+    assert run_cells([tiny(seed=0), tiny(seed=1)], tmp_path) == {"failed": 2}
+    printed = capsys.readouterr()
+    assert printed.err.count("FAILED, OSError: [Errno 28] No space left on device") == 2
+    assert "error.txt could not be written" in printed.err
+    assert "the leaderboard's files could not be written" in printed.err
+    assert "No finished run" in printed.out
+
+
+def test_a_damaged_run_is_named_and_the_rest_is_run(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs = [tiny(seed=0), tiny(seed=1)]
+    damaged = prepare_cells(configs, tmp_path)[0].directory.path
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text("{")
+    (damaged / "summary.json").write_text("{}")
+    assert run_cells(configs, tmp_path) == {"failed": 1, "finished": 1}
+    assert f"{damaged / 'manifest.json'} is damaged; remove" in capsys.readouterr().err
+
+
+def test_a_plugin_that_calls_exit_fails_its_cell_alone(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "unlucky.py"
+    plugin.write_text(plugin.read_text().replace('raise RuntimeError("no luck")', "raise SystemExit(3)"))
+    words = ["strategy=" + str(plugin) + ",fedssl", "--out", str(tmp_path / "out")]
+    path = tmp_path / "one.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    assert main(["run", str(path), *words]) == 1
+    assert "1 failed, 1 finished" in capsys.readouterr().err
+
+
 def test_a_line_that_is_being_written_is_no_round_yet(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.append_round({"round": 0})
@@ -179,7 +224,8 @@ def test_a_duration_reads_like_a_clock() -> None:
     assert [duration(seconds) for seconds in (5, 65, 7509)] == ["0:05", "1:05", "2:05:09"]
 
 
-def test_an_interrupt_ends_the_workers_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_process_that_started_them(tmp_path: Path, how: signal.Signals) -> None:
     path = tmp_path / "grid.yaml"
     long = {**TINY, "federation": {**TINY["federation"], "rounds": 10_000}}  # type: ignore[dict-item]
     path.write_text(yaml.safe_dump({"base": long, "axes": {"seed": [0, 1]}}))
@@ -190,12 +236,16 @@ def test_an_interrupt_ends_the_workers_too(tmp_path: Path) -> None:
     end = time.monotonic() + 120
     while len(list((tmp_path / "out").glob("*/rounds.jsonl"))) < 2 and time.monotonic() < end:
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal does
+    else:
+        process.send_signal(how)
     _, text = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"interrupted" in text
-    assert b"Traceback" not in text
     assert ends(process.pid)
+    if how != signal.SIGKILL:
+        assert process.returncode == 130
+        assert b"interrupted" in text
+        assert b"Traceback" not in text
 
 
 def ends(group: int) -> bool:

@@ -25,7 +25,6 @@ from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
 from fedbench.runner import cell_name, run_cell
 from fedbench.tracking.run_directory import RunDirectory
-from fedbench.tracking.wandb_mirror import WandbMirror
 
 Tiny = Callable[..., Config]
 KILLS = int(os.environ.get("FEDBENCH_KILLS", "3"))
@@ -55,20 +54,16 @@ def result(directory: RunDirectory) -> tuple[bytes, list[dict[str, Any]], str, d
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, done: int, before_checkpoint: bool) -> None:
-    def stop(*arguments: Any, step: int = -1) -> None:
-        if step + 1 == done or (before_checkpoint and arguments[1].facts["rounds_done"] == done):
+    write = checkpoint.Checkpoint.write
+
+    def stop(self: checkpoint.Checkpoint, folder: Path) -> None:
+        last = self.facts["rounds_done"] == done
+        if not (last and before_checkpoint):
+            write(self, folder)
+        if last:
             raise StoppedError
 
-    if before_checkpoint:
-        write = checkpoint.Checkpoint.write
-
-        def refuse(self: checkpoint.Checkpoint, folder: Path) -> None:
-            stop(None, self)
-            write(self, folder)
-
-        monkeypatch.setattr(checkpoint.Checkpoint, "write", refuse)
-    else:
-        monkeypatch.setattr(WandbMirror, "log_round", lambda self, record, step: stop(step=step))
+    monkeypatch.setattr(checkpoint.Checkpoint, "write", stop)
 
 
 def run_until(config: Config, out: Path, done: int, before_checkpoint: bool) -> None:

@@ -46,7 +46,7 @@ def test_every_cell_leaves_a_run_directory(finished: Path) -> None:
     runs = [path for path in finished.iterdir() if path.is_dir()]
     assert len(runs) == 3
     for run in runs:
-        files = {path.name for path in run.iterdir()}
+        files = {path.name for path in run.iterdir()} - {".lock"}
         assert files == {"manifest.json", "rounds.jsonl", "ledger.csv.gz", "summary.json", "encoder.safetensors"}
         assert len((run / "rounds.jsonl").read_text().splitlines()) == 6
 

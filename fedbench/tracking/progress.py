@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fedbench.tracking.run_directory import ERROR, RunDirectory
 
-ORDER = ("running", "failed", "finished", "waiting")
+ORDER = ("running", "failed", "unreadable", "finished", "waiting")
 AROUND = 6  # lines of a terminal that the table's frame and caption take
 RECENT = 5  # rounds whose mean time predicts the rest
 
@@ -41,7 +41,14 @@ class CellState:
 
 
 def look(directory: RunDirectory, cell_hash: str, rounds: int, running: bool) -> CellState:
-    """The state of a cell as its files tell it."""
+    """The state of a cell as its files tell it; `unreadable` where they tell nothing."""
+    try:
+        return _look(directory, cell_hash, rounds, running)
+    except (OSError, ValueError, KeyError, TypeError):
+        return CellState(directory.path.name, "unreadable", 0, rounds)
+
+
+def _look(directory: RunDirectory, cell_hash: str, rounds: int, running: bool) -> CellState:
     name = directory.path.name
     if directory.is_finished(cell_hash):
         return CellState(name, "finished", rounds, rounds, top1=last_top1([directory.summary()]))
@@ -74,15 +81,18 @@ class Progress:
         }
         self._finished: dict[str, CellState] = {}  # these change no more
         self._console = console or Console(file=sys.stderr)
-        self._live = Live(console=self._console, get_renderable=self.table, refresh_per_second=1, transient=True)
+        self._live: Live | None = None
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
+            self._live = Live(
+                console=self._console, get_renderable=self.table, refresh_per_second=1, transient=True
+            )
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
+        if self._live is not None:
             self._live.stop()
 
     def states(self) -> Iterator[CellState]:
@@ -104,7 +114,9 @@ class Progress:
         table.add_column("state")
         for heading in ("round", "loss", "top-1 %", "left"):
             table.add_column(heading, justify="right", no_wrap=True)
-        for state in sorted(states, key=lambda one: ORDER.index(one.state))[: self._console.height - AROUND]:
+        for state in sorted(states, key=lambda one: ORDER.index(one.state))[
+            : max(1, self._console.height - AROUND)
+        ]:
             table.add_row(*row(state))
         return table
 

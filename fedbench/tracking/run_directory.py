@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedbench.errors import UserError
 from fedbench.files import append, write_atomically
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ class RunDirectory:
         """Whether this folder holds the finished run of the cell with that hash."""
         if not (self.path / SUMMARY).is_file() or not (self.path / MANIFEST).is_file():
             return False
-        return bool(self.manifest().get("cell_hash") == cell_hash)
+        try:
+            return bool(self.manifest().get("cell_hash") == cell_hash)
+        except ValueError:
+            raise UserError(f"{self.path / MANIFEST} is damaged; remove {self.path} to run it again") from None
 
     def manifest(self) -> dict[str, Any]:
         """What was run, by which code, on what machine."""

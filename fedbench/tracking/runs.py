@@ -17,17 +17,8 @@ NEEDED = {"config", "data_hash", "device", "sources", "started"}
 LABELS = ("strategy", "ssl", "convention", "memory_source", "diverged")
 FIGURES = ("client/flops", "client/peak_memory_bytes", "client/download_bytes", "client/upload_bytes", "seconds")
 OF_UNTRAINED = ("data", "encoder.", "evaluation.", "device", "threads")  # what reaches an encoder of no rounds
-ENGINE = ("engine", "workers")  # no bit depends on it
-LEFT_OUT = (
-    "seed",
-    "tracking",
-    "data.path",
-    "data.partition.file",
-    "accelerator",
-    "probe.",
-    "evaluation.",
-    *ENGINE,
-)
+HOW = ("accelerator", "engine", "workers", "tracking", "data.path", "data.partition.file")  # no bit depends on it
+LEFT_OUT = ("seed", "probe.", "evaluation.", *HOW)
 UNFINISHED = "it is not finished"
 
 
@@ -56,17 +47,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """`section.key -> value` of all that can change a result but the seed; data is named by its hash."""
-        left_out = (
-            "seed",
-            "tracking",
-            "data.path",
-            "data.partition.file",
-            "accelerator",
-            "probe.",
-            "evaluation.",
-            *ENGINE,
-        )
-        config = {k: v for k, v in flat(self.manifest["config"]).items() if not k.startswith(left_out)}
+        config = {k: v for k, v in flat(self.manifest["config"]).items() if not k.startswith(LEFT_OUT)}
         named = flat({key: self.manifest[key] for key in ("data_hash", "device", "sources")})
         judged = self.evaluation
         by = {**judged.settings, "protocol": judged.protocol, "data_hash": judged.data_hash}

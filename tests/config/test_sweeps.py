@@ -30,12 +30,24 @@ def test_several_values_on_the_command_line_are_axes_on_top_of_every_cell() -> N
 
 
 def test_an_override_of_a_field_holds_for_every_swept_value() -> None:
-    asked = read_words(["strategy=fedssl,lw_fedssl", "strategy.proximal.mu=0.5"])
-    configs = cells(Grid(), asked.overrides, asked.sweeps)
-    assert [(one.strategy["name"], one.strategy["proximal"]["mu"]) for one in configs] == [
-        ("fedssl", 0.5),
-        ("lw_fedssl", 0.5),
-    ]
+    words = ["strategy=fedssl,lw_fedssl", "strategy.proximal.mu=0.5"]
+    for order in (words, words[::-1]):
+        assert pulled({}, *order) == [("fedssl", 0.5), ("lw_fedssl", 0.5)]
+
+
+def pulled(grid: dict[str, Any], *words: str) -> list[tuple[str, float]]:
+    asked = read_words(words)
+    configs = cells(Grid.model_validate(grid), asked.overrides, asked.sweeps)
+    return sorted((one.strategy["name"], one.strategy["proximal"]["mu"]) for one in configs)
+
+
+def test_a_swept_field_of_a_strategy_holds_whatever_is_said_first() -> None:
+    names, values = "strategy=fedssl,lw_fedssl", "strategy.proximal.mu=0.1,1.0"
+    four = [(name, mu) for name in ("fedssl", "lw_fedssl") for mu in (0.1, 1.0)]
+    assert pulled({}, names, values) == pulled({}, values, names) == four
+    assert pulled({}, "strategy=fedssl", values) == four[:2]
+    axes = {"strategy.proximal.mu": [0.1, 1.0], "strategy": ["fedssl", "lw_fedssl"]}
+    assert pulled({"axes": axes}) == four
 
 
 @pytest.mark.parametrize(
@@ -94,8 +106,10 @@ def test_shards_are_all_cells_once() -> None:
     assert sorted(one.seed for part in parts for one in part) == list(range(7))
 
 
-def test_a_shard_that_has_no_cell_is_an_empty_one() -> None:
-    assert shard(cells(Grid(), {}), (2, 3)) == []
+def test_a_shard_that_has_no_cell_has_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "digits", "--shard", "2/3", "--out", str(tmp_path / "out")]) == 0
+    assert "has no cell" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/2"])
