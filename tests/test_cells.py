@@ -240,7 +240,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path, how: sig
         os.killpg(process.pid, how)  # as a terminal does
     else:
         process.send_signal(how)
-    _, text = process.communicate(timeout=60)
+    _, text = process.communicate(timeout=180)
     assert ends(process.pid)
     if how != signal.SIGKILL:
         assert process.returncode == 130

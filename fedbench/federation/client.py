@@ -69,7 +69,8 @@ class Worker:
         self.fabric = build_fabric(config, images.device)
         self.task: LocalTask | None = None
         self._received: dict[str, tuple[int, StateDict]] = {}  # group -> version and values, as last decoded
-        self._received_bytes = 0  # of the latest payload
+        self._payload: bytes | None = None  # the latest
+        self._received_bytes = 0  # of it
         self._loaded: dict[str, int] = {}  # group -> version of its values in the working model
 
     def start_stage(self, model: SSLMethod, plan: StagePlan, stage: int) -> None:
@@ -106,12 +107,8 @@ class Worker:
     def _receive(self, download: Download) -> LocalTask:
         """Decode the payload; load every needed group that the working model has not in the needed version."""
         assert self.task is not None, "start_stage comes first"
-        payload = decode(download.data)
-        self._received_bytes = received_bytes(download.data, payload)
-        arrived: dict[str, StateDict] = {}
-        for key, value in payload.items():
-            arrived.setdefault(group_of(key), {})[key] = value.to(self.images.device)
-        self._received |= {group: (download.versions[group], values) for group, values in arrived.items()}
+        if download.data is not self._payload:  # clients in a row are mostly sent the very same bytes
+            self._decode(download)
         missing: StateDict = {}
         self.task.received = {}
         for group, needed in download.versions.items():
@@ -124,8 +121,19 @@ class Worker:
         self.task.method.load_online(missing)
         return self.task
 
+    def _decode(self, download: Download) -> None:
+        payload = decode(download.data)
+        self._payload, self._received_bytes = download.data, received_bytes(download.data, payload)
+        arrived: dict[str, StateDict] = {}
+        for key, value in payload.items():
+            arrived.setdefault(group_of(key), {})[key] = value.to(self.images.device)
+        self._received |= {group: (download.versions[group], values) for group, values in arrived.items()}
+
     def _load_teachers(self, task: LocalTask, client: int, round_index: int) -> None:
         """`received` is the model as it is now; `previous` is that with what the client kept of its last visit."""
+        task.teachers = {}
+        if not task.all_teachers:
+            return
         kept = self.states.load(client, self.stage, round_index) if "previous" in task.all_teachers else None
         values = {"received": task.method.online_state()}
         if kept is not None:

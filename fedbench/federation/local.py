@@ -185,7 +185,7 @@ def fit(fabric: Fabric, task: LocalTask, indices: Tensor, epochs: int, config: C
     task.method.rebuild_target()
     task.losses.zero_()
     task.generator.manual_seed(stream(config.seed, "augment", *key))
-    torch.manual_seed(stream(config.seed, "noise", *key))  # dropout, and whatever a plugin draws
+    _seed_noise(stream(config.seed, "noise", *key), task.images.device)
     batches = LocalBatches(indices, config.optimizer.batch_size, generator(config.seed, "shuffle", *key))
     optimizer = task.configure_optimizers()
     for _ in range(epochs):
@@ -198,3 +198,10 @@ def fit(fabric: Fabric, task: LocalTask, indices: Tensor, epochs: int, config: C
             task.method.update_target()
     task.memory = cuda_memory.read(task.images.device)
     return len(batches) * epochs
+
+
+def _seed_noise(seed: int, device: torch.device) -> None:
+    """Dropout, and whatever a plugin draws. Without a GPU `torch.manual_seed` writes a traceback every time."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

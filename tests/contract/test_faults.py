@@ -132,7 +132,7 @@ def test_weights_that_arrive_uncounted_are_caught(tiny: Tiny, monkeypatch: pytes
         whole = download(self, client, active)
         heads = {key: value for key, value in decode(whole.data).items() if group_of(key) == "heads"}
         declared = declare(self.dispatch.specs, {"heads": "round"})
-        return Download(payload_module.encode(heads), whole.versions, declared)
+        return Download(["heads"], payload_module.encode(heads), whole.versions, declared)
 
     def by_reference(self: Any, download: Download) -> LocalTask:
         self.task.method.load_online(served[-1].state)

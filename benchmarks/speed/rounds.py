@@ -1,0 +1,136 @@
+"""What a round costs beyond its local training: payloads, bookkeeping, aggregation, the files, the mirror.
+
+    python benchmarks/speed/rounds.py [--rounds 8]
+
+Aims: at ViT-Tiny a whole round at most 1.05x the sum of its local trainings; at the quick start's size at most
+2 ms per client beyond them. Whole runs as `python -m fedbench run` does them, with their directory and an offline
+W&B mirror; local training (`federation.local.fit`) is timed where it is called, everything else is the harness.
+"""
+
+import argparse
+import contextlib
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from fedbench import runner
+from fedbench.config import load_config
+from fedbench.federation import client, loop
+from fedbench.federation.experiment import prepare
+
+WARM_UP = 2
+SIZES = {
+    "quick start (width 32, depth 4, 4x4 tokens, 3 clients)": (
+        {
+            "ssl": {"hidden_dim": 128, "output_dim": 64},
+            "encoder": {"width": 32, "depth": 4, "heads": 2, "patch_size": 2, "image_size": 8, "in_channels": 1},
+            "optimizer": {"batch_size": 64},
+            "federation": {"num_clients": 3, "local_epochs": 2},
+            "threads": 1,
+        },
+        479,
+    ),
+    "ViT-Tiny (width 192, depth 12, 8x8 tokens, 2 clients, one step of 128)": (
+        {
+            "ssl": {"hidden_dim": 512, "output_dim": 256},
+            "encoder": {
+                "width": 192,
+                "depth": 12,
+                "heads": 3,
+                "patch_size": 4,
+                "image_size": 32,
+                "in_channels": 3,
+            },
+            "optimizer": {"batch_size": 128},
+            "federation": {"num_clients": 2, "local_epochs": 1},
+            "threads": 2,
+        },
+        128,
+    ),
+}
+
+
+def images(folder: Path, tree: dict[str, object], samples: int) -> Path:
+    """Random images for every client, and a few to be scored on."""
+    encoder, federation = tree["encoder"], tree["federation"]
+    total = samples * federation["num_clients"]
+    draw, side = np.random.default_rng(0), encoder["image_size"]
+    values = draw.integers(0, 256, (total + 8, side, side, encoder["in_channels"]), dtype=np.uint8)
+    labels = np.arange(total + 8) % 4
+    tests = {"test_images": values[total:], "test_labels": labels[total:]}
+    np.savez(folder / "images.npz", images=values[:total], labels=labels[:total], **tests)
+    return folder / "images.npz"
+
+
+@contextlib.contextmanager
+def timed_training() -> Iterator[list[float]]:
+    """Seconds of every local training."""
+    seconds: list[float] = []
+    fit = client.fit
+
+    def timed(*arguments: object) -> int:
+        start = perf_counter()
+        steps = fit(*arguments)
+        seconds.append(perf_counter() - start)
+        return steps
+
+    client.fit = timed
+    yield seconds
+    client.fit = fit
+
+
+@contextlib.contextmanager
+def timed_rounds() -> Iterator[list[float]]:
+    """Seconds from one round's end, as the runner sees it, to the next one's: files and mirror included."""
+    ends: list[float] = []
+    rounds = loop.Federation.rounds
+
+    def timed(self: loop.Federation) -> Iterator[object]:
+        for record in rounds(self):
+            ends.append(perf_counter())
+            yield record
+
+    loop.Federation.rounds = timed
+    yield ends
+    loop.Federation.rounds = rounds
+
+
+def main() -> None:
+    """Print a line for each size."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=8)
+    rounds = parser.parse_args().rounds + WARM_UP
+    for name, (tree, samples) in SIZES.items():
+        with tempfile.TemporaryDirectory() as folder, timed_training() as trained, timed_rounds() as ends:
+            where = Path(folder)
+            path = images(where, tree, samples)
+            run = {
+                "data": {"name": "npz", "path": str(path)},
+                "federation": {"rounds": rounds},
+                "probe": {"epochs": 1},
+                "accelerator": "cpu",
+            }
+            config = load_config(tree, run)
+            torch.set_num_threads(config.threads)
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+                runner.run_cell(prepare(config), where / "runs")
+        clients = config.federation.num_clients
+        whole = [after - before for before, after in zip(ends[WARM_UP - 1 :], ends[WARM_UP:], strict=False)]
+        local = [sum(trained[clients * n : clients * (n + 1)]) for n in range(WARM_UP, rounds)]
+        ratio = median(a / b for a, b in zip(whole, local, strict=True))
+        beyond = [1000 * (a - b) / clients for a, b in zip(whole, local, strict=True)]
+        spread = f"({min(beyond):.2f} to {max(beyond):.2f})"
+        print(
+            f"{name}: training {1000 * median(local) / clients:.1f} ms a client, "
+            f"beyond it {median(beyond):.2f} ms {spread}, round / training {ratio:.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
