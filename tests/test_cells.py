@@ -1,5 +1,6 @@
 """Running many cells: some fail, some die, some are another process's; the rest is finished all the same."""
 
+import contextlib
 import io
 import json
 import os
@@ -240,8 +241,12 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path, how: sig
         os.killpg(process.pid, how)  # as a terminal does
     else:
         process.send_signal(how)
-    _, text = process.communicate(timeout=180)
-    assert ends(process.pid)
+    try:
+        _, text = process.communicate(timeout=180)
+        assert ends(process.pid)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     if how != signal.SIGKILL:
         assert process.returncode == 130
         assert b"interrupted" in text
