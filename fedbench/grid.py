@@ -100,6 +100,15 @@ def _is(value: Any, wanted: Any) -> bool:
     return bool(value == wanted)
 
 
+def differences(configs: Sequence[Config]) -> list[str]:
+    """Of each cell, the settings in which cells differ and that its name does not tell: `federation.rounds=18`."""
+    trees = [flat(config.model_dump(mode="json")) for config in configs]
+    told = ("strategy.", "ssl.name", "data.name", "seed")
+    keys = dict.fromkeys(key for tree in trees for key in tree if not key.startswith(told))
+    varied = [key for key in keys if len({repr(tree.get(key)) for tree in trees}) > 1]
+    return [" ".join(f"{key}={tree[key]}" for key in varied if tree.get(key) is not None) for tree in trees]
+
+
 def shard(configs: Sequence[Config], part: tuple[int, int]) -> list[Config]:
     """Every n-th cell from the i-th on, of `(i, n)`: the parts of a cluster's array job."""
     index, count = part

@@ -232,7 +232,11 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path, how: sig
     path.write_text(yaml.safe_dump({"base": long, "axes": {"seed": [0, 1]}}))
     command = [sys.executable, "-m", "fedbench", "run", "--grid", str(path), "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
-        [*command, "--jobs", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        [*command, "--jobs", "2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it in the background
     )
     end = time.monotonic() + 120
     while len(list((tmp_path / "out").glob("*/rounds.jsonl"))) < 2 and time.monotonic() < end:

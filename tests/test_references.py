@@ -72,7 +72,9 @@ def test_references_stand_unranked_in_the_table_of_the_federations(
     grid.write_text(yaml.safe_dump({"base": {**TINY, "evaluation": FINETUNE}, "cells": cells}))
     words = ["run", "--grid", str(grid), "--out", str(tmp_path / "out")]
     assert main([*words, "--dry-run"]) == 0
-    assert "untrained-" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "untrained-" in table
+    assert "| federation.num_clients=1 federation.rounds=" in table  # what tells the reference from the federation
     assert main(words) == 0
     assert main(["report", str(tmp_path / "out"), "--out", str(tmp_path / "report")]) == 0
     rows = json.loads((tmp_path / "report" / "report.json").read_text())["rows"]

@@ -6,13 +6,14 @@ from pathlib import Path
 from fedbench.config import Config
 from fedbench.conventions import CONVENTIONS
 from fedbench.federation.experiment import prepare
+from fedbench.grid import differences
 from fedbench.profiling.profile import Profile, Traced, profile
 from fedbench.runner import cell_name, identity
 from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number
 from fedbench.tracking.progress import CellState, look
 from fedbench.tracking.run_directory import RunDirectory
 
-HEADERS = ("cell", "state", "GFLOPs", "memory MiB", "down MB", "up MB")
+HEADERS = ("cell", "settings", "state", "GFLOPs", "memory MiB", "down MB", "up MB")
 
 
 def forecast(configs: Sequence[Config], out: Path) -> str:
@@ -22,13 +23,13 @@ def forecast(configs: Sequence[Config], out: Path) -> str:
         UserError: if any cell cannot be run.
     """
     traced: Traced = {}
-    lines, left = [], 0.0
-    for config in configs:
+    settings, lines, left = differences(configs), [], 0.0
+    for config, setting in zip(configs, settings, strict=True):
         experiment = prepare(config)
         directory = RunDirectory(out / cell_name(experiment))
         state = look(directory, identity(experiment), config.federation.rounds, running=False)
         cost = profile(config, [len(indices) for indices in experiment.client_indices], traced=traced)
-        lines.append([state.name, _words(state), *_figures(cost)])
+        lines.append([state.name, setting, _words(state), *_figures(cost)])
         to_do = 1 - state.rounds_done / state.rounds if state.rounds else 0
         left += cost.total("flops", "step") * config.federation.num_clients * to_do
     rule = CONVENTIONS["step"]
@@ -37,7 +38,9 @@ def forecast(configs: Sequence[Config], out: Path) -> str:
         f"Of a mean client over the whole run; convention `step`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
         "Memory: the highest peak of any client. Not counted: the server's own training, the probe.",
     )
-    return f"{markdown(HEADERS, lines, left=2)}\n\n{notes}"
+    kept = [number for number, header in enumerate(HEADERS) if header != "settings" or any(settings)]
+    headers, *rows = ([line[number] for number in kept] for line in (HEADERS, *lines))
+    return f"{markdown(headers, rows, left=len(kept) - 4)}\n\n{notes}"
 
 
 def _words(state: CellState) -> str:
