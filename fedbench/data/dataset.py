@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from fedbench.config.schema import DataConfig, EncoderConfig, PartitionConfig
@@ -153,6 +152,8 @@ def _split(source: Source, where: str) -> tuple[Rows, Rows]:
     indices = np.arange(len(source.train.labels))
     if not source.class_names:
         return _all(source.train), Rows(source.train, torch.from_numpy(indices[:0]))
+    from sklearn.model_selection import train_test_split  # takes a second, and most data have a test part
+
     try:
         parts = train_test_split(indices, test_size=TEST_SHARE, random_state=0, stratify=source.train.labels)
     except ValueError as error:
