@@ -101,7 +101,17 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "GFLOPs = 10^9 FLOPs, 1 multiply-add = 2 FLOPs; MiB = 2^20 bytes; MB = 10^6 bytes.",
         "(0.50x): this row / the `fedssl` row with the same SSL method.",
         f"Seeds {_list(seeds)}; data {first.data_hash}, judged on {judged}; wall time on {machines}.",
+        *code(rows),
     ]
+
+
+def code(rows: Sequence[Row]) -> list[str]:
+    """What ran the rows of a table."""
+    found = sorted({one for row in rows for one in row.code})
+    changed = "; +: with changes that are in no commit" if any(one.endswith("+") for one in found) else ""
+    if len(found) == 1:
+        return [f"Code: {found[0]}{changed}."]
+    return [f"SEVERAL STATES OF THE CODE, whose figures may differ: {', '.join(found)}{changed}."]
 
 
 def references(rows: Sequence[Row]) -> list[str]:

@@ -51,6 +51,7 @@ class Row:
     data_hash: str  # of pre-training
     evaluation_data_hash: str
     machine: str
+    code: tuple[str, ...]  # commits that ran it, with `+` where files differed
 
 
 def row_name(row: Row, rows: Sequence[Row]) -> str:
@@ -120,6 +121,7 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
         data_hash=str(manifest["data_hash"]),
         evaluation_data_hash=judged.data_hash,
         machine=str(manifest.get("accelerator") or manifest.get("processor") or "unknown"),
+        code=tuple(sorted({run.code for run in cell.runs})),
     )
 
 

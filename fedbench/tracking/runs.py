@@ -37,6 +37,13 @@ class Run:
         return int(self.manifest["config"]["seed"])
 
     @property
+    def code(self) -> str:
+        """What ran it: a commit, with `+` if files differed from it, or an installed version."""
+        commit = self.manifest.get("commit")
+        version = self.manifest.get("fedbench", "of unknown version")
+        return f"{commit[:12]}{'+' if self.manifest.get('dirty') else ''}" if commit else f"fedbench {version}"
+
+    @property
     def kind(self) -> str:
         """`untrained` (no rounds), `centralised` (one client has all the data), or "" for a federation."""
         federation = self.manifest["config"]["federation"]

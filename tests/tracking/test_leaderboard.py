@@ -218,3 +218,15 @@ def test_a_folder_that_is_no_run_is_left_out_with_a_word(
             (out / name / file).write_text(content)
     assert len(read_runs(out)) == 1
     assert "broken is left out" in capsys.readouterr().err
+
+
+def test_runs_of_different_code_are_said_to_be(fake_run: Fake, tmp_path: Path) -> None:
+    for strategy, commit, dirty in (("fedssl", "a" * 40, False), ("lw_fedssl", "b" * 40, True)):
+        path = fake_run(strategy, 0.7).path / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "commit": commit, "dirty": dirty}))
+        text = " ".join(render(leaderboard(read_runs(tmp_path / "runs"))).split())
+        assert ("Code: aaaaaaaaaaaa." in text) == (strategy == "fedssl")
+    assert (
+        "SEVERAL STATES OF THE CODE, whose figures may differ: aaaaaaaaaaaa, bbbbbbbbbbbb+; +: with changes"
+        in text
+    )
