@@ -1,0 +1,20 @@
+"""fedbench: the engine `in_process`, or `processes` if there are several. Its draws also depend on the round."""
+
+from contextlib import closing
+
+from workload import Workload, asked
+
+from fedbench.federation.loop import Federation
+
+
+def main() -> None:
+    """Local training is its own (`federation.local.fit`), with the arithmetic of `bare_fit`."""
+    folder, rounds, processes = asked()
+    workload = Workload(folder, rounds, processes)
+    with closing(Federation(workload.experiment, folder)) as federation:
+        for record in federation.rounds():
+            workload.report(sum(upload.num_steps for upload in record.uploads.values()), federation.server.state)
+
+
+if __name__ == "__main__":
+    main()
