@@ -26,6 +26,7 @@ from fedbench.tracking.ranking import Row, leaderboard
 from fedbench.tracking.run_directory import ERROR, RunDirectory
 from fedbench.tracking.runs import read_runs
 from fedbench.tracking.wandb_leaderboard import mirror_leaderboard
+from fedbench.workers import worker_context
 
 
 class Task(NamedTuple):
@@ -149,9 +150,8 @@ def _end_with_parent() -> None:
 
 def _in_workers(tasks: Sequence[Task], progress: Progress, jobs: int) -> Iterator[tuple[Task, Outcome]]:
     """In the order in which they end. A worker that dies fails its cell and is replaced."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imports once, for all workers
-    pool = ProcessPool(max_workers=min(jobs, len(tasks)), context=context, initializer=_end_with_parent)
+    workers = min(jobs, len(tasks))
+    pool = ProcessPool(max_workers=workers, context=worker_context(), initializer=_end_with_parent)
     try:
         futures: dict[Future[Outcome], Task] = {pool.schedule(attempt, args=[task]): task for task in tasks}
         progress.running = lambda: {task.name for future, task in futures.items() if future.running()}

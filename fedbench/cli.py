@@ -179,6 +179,11 @@ def run_command(arguments: argparse.Namespace) -> int:
     configs, out = selected_cells(arguments)
     check_out(out)
     print(f"fedbench: {len(configs)} cell(s) into {out}", file=sys.stderr)
+    in_workers = arguments.jobs > 1 or any(config.engine == "processes" for config in configs)
+    if in_workers and not arguments.dry_run:
+        from fedbench.workers import start_importing
+
+        start_importing()
     with uncollected():
         from fedbench.cells import run_cells
         from fedbench.profiling.forecast import forecast

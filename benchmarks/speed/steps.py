@@ -93,17 +93,22 @@ def main() -> None:
     layerwise = configure("lw_fedssl@v3", asked.batch)
     end_to_end = configure("fedssl", asked.batch)
 
-    print("| stage | three branches ms | shared prefix ms | ratio | FedSSL ms | GFLOPs |")
-    print("| ----- | ----------------: | ---------------: | ----: | --------: | -----: |")
-    rows = []
+    print("| stage | three branches ms | shared prefix ms | ratio | GFLOPs |")
+    print("| ----- | ----------------: | ---------------: | ----: | -----: |")
+    rows, whole = [], []
     fedssl = Step(end_to_end, 1)
     for stage in range(1, 13):
         apart, shared = Step(layerwise, stage, shared=False), Step(layerwise, stage)
-        seconds = in_turn(asked.repeats, apart, shared, fedssl)
-        rows.append((*seconds, shared.flops))
-        a, s, f = (1000 * value for value in seconds)
-        print(f"| {stage} | {a:.0f} | {s:.0f} | {a / s:.2f} | {f:.0f} | {shared.flops / 1e9:.0f} |", flush=True)
-    a, s, f, flops = (mean(column) for column in zip(*rows, strict=True))
+        beside = [fedssl] if stage in (1, 6, 12) else []
+        a, s, *f = in_turn(asked.repeats, apart, shared, *beside)
+        rows.append((a, s, shared.flops))
+        whole += f
+        print(
+            f"| {stage} | {1000 * a:.0f} | {1000 * s:.0f} | {a / s:.2f} | {shared.flops / 1e9:.0f} |", flush=True
+        )
+    a, s, flops = (mean(column) for column in zip(*rows, strict=True))
+    f = mean(whole)
+    print(f"| FedSSL | | {1000 * f:.0f} | | {fedssl.flops / 1e9:.0f} |")
     gain = mean(row[0] / row[1] for row in rows)
     print(f"\nthree branches / shared prefix: {a / s:.2f}; mean of the stages' ratios {gain:.2f}")
     print(f"FedSSL / LW-FedSSL @v3: time {f / s:.2f}, FLOPs {fedssl.flops / flops:.2f}")

@@ -26,6 +26,7 @@ from fedbench.federation.model import build_model
 from fedbench.federation.payload import decode
 from fedbench.federation.plan import group_of
 from fedbench.federation.server import Download, Server
+from fedbench.workers import worker_context
 
 DEATHS = 3  # of workers over one client: then it is the client's doing
 AHEAD = 2  # visits for each worker that may be finished and wait for their turn
@@ -191,8 +192,7 @@ class Remote:
     visit: Visit
 
     def __init__(self, config: Config, folder: Path) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])  # imports once, for all workers
+        context = worker_context()
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, config, folder), daemon=True)
         self.process.start()

@@ -1,6 +1,12 @@
 """fedbench: the engine `in_process`, or `processes` if there are several. Its draws also depend on the round."""
 
+import sys
 from contextlib import closing
+
+from fedbench.workers import start_importing
+
+if int(sys.argv[-1]) > 1:
+    start_importing()  # as the command line does
 
 from workload import Workload, asked
 

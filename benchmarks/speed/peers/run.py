@@ -13,7 +13,7 @@ its own, all of which import fedbench for model, views and local training.
 - peak memory: the largest sum over the tree of processes, in which a page that n of them share counts 1/n for each
   (PSS). Sampled every 0.1 s in a second, shorter run, because that takes time from a round.
 - clients: that trained in the last round. moved: L2 distance of the weights from the start after all rounds.
-  The bare loop, pfl and Flower must agree there; fedbench draws other views and shuffles in every round.
+  The bare loop, pfl and Flower agree there to a fraction of a per cent; fedbench draws anew in every round.
 """
 
 import argparse
