@@ -5,7 +5,7 @@ from contextlib import closing
 
 from fedbench.workers import start_importing
 
-if int(sys.argv[-1]) > 1:
+if __name__ == "__main__" and int(sys.argv[-1]) > 1:
     start_importing()  # as the command line does
 
 from workload import Workload, asked
