@@ -10,6 +10,7 @@ exclude:
   - {strategy: prog_fedssl, seed: 2}
 """
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial, reduce
 from itertools import product
@@ -79,6 +80,9 @@ def _left(configs: Sequence[Config], exclude: Sequence[Tree]) -> list[Config]:
     for key in {key for one in exclude for key in flat(one)}:
         if not any(_has(tree, key) for tree in trees):
             raise UserError(f"exclude: no cell has a key {key}; allowed: {', '.join(flat(trees[0]))}")
+    for one in exclude:
+        if not any(_is(tree, one) for tree in trees):
+            print(f"fedbench: exclude: no cell has {one}, so it leaves nothing out", file=sys.stderr)
     left = [
         config for config, tree in zip(configs, trees, strict=True) if not any(_is(tree, one) for one in exclude)
     ]

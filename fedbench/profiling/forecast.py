@@ -44,8 +44,9 @@ def forecast(configs: Sequence[Config], out: Path) -> str:
 
 
 def _words(state: CellState) -> str:
-    begun = f" after round {state.rounds_done} of {state.rounds}" if 0 < state.rounds_done < state.rounds else ""
-    return f"{'stopped' if begun and state.state == 'waiting' else state.state}{begun}"
+    done = f", {state.rounds_done} of {state.rounds} rounds done" if 0 < state.rounds_done < state.rounds else ""
+    begun = done and state.state == "waiting"  # another process may be running it, or it was stopped
+    return f"{'begun' if begun else state.state}{done}"
 
 
 def _figures(cost: Profile) -> list[str]:

@@ -99,6 +99,11 @@ def test_an_exclusion_that_cannot_be_meant_is_refused(exclude: dict[str, Any], m
         found({"exclude": [exclude]})
 
 
+def test_an_exclusion_that_no_cell_agrees_with_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(found({"axes": {"seed": [0, 1]}, "exclude": [{"seed": 1}, {"strategy": "fedsl"}]})) == 1
+    assert "no cell has {'strategy': 'fedsl'}, so it leaves nothing out" in capsys.readouterr().err
+
+
 def test_shards_are_all_cells_once() -> None:
     configs = cells(Grid(axes={"seed": list(range(7))}), {})
     parts = [shard(configs, (index, 3)) for index in (1, 2, 3)]
