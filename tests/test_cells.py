@@ -246,7 +246,7 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path, how: sig
     else:
         process.send_signal(how)
     try:
-        _, text = process.communicate(timeout=180)
+        _, text = process.communicate(timeout=60)
         assert ends(process.pid)
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -197,8 +197,8 @@ def test_overrides_may_stand_on_both_sides_of_options(tmp_path: Path) -> None:
     assert (config.seed, str(out)) == (4, "runs/quickstart")
 
 
-@pytest.mark.parametrize("words", [["run", "--help"], ["list"]])
-def test_help_and_list_answer_at_once_and_import_no_torch(words: list[str]) -> None:
+@pytest.mark.parametrize(("words", "limit_s"), [(["run", "--help"], 0.25), (["list"], 0.5)])
+def test_help_and_list_answer_at_once_and_import_no_torch(words: list[str], limit_s: float) -> None:
     code = "\n".join(
         [
             "import sys",
@@ -214,7 +214,7 @@ def test_help_and_list_answer_at_once_and_import_no_torch(words: list[str]) -> N
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert result.stdout.endswith("False\n")
-    assert min(seconds) < 0.5  # of CPU: other tests run beside
+    assert min(seconds) < limit_s  # of CPU: other tests run beside
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,7 @@
 
     python benchmarks/speed/local_training.py [--repeats 7]
 
-Both train the same FedSSL client (MoCo v3, fp32, two threads) in turn; the figure is the median of the ratios of
-neighbours.
+Both train the same FedSSL client (MoCo v3, fp32) in turn; the figure is the median of the ratios of neighbours.
 """
 
 import argparse
@@ -12,35 +11,12 @@ from time import perf_counter
 
 import torch
 from bare import bare_fit
+from sizes import SIZES
 
-from fedbench.config import Config, load_config
+from fedbench.config import Config
 from fedbench.data import build_views
 from fedbench.federation.local import LocalTask, build_fabric, fit
 from fedbench.federation.model import build_model
-
-SIZES = {
-    "quick start (width 48, depth 4, 4x4 tokens, batch 64, 4 steps)": {
-        "encoder": {"name": "vit", "width": 48, "depth": 4, "heads": 4, "patch_size": 2},
-        "ssl": {"hidden_dim": 128, "output_dim": 64},
-        "optimizer": {"batch_size": 64},
-        "federation": {"local_epochs": 1},
-    },
-    "ViT-Tiny (width 192, depth 12, 8x8 tokens, batch 128, 1 step)": {
-        "encoder": {
-            "name": "vit",
-            "image_size": 32,
-            "width": 192,
-            "depth": 12,
-            "heads": 3,
-            "patch_size": 4,
-            "in_channels": 3,
-        },
-        "ssl": {"hidden_dim": 512, "output_dim": 256},
-        "optimizer": {"batch_size": 128},
-        "federation": {"local_epochs": 1},
-    },
-}
-NUM_SAMPLES = (256, 128)
 
 
 def ratios(config: Config, num_samples: int, repeats: int) -> tuple[list[float], list[float]]:
@@ -72,8 +48,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     repeats = parser.parse_args().repeats
-    for (name, tree), num_samples in zip(SIZES.items(), NUM_SAMPLES, strict=True):
-        bare, harness = ratios(load_config(tree), num_samples, repeats)
+    for name, size in SIZES.items():
+        bare, harness = ratios(size.configure(), size.samples, repeats)
         pairs = [ours / theirs for ours, theirs in zip(harness, bare, strict=True)]
         print(
             f"{name}: bare {1000 * median(bare):.1f} ms, harness {1000 * median(harness):.1f} ms, "

@@ -18,54 +18,24 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from sizes import QUICK_START, VIT_TINY
 
 from fedbench import runner
-from fedbench.config import load_config
+from fedbench.config import Config
 from fedbench.federation import client, loop
 from fedbench.federation.experiment import prepare
 
 WARM_UP = 2
-SIZES = {
-    "quick start (width 32, depth 4, 4x4 tokens, 3 clients)": (
-        {
-            "ssl": {"hidden_dim": 128, "output_dim": 64},
-            "encoder": {"width": 32, "depth": 4, "heads": 2, "patch_size": 2, "image_size": 8, "in_channels": 1},
-            "optimizer": {"batch_size": 64},
-            "federation": {"num_clients": 3, "local_epochs": 2},
-            "threads": 1,
-        },
-        479,
-    ),
-    "ViT-Tiny (width 192, depth 12, 8x8 tokens, 2 clients, one step of 128)": (
-        {
-            "ssl": {"hidden_dim": 512, "output_dim": 256},
-            "encoder": {
-                "width": 192,
-                "depth": 12,
-                "heads": 3,
-                "patch_size": 4,
-                "image_size": 32,
-                "in_channels": 3,
-            },
-            "optimizer": {"batch_size": 128},
-            "federation": {"num_clients": 2, "local_epochs": 1},
-            "threads": 2,
-        },
-        128,
-    ),
-}
 
 
-def images(folder: Path, tree: dict[str, object], samples: int) -> Path:
+def images(path: Path, config: Config, samples: int) -> None:
     """Random images for every client, and a few to be scored on."""
-    encoder, federation = tree["encoder"], tree["federation"]
-    total = samples * federation["num_clients"]
-    draw, side = np.random.default_rng(0), encoder["image_size"]
-    values = draw.integers(0, 256, (total + 8, side, side, encoder["in_channels"]), dtype=np.uint8)
+    encoder, total = config.encoder, samples * config.federation.num_clients
+    draw, side = np.random.default_rng(0), encoder.image_size
+    values = draw.integers(0, 256, (total + 8, side, side, encoder.in_channels), dtype=np.uint8)
     labels = np.arange(total + 8) % 4
     tests = {"test_images": values[total:], "test_labels": labels[total:]}
-    np.savez(folder / "images.npz", images=values[:total], labels=labels[:total], **tests)
-    return folder / "images.npz"
+    np.savez(path, images=values[:total], labels=labels[:total], **tests)
 
 
 @contextlib.contextmanager
@@ -106,28 +76,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=8)
     rounds = parser.parse_args().rounds + WARM_UP
-    for name, (tree, samples) in SIZES.items():
+    for name, size, clients in (("quick start", QUICK_START, 3), ("ViT-Tiny, one step", VIT_TINY, 2)):
         with tempfile.TemporaryDirectory() as folder, timed_training() as trained, timed_rounds() as ends:
             where = Path(folder)
-            path = images(where, tree, samples)
             run = {
-                "data": {"name": "npz", "path": str(path)},
-                "federation": {"rounds": rounds},
+                "data": {"name": "npz", "path": str(where / "images.npz")},
+                "federation": {"num_clients": clients, "rounds": rounds},
                 "probe": {"epochs": 1},
-                "accelerator": "cpu",
             }
-            config = load_config(tree, run)
+            config = size.configure(run)
+            images(where / "images.npz", config, size.samples)
             torch.set_num_threads(config.threads)
             with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
                 runner.run_cell(prepare(config), where / "runs")
-        clients = config.federation.num_clients
         whole = [after - before for before, after in zip(ends[WARM_UP - 1 :], ends[WARM_UP:], strict=False)]
         local = [sum(trained[clients * n : clients * (n + 1)]) for n in range(WARM_UP, rounds)]
         ratio = median(a / b for a, b in zip(whole, local, strict=True))
         beyond = [1000 * (a - b) / clients for a, b in zip(whole, local, strict=True)]
         spread = f"({min(beyond):.2f} to {max(beyond):.2f})"
         print(
-            f"{name}: training {1000 * median(local) / clients:.1f} ms a client, "
+            f"{name}, {clients} clients: training {1000 * median(local) / clients:.1f} ms a client, "
             f"beyond it {median(beyond):.2f} ms {spread}, round / training {ratio:.3f}"
         )
 

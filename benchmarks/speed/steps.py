@@ -13,8 +13,9 @@ from statistics import mean, median
 from time import perf_counter
 
 import torch
+from sizes import BATCH, VIT_TINY
 
-from fedbench.config import Config, load_config
+from fedbench.config import Config
 from fedbench.data import build_views
 from fedbench.federation.experiment import check
 from fedbench.federation.local import LocalTask, build_fabric
@@ -26,14 +27,8 @@ IMAGE = (3, 32, 32)
 
 def configure(strategy: str, batch_size: int, precision: str = "32-true") -> Config:
     """The paper's encoder and heads."""
-    tree = {
-        "encoder": {"image_size": 32, "width": 192, "depth": 12, "heads": 3, "patch_size": 4, "in_channels": 3},
-        "ssl": {"name": "moco_v3", "hidden_dim": 512, "output_dim": 256},
-        "optimizer": {"batch_size": batch_size},
-        "federation": {"rounds": 12},
-        "accelerator": "cpu",
-    }
-    return load_config(tree, {"strategy": strategy, "precision": precision})
+    run = {"strategy": strategy, "precision": precision, "optimizer": {"batch_size": batch_size}}
+    return VIT_TINY.configure(run)
 
 
 class Step:
@@ -86,7 +81,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--threads", type=int, default=2)
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)

@@ -94,9 +94,9 @@ def prepare(config: Config) -> Experiment:
     judges = config.evaluation.data
     evaluation_dataset = load_dataset(judges, config.encoder) if judges else dataset
     if not len(evaluation_dataset.test_labels):
-        name = (judges or config.data).name
+        named = f"evaluation.data.name={judges.name}" if judges else f"data.name={config.data.name}"
         raise UserError(
-            f"{name} has no labels to score on; allowed: evaluation.data={{name: NAME}}, a set that has"
+            f"{named} has no labels to score on; allowed: evaluation.data={{name: NAME}}, a set that has"
         )
     return Experiment(
         config,

@@ -38,8 +38,8 @@ def forecast(configs: Sequence[Config], out: Path) -> str:
         f"Of a mean client over the whole run; convention `step`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
         "Memory: the highest peak of any client. Not counted: the server's own training, the probe.",
     )
-    kept = [number for number, header in enumerate(HEADERS) if header != "settings" or any(settings)]
-    headers, *rows = ([line[number] for number in kept] for line in (HEADERS, *lines))
+    kept = [index for index, header in enumerate(HEADERS) if header != "settings" or any(settings)]
+    headers, *rows = ([line[index] for index in kept] for line in (HEADERS, *lines))
     return f"{markdown(headers, rows, left=len(kept) - 4)}\n\n{notes}"
 
 

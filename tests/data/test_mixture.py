@@ -114,6 +114,6 @@ def test_a_set_without_labels_cannot_be_scored_and_says_so_before_training(tmp_p
         Image.new("RGB", (8, 8)).save(tmp_path / "train2017" / f"{number}.jpg")
     words = ["data.name=coco", f"data.path={tmp_path}"]
     assert main(["run", *words, "--out", str(tmp_path / "out")]) == 2
-    assert "coco has no labels to score on; allowed: evaluation.data=" in capsys.readouterr().err
+    assert "data.name=coco has no labels to score on; allowed: evaluation.data=" in capsys.readouterr().err
     assert main(["partition", *words, "--out", str(tmp_path / "split.png")]) == 0
     assert "samples per client  min 2, median 2, max 3, 12 in all" in capsys.readouterr().out

@@ -106,3 +106,18 @@ def test_an_unusable_update_is_rejected_counted_and_named(
     assert reason in record.rejected[1]
     assert record.returned == [0, 2]
     assert all(torch.isfinite(value).all() for value in witness.final[-1].values())
+
+
+def test_a_finite_update_whose_sum_is_not_finite_is_accepted(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two values of 3e38 are float32; their sum is not."""
+    accept = Federation._accept
+
+    def huge(self: Federation, client: int, data: bytes, record: Any) -> Any:
+        key, value = next((key, value) for key, value in decode(data).items() if value.numel() > 1)
+        large = encode(decode(data) | {key: torch.full_like(value, 3e38)})
+        return accept(self, client, large if client == 1 else data, record)
+
+    monkeypatch.setattr(Federation, "_accept", huge)
+    record = Witness(prepare(tiny())).records[0]
+    assert record.rejected == {}
+    assert record.returned == [0, 1, 2]

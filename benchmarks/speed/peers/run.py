@@ -32,7 +32,7 @@ import psutil
 HERE = Path(__file__).parent
 WARM_UP, MEMORY_ROUNDS = 2, 3
 PRIVATE = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}  # they report home otherwise
-MARK = "ROUND "  # see `workload.py`
+MARK = "ROUND "  # what a line of `workload.py`'s report begins with
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
 
 
