@@ -49,6 +49,7 @@ class SSLMethod(LightningModule):
         self.target_encoder: Encoder | None = None
         self.target_projection_head: nn.Module | None = None
         self.momentum = 1.0
+        self._moving: tuple[list[nn.Parameter], list[nn.Parameter]] | None = None
 
     def training_step(self, views: tuple[Tensor, Tensor], batch_idx: int = 0) -> StepOutput:
         """Loss over two views (B, C, H, W) of the same samples."""
@@ -77,18 +78,15 @@ class SSLMethod(LightningModule):
         for online, target in self._branch_pairs():
             ours, theirs = ([*module.parameters(), *module.buffers()] for module in (online, target))
             torch._foreach_copy_(theirs, ours)
+        self._moving = None
 
     @torch.no_grad()
     def update_target(self) -> None:
         """w_k <- m w_k + (1 - m) w over the trained parameters; frozen ones are equal and stay so, bit for bit."""
-        pairs = [
-            (online_w, target_w)
-            for online, target in self._branch_pairs()
-            for online_w, target_w in zip(online.parameters(), target.parameters(), strict=True)
-            if online_w.requires_grad
-        ]
-        if pairs:
-            online_ws, target_ws = (list(side) for side in zip(*pairs, strict=True))
+        if self._moving is None:  # to find them takes longer than to move them
+            self._moving = self._trained_pairs()
+        target_ws, online_ws = self._moving
+        if target_ws:
             torch._foreach_lerp_(target_ws, online_ws, 1 - self.momentum)
 
     def target_follows(self) -> bool:
@@ -106,6 +104,16 @@ class SSLMethod(LightningModule):
         own = self.online_state()
         assert state.keys() <= own.keys(), f"not in the model: {state.keys() - own.keys()}"
         torch._foreach_copy_([own[key] for key in state], list(state.values()))
+
+    def _trained_pairs(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The parameters w_k, and the w that they follow."""
+        pairs = [
+            (target_w, online_w)
+            for online, target in self._branch_pairs()
+            for online_w, target_w in zip(online.parameters(), target.parameters(), strict=True)
+            if online_w.requires_grad
+        ]
+        return [target_w for target_w, _ in pairs], [online_w for _, online_w in pairs]
 
     def _branch_pairs(self) -> Iterator[tuple[nn.Module, nn.Module]]:
         if self.target_encoder is not None and self.target_projection_head is not None:

@@ -4,7 +4,9 @@
 
 Aims: at ViT-Tiny a whole round at most 1.05x the sum of its local trainings; at the quick start's size at most
 2 ms per client beyond them. Whole runs as `python -m fedbench run` does them, with their directory and an offline
-W&B mirror; local training (`federation.local.fit`) is timed where it is called, everything else is the harness.
+W&B mirror; local training (`federation.local.fit`) is timed where it is called, everything else is the harness:
+the round's own work (payloads down, load, encode, payloads up, check, aggregate, diagnostics), and what follows it,
+files and mirror.
 """
 
 import argparse
@@ -56,18 +58,20 @@ def timed_training() -> Iterator[list[float]]:
 
 
 @contextlib.contextmanager
-def timed_rounds() -> Iterator[list[float]]:
-    """Seconds from one round's end, as the runner sees it, to the next one's: files and mirror included."""
+def timed_rounds() -> Iterator[tuple[list[float], list[float]]]:
+    """When the rounds ended, as the runner sees it, and the seconds of each by itself, without files and mirror."""
     ends: list[float] = []
+    alone: list[float] = []
     rounds = loop.Federation.rounds
 
     def timed(self: loop.Federation) -> Iterator[object]:
         for record in rounds(self):
             ends.append(perf_counter())
+            alone.append(record.seconds["round"])
             yield record
 
     loop.Federation.rounds = timed
-    yield ends
+    yield ends, alone
     loop.Federation.rounds = rounds
 
 
@@ -77,7 +81,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     rounds = parser.parse_args().rounds + WARM_UP
     for name, size, clients in (("quick start", QUICK_START, 3), ("ViT-Tiny, one step", VIT_TINY, 2)):
-        with tempfile.TemporaryDirectory() as folder, timed_training() as trained, timed_rounds() as ends:
+        with tempfile.TemporaryDirectory() as folder, timed_training() as trained, timed_rounds() as (ends, alone):
             where = Path(folder)
             run = {
                 "data": {"name": "npz", "path": str(where / "images.npz")},
@@ -91,13 +95,14 @@ def main() -> None:
                 runner.run_cell(prepare(config), where / "runs")
         whole = [after - before for before, after in zip(ends[WARM_UP - 1 :], ends[WARM_UP:], strict=False)]
         local = [sum(trained[clients * n : clients * (n + 1)]) for n in range(WARM_UP, rounds)]
-        ratio = median(a / b for a, b in zip(whole, local, strict=True))
-        beyond = [1000 * (a - b) / clients for a, b in zip(whole, local, strict=True)]
-        spread = f"({min(beyond):.2f} to {max(beyond):.2f})"
         print(
-            f"{name}, {clients} clients: training {1000 * median(local) / clients:.1f} ms a client, "
-            f"beyond it {median(beyond):.2f} ms {spread}, round / training {ratio:.3f}"
+            f"{name}, {clients} clients: training {1000 * median(local) / clients:.1f} ms a client; "
+            f"round / training {median(a / b for a, b in zip(alone[WARM_UP:], local, strict=True)):.3f}, "
+            f"with files and mirror {median(a / b for a, b in zip(whole, local, strict=True)):.3f}"
         )
+        for part, seconds in (("the round's own work", alone[WARM_UP:]), ("with files and mirror", whole)):
+            beyond = [1000 * (a - b) / clients for a, b in zip(seconds, local, strict=True)]
+            print(f"  {part}: {median(beyond):.2f} ms a client ({min(beyond):.2f} to {max(beyond):.2f})")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ class Step:
         self.task = LocalTask(model, (strategy, *mechanisms), config.optimizer, views, images)
         self.task.received = model.online_state()
         if not shared:
-            for encoder in self.task.encoders():
+            for encoder in self.task.encoders:
                 encoder.prefix = None
         self.flops = trace_step(self.task, batch_size, IMAGE, config.precision).flops
         model.rebuild_target()

@@ -92,18 +92,15 @@ class LocalTask(LightningModule):
         names = frozenset[str]().union(*(term.teachers for term in terms))
         self.all_teachers = nn.ModuleDict({name: Teacher(method) for name in sorted(names)})
         self.teachers: Mapping[str, Teacher] = dict(self.all_teachers.items())  # type: ignore[arg-type]
+        self.encoders = [module for module in self.modules() if isinstance(module, Encoder)]  # of all branches
         self.prefix = self._share_prefix()
         self.losses = torch.zeros(2, device=images.device)  # sums over steps: the SSL loss, the added terms
         self.memory: CudaMemory | None = None  # of the last training, on a GPU
         self.projections = torch.zeros(0)  # of the last step: z1 (B, D)
 
-    def encoders(self) -> list[Encoder]:
-        """Of the online branch, the target branch and the teachers."""
-        return [module for module in self.modules() if isinstance(module, Encoder)]
-
     def run_blocks(self, active: Sequence[int]) -> None:
         """Let every encoder run these blocks only."""
-        for encoder in self.encoders():
+        for encoder in self.encoders:
             encoder.active = active
 
     def _share_prefix(self) -> SharedPrefix | None:

@@ -1,6 +1,7 @@
 """Weights & Biases as a mirror of the run directory: it may lose its reflection, it never stops a run."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -24,6 +25,7 @@ class Place(NamedTuple):
 class WandbMirror:
     """One W&B run, of a cell or of the leaderboard, written under `folder`; use as a context manager.
 
+    A thread of its own calls wandb, one call after the other: training waits for W&B at the end alone.
     `online` without a key or without a network becomes `offline`, for the rest of the process. The first
     exception inside wandb is told on stderr and ends the mirror.
     """
@@ -45,15 +47,16 @@ class WandbMirror:
         self.run_id = run_id
         self.kind = kind
         self._run: Any = None
+        self._thread = ThreadPoolExecutor(max_workers=1)  # it starts with the first call
 
     def __enter__(self) -> Self:
-        if self.config.wandb != "disabled":
-            self._guarded(self._start)
+        self._call(self._start)
         return self
 
     @property
     def place(self) -> Place | None:
-        """Where an online run is to be seen; None for one that is not online."""
+        """Where an online run is to be seen; None for one that is not online. Waits until that is known."""
+        self._wait()
         run = self._run
         return None if run is None or run.offline else Place(run.entity, run.project, run.url)
 
@@ -73,19 +76,30 @@ class WandbMirror:
         """
         self._if_running(lambda run: run.summary.update(dict(summary)))
         self._close(exit_code=0)
+        self._wait()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close(exit_code=1)  # only a run that `finish` did not close is still open here
+        self._thread.shutdown()
 
     def _close(self, exit_code: int) -> None:
-        self._if_running(lambda run: run.finish(exit_code=exit_code))
-        self._run = None
+        def close(run: Any) -> None:
+            run.finish(exit_code=exit_code)
+            self._run = None
+
+        self._if_running(close)
 
     def _if_running(self, action: Callable[[Any], object]) -> None:
-        if self._run is not None:
-            self._guarded(lambda: action(self._run))
+        self._call(lambda: None if self._run is None else action(self._run))
+
+    def _call(self, action: Callable[[], object]) -> None:
+        if self.config.wandb != "disabled":
+            self._thread.submit(self._guarded, action)
+
+    def _wait(self) -> None:
+        self._thread.submit(lambda: None).result()
 
     def _guarded(self, action: Callable[[], object]) -> None:
         try:

@@ -49,7 +49,7 @@ def test_loss_and_gradients_are_those_of_separate_branches_bit_for_bit(
     shared = step(task, views)
     assert task.prefix is not None
     assert task.prefix.num_blocks == 2
-    for branch in task.encoders():
+    for branch in task.encoders:
         branch.prefix = None
     separate = step(task, views)
     assert torch.equal(shared[0], separate[0])
@@ -60,10 +60,10 @@ def test_loss_and_gradients_are_those_of_separate_branches_bit_for_bit(
 def test_frozen_blocks_run_once_per_view(tiny: Tiny) -> None:
     task = task_of(tiny(strategy="lw_fedssl@v3"), stage=3)
     calls = []
-    for encoder in task.encoders():
+    for encoder in task.encoders:
         encoder.blocks[0].register_forward_hook(lambda *_: calls.append(1))
     step(task, (torch.randn(8, 1, 8, 8), torch.randn(8, 1, 8, 8)))
-    assert len(task.encoders()) == 3  # online, target, received
+    assert len(task.encoders) == 3  # online, target, received
     assert len(calls) == 2
 
 

@@ -148,6 +148,7 @@ def test_a_network_that_goes_away_costs_one_timeout_and_wandb_sync_uploads_the_r
 ) -> None:
     monkeypatch.setattr(wandb_mirror, "FINISH_TIMEOUT_S", 2)
     with WandbMirror(ONLINE, "a", {}, tmp_path / "a", "id-a") as mirror:
+        assert mirror.place
         server.away = True
         mirror.log_round({"round": 0}, step=0)
         mirror.finish({})
