@@ -5,7 +5,7 @@
 Aims: at ViT-Tiny a whole round at most 1.05x the sum of its local trainings; at the quick start's size at most
 2 ms per client beyond them. Whole runs as `python -m fedbench run` does them, with their directory and an offline
 W&B mirror; local training (`federation.local.fit`) is timed where it is called, everything else is the harness:
-the round's own work (payloads down, load, encode, payloads up, check, aggregate, diagnostics), and what follows it,
+the round's own work (payloads, load, encode, check, aggregate, diagnostics), and what follows it,
 files and mirror.
 """
 
@@ -59,7 +59,7 @@ def timed_training() -> Iterator[list[float]]:
 
 @contextlib.contextmanager
 def timed_rounds() -> Iterator[tuple[list[float], list[float]]]:
-    """When the rounds ended, as the runner sees it, and the seconds of each by itself, without files and mirror."""
+    """When the rounds ended, for the runner, and the seconds of each by itself, without files and mirror."""
     ends: list[float] = []
     alone: list[float] = []
     rounds = loop.Federation.rounds

@@ -3,6 +3,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Event
+from unittest.mock import Mock
 
 import pytest
 from wandb_log import log_file, recorded, records
@@ -159,6 +161,21 @@ def test_a_network_that_goes_away_costs_one_timeout_and_wandb_sync_uploads_the_r
     command = line[line.index("wandb sync") :]
     subprocess.run(f"{sys.executable} -m {command}", shell=True, check=True, capture_output=True)
     assert {run for run, _, _ in server.history} == {"id-a", "id-b"}
+
+
+def test_training_does_not_wait_for_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    answers, run = Event(), Mock()
+    monkeypatch.setattr(wandb, "init", lambda **_: answers.wait(60) and run)
+    with WandbMirror(OFFLINE, "cell", {}, tmp_path / "cell") as mirror:
+        for number in range(3):
+            mirror.log_round({"round": number}, step=number)
+        assert not run.method_calls
+        answers.set()
+        mirror.finish({})
+        assert [call.kwargs["step"] for call in run.log.call_args_list] == [0, 1, 2]
+        run.finish.assert_called_once_with(exit_code=0)
 
 
 class Broken:
