@@ -49,7 +49,7 @@ class SSLMethod(LightningModule):
         self.target_encoder: Encoder | None = None
         self.target_projection_head: nn.Module | None = None
         self.momentum = 1.0
-        self._moving: tuple[list[nn.Parameter], list[nn.Parameter]] | None = None
+        self._moving: tuple[list[Tensor], list[Tensor]] | None = None
 
     def training_step(self, views: tuple[Tensor, Tensor], batch_idx: int = 0) -> StepOutput:
         """Loss over two views (B, C, H, W) of the same samples."""
@@ -105,7 +105,7 @@ class SSLMethod(LightningModule):
         assert state.keys() <= own.keys(), f"not in the model: {state.keys() - own.keys()}"
         torch._foreach_copy_([own[key] for key in state], list(state.values()))
 
-    def _trained_pairs(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    def _trained_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         """The parameters w_k, and the w that they follow."""
         pairs = [
             (target_w, online_w)
