@@ -1,4 +1,4 @@
-"""Figures that say how a round went. Shapes: B samples, D dimensions, P uploaded values."""
+"""Figures that say how a round went. Shapes: B samples, D dimensions, N clients, P uploaded values."""
 
 import math
 
@@ -27,11 +27,28 @@ def flatten(state: StateDict) -> Tensor:
     return torch.cat([value.flatten().float() for value in state.values() if value.is_floating_point()])
 
 
-def mean_pairwise_l2(updates: list[Tensor]) -> float | None:
-    """Mean over pairs of clients of ||u_n - u_m||_2 ([LW] v4 Fig. 6); None for fewer than two."""
-    if len(updates) < 2:
-        return None
-    return torch.nn.functional.pdist(torch.stack(updates)).mean().item()
+class PairwiseL2:
+    """Mean over pairs of clients of ||u_n - u_m||_2 ([LW] v4 Fig. 6), of the first `PAIRED_CLIENTS` updates."""
+
+    def __init__(self) -> None:
+        self._rows_NP = torch.empty(0, 0)
+        self._count = 0
+
+    def add(self, update: StateDict) -> None:
+        """Keep it, unless there are enough. Rows of one matrix: to stack them later would double them."""
+        if self._count == PAIRED_CLIENTS:
+            return
+        values = flatten(update)
+        if self._count == 0:
+            self._rows_NP = values.new_empty(PAIRED_CLIENTS, len(values))  # unfilled pages take no memory
+        self._rows_NP[self._count] = values
+        self._count += 1
+
+    def mean(self) -> float | None:
+        """None for fewer than two."""
+        if self._count < 2:
+            return None
+        return torch.nn.functional.pdist(self._rows_NP[: self._count]).mean().item()
 
 
 def step_norm(before: StateDict, after: StateDict) -> float:

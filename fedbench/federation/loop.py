@@ -8,13 +8,12 @@ from time import perf_counter
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from fedbench.data.pool import place
 from fedbench.errors import UserError
 from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.client import Upload
-from fedbench.federation.diagnostics import PAIRED_CLIENTS, flatten, mean_pairwise_l2, step_norm
+from fedbench.federation.diagnostics import PairwiseL2, flatten, step_norm
 from fedbench.federation.dispatch import Dispatch
 from fedbench.federation.engine import Visit, build_engine, build_worker
 from fedbench.federation.experiment import Experiment
@@ -118,14 +117,13 @@ class Federation:
         """M <- aggregate of the clients' updates, which arrive while they are consumed."""
         self.server.dispatch.start_round()
         before = dict(self.server.state)
-        updates: list[Tensor] = []
+        distances = PairwiseL2()
 
         def arriving() -> Iterator[ClientUpdate]:
             for visit, upload in self.engine.train(self._departing(record)):
                 update = self._arrive(visit, upload, record)
                 if update is not None:
-                    if len(updates) < PAIRED_CLIENTS:
-                        updates.append(flatten(update.state))
+                    distances.add(update.state)
                     yield update
 
         stream = arriving()
@@ -136,7 +134,7 @@ class Federation:
                 "unread; allowed: to consume them all, because the clients train while they are read"
             )
         self.server.apply(values, aggregated=True)
-        record.pairwise_l2 = mean_pairwise_l2(updates)
+        record.pairwise_l2 = distances.mean()
         record.server_step_norm = step_norm(before, values) if values else 0.0
 
     def _departing(self, record: RoundRecord) -> Iterator[Visit]:

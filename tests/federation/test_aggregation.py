@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedbench.federation import ClientUpdate, weighted_mean
-from fedbench.federation.diagnostics import flatten, mean_pairwise_l2
+from fedbench.federation.diagnostics import PAIRED_CLIENTS, PairwiseL2
 
 
 def update(client: int, samples: int, *values: float) -> ClientUpdate:
@@ -49,8 +49,15 @@ def test_one_update_is_in_memory_at_a_time() -> None:
 
 
 def test_the_distance_between_updates_is_the_mean_over_pairs() -> None:
-    values = ([1.0, 2.0], [1.0, 4.0], [1.0, 8.0])
-    updates = [
-        flatten({"a": torch.tensor(value), "b": torch.tensor([5.0]), "n": torch.tensor(3)}) for value in values
-    ]
-    assert mean_pairwise_l2(updates) == pytest.approx((2.0 + 6.0 + 4.0) / 3)
+    distances = PairwiseL2()
+    assert distances.mean() is None
+    for value in ([1.0, 2.0], [1.0, 4.0], [1.0, 8.0]):
+        distances.add({"a": torch.tensor(value), "b": torch.tensor([5.0]), "n": torch.tensor(3)})
+    assert distances.mean() == pytest.approx((2.0 + 6.0 + 4.0) / 3)
+
+
+def test_only_the_first_updates_are_kept_for_their_distance() -> None:
+    distances = PairwiseL2()
+    for client in range(PAIRED_CLIENTS + 1):
+        distances.add({"a": torch.full((2,), 100.0 if client == PAIRED_CLIENTS else 1.0)})
+    assert distances.mean() == 0.0
