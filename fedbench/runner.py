@@ -85,6 +85,8 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
         facts = directory.manifest()
         run_id = digest([cell_hash, facts["started"]])  # the same one after a resume
         with WandbMirror(config.tracking, name, facts["config"], directory.path, run_id) as mirror:
+            for line in directory.rounds():  # of before a stop, which W&B may not have got
+                mirror.log_round(line, step=line["round"])
             for record in federation.rounds():
                 line = record.to_dict() | _now_and_then(experiment, federation)
                 directory.append_round(line)

@@ -46,7 +46,7 @@ class StandIn(ThreadingHTTPServer):
         reports = [{"cursor": key, "node": node} for key, node in self.reports.items()]
         answers: dict[str, Any] = {
             "Viewer": {"viewer": viewer},
-            "RunResumeStatus": {"model": None},
+            "RunResumeStatus": {"model": self._status(variables.get("name"))},
             "UpsertBucket": {"upsertBucket": {"bucket": bucket, "inserted": True}},
             "ArtifactType": {"project": None},
             "GetDefaultEntity": {"viewer": viewer},
@@ -61,6 +61,21 @@ class StandIn(ThreadingHTTPServer):
         if operation == "upsertView":
             return {"data": {"upsertView": {"view": self._saved(variables), "inserted": True}}}
         return {"data": answers.get(operation, {})}
+
+    def _status(self, run: str | None) -> dict[str, Any] | None:
+        """What is known of a run that is gone on with; None for a new one."""
+        rows = [row for name, _, sent in self.history if name == run for row in sent]
+        if not rows:
+            return None
+        counts = {"logLineCount": 0, "historyLineCount": len(rows), "eventsLineCount": 0}
+        tails = {"historyTail": json.dumps([json.dumps(rows[-1])]), "eventsTail": json.dumps(["{}"])}
+        texts = {
+            "summaryMetrics": json.dumps(rows[-1]),
+            "config": "{}",
+            "wandbConfig": json.dumps({"t": 1}),
+            "displayName": run,
+        }
+        return {"bucket": {"name": run, "notes": "", "tags": [], **counts, **tails, **texts}}
 
     def _saved(self, report: dict[str, Any]) -> dict[str, Any]:
         key = report["id"] or f"report{len(self.reports)}"

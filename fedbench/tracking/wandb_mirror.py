@@ -61,9 +61,9 @@ class WandbMirror:
         return None if run is None or run.offline else Place(run.entity, run.project, run.url)
 
     def log_round(self, record: Mapping[str, Any], step: int) -> None:
-        """The numbers of one round as one metric set at `step`."""
+        """The numbers of one round as one metric set at `step`, unless the W&B run has that step already."""
         numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
-        self._if_running(lambda run: run.log(numbers, step=step))
+        self._if_running(lambda run: run.log(numbers, step=step) if step >= run.starting_step else None)
 
     def show(self, media: Callable[[], Mapping[str, Any]]) -> None:
         """What `media` makes of tables and pictures; it is not called where there is no run."""

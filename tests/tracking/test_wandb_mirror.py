@@ -100,6 +100,23 @@ def test_an_online_run_arrives_with_configuration_rounds_and_summary(tmp_path: P
     assert json.loads(server.files["wandb-summary.json"])["probe/linear_top1"] == 0.25
 
 
+def test_a_resumed_run_gets_the_rounds_that_the_server_has_not_and_each_once(
+    tmp_path: Path, server: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def go_on(rounds: int) -> None:
+        with WandbMirror(ONLINE, "c", {}, tmp_path / "c", "id-c") as mirror:
+            for number in range(rounds):
+                mirror.log_round({"round": number}, step=number)
+
+    go_on(2)
+    go_on(5)  # all from the first on, as after a stop
+    assert [(offset, [row["_step"] for row in rows]) for _, offset, rows in server.history] == [
+        (0, [0, 1]),
+        (2, [2, 3, 4]),
+    ]
+    assert "will be ignored" not in capsys.readouterr().err
+
+
 def test_an_online_run_says_nothing_of_this_machine(tmp_path: Path, server: StandIn) -> None:
     mirror_a_run(ONLINE, tmp_path / "c")
     sent = json.dumps(server.operations) + repr(server.files)
@@ -166,7 +183,7 @@ def test_a_network_that_goes_away_costs_one_timeout_and_wandb_sync_uploads_the_r
 def test_training_does_not_wait_for_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
-    answers, run = Event(), Mock()
+    answers, run = Event(), Mock(starting_step=0)
     monkeypatch.setattr(wandb, "init", lambda **_: answers.wait(60) and run)
     with WandbMirror(OFFLINE, "cell", {}, tmp_path / "cell") as mirror:
         for number in range(3):
@@ -180,6 +197,8 @@ def test_training_does_not_wait_for_wandb(tmp_path: Path, monkeypatch: pytest.Mo
 
 class Broken:
     """A W&B run whose every call fails; counts the calls."""
+
+    starting_step = 0
 
     def __init__(self) -> None:
         self.calls = 0
