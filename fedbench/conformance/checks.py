@@ -228,12 +228,12 @@ def growing_keeps_earlier_blocks(trial: Trial) -> Finding | None:
 def same_seed_gives_same_bits(trial: Trial) -> Finding | None:
     """A second run ends with the same tensors, and so does one whose clients train in the opposite order."""
     for name, reverse in (("a second run", False), ("clients in the opposite order", True)):
-        again = Witness(trial.experiment, reverse)
-        by_client = {(visit.round_index, visit.client): visit for visit in again.visits}
+        again = Witness(trial.experiment, reverse).visits
+        uploads = {(visit.round_index, visit.client): visit.upload for visit in again}
         for visit in trial.visits:
             if visit.round_index > 0 and reverse:
                 break  # the order of a sum may differ in the last bit; a client's own training may not
-            wrong = differing(visit.upload, by_client[visit.round_index, visit.client].upload, visit.upload)
+            wrong = differing(visit.upload, uploads[visit.round_index, visit.client], visit.upload)
             if wrong:
                 return Finding(f"{name}: same bits", f"differ: {short(wrong)}", where(visit))
     return None

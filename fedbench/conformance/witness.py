@@ -1,10 +1,12 @@
 """A tiny federation that keeps what every client received, trained from, ended with and sent back."""
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fedbench.federation.client import Upload, Worker
@@ -50,7 +52,27 @@ class Visit:
     returned: bool
 
 
+class Keepsakes:
+    """Copies that no later step can change. Equal values of a tensor are kept once: most are only sent on."""
+
+    def __init__(self) -> None:
+        self._values: defaultdict[str, list[Tensor]] = defaultdict(list)  # by key, the latest last
+
+    def copy(self, state: StateDict) -> StateDict:
+        """The values of `state`."""
+        return {key: self._kept(key, value) for key, value in state.items()}
+
+    def _kept(self, key: str, value: Tensor) -> Tensor:
+        value = value.detach().cpu()
+        for kept in reversed(self._values[key]):
+            if kept.shape == value.shape and kept.dtype == value.dtype and torch.equal(kept, value):
+                return kept
+        self._values[key].append(value.clone())
+        return self._values[key][-1]
+
+
 class _WitnessedWorker(Worker):
+    keepsakes: Keepsakes
     before: StateDict
     after: StateDict
     download: Download
@@ -65,11 +87,11 @@ class _WitnessedWorker(Worker):
 
     def _receive(self, download: Download) -> LocalTask:
         task = super()._receive(download)
-        self.before = copy_of(task.method.online_state())
+        self.before = self.keepsakes.copy(task.method.online_state())
         return task
 
     def _send(self, task: LocalTask, client: int, round_index: int, num_samples: int, num_steps: int) -> Upload:
-        self.after = copy_of(task.method.online_state())
+        self.after = self.keepsakes.copy(task.method.online_state())
         return super()._send(task, client, round_index, num_samples, num_steps)
 
 
@@ -87,6 +109,7 @@ class Witness(Federation):
             self.worker: _WitnessedWorker = _WitnessedWorker(
                 worker.config, worker.terms, worker.views, worker.images, worker.states
             )
+            self.keepsakes = self.worker.keepsakes = Keepsakes()
             self.engine = InProcess(experiment, self.worker)
             self.visits: list[Visit] = []
             self.aggregated: list[StateDict] = []
@@ -95,7 +118,7 @@ class Witness(Federation):
             self.records = [self._after(record) for record in self.rounds()]
 
     def _after(self, record: RoundRecord) -> RoundRecord:
-        self.final.append(copy_of(self.server.state))
+        self.final.append(self.keepsakes.copy(self.server.state))
         return record
 
     def _aggregate(self, record: RoundRecord) -> None:
@@ -103,10 +126,10 @@ class Witness(Federation):
             drawn = record.participation.drawn[::-1]
             record.participation = replace(record.participation, drawn=drawn)
         super()._aggregate(record)
-        self.aggregated.append(copy_of(self.server.state))
+        self.aggregated.append(self.keepsakes.copy(self.server.state))
 
     def _arrive(self, visit: Turn, upload: Upload, record: RoundRecord) -> ClientUpdate | None:
-        server = copy_of(self.server.state)
+        server = self.keepsakes.copy(self.server.state)
         update = super()._arrive(visit, upload, record)
         self.visits.append(self._seen(visit.client, record, server, update))
         return update
@@ -120,16 +143,11 @@ class Witness(Federation):
             worker.plan,
             server,
             frozenset(worker.download.versions),
-            decode(worker.download.data),
+            self.keepsakes.copy(decode(worker.download.data)),
             len(worker.download.data),
             worker.before,
             worker.after,
-            decode(worker.upload.data),
+            self.keepsakes.copy(decode(worker.upload.data)),
             len(worker.upload.data),
             update is not None,
         )
-
-
-def copy_of(state: StateDict) -> StateDict:
-    """Values that no later step can change."""
-    return {key: value.detach().cpu().clone() for key, value in state.items()}

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fedbench.config import Config
 from fedbench.conformance import CHECKS, Trial
-from fedbench.conformance.witness import copy_of
 from fedbench.errors import AccountingError
 from fedbench.federation import ClientUpdate, GrowingStrategy, LocalStep, StagePlan, Strategy, weighted_mean
 from fedbench.federation import client as client_module
@@ -161,7 +160,7 @@ def test_a_client_that_goes_on_from_the_one_before_it_is_caught(
 def snapshot_after(receive: Callable[[Any, Download], LocalTask]) -> Callable[[Any, Download], LocalTask]:
     def wrapped(self: Any, download: Download) -> LocalTask:
         task = receive(self, download)
-        self.before = copy_of(task.method.online_state())
+        self.before = self.keepsakes.copy(task.method.online_state())
         return task
 
     return wrapped
