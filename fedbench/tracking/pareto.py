@@ -7,6 +7,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fedbench.tables import GFLOPS, MB, MIB
 from fedbench.tracking.ranking import Row, by_table, drawn, row_name
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LOG_SPAN = 5  # a cost that spans more than this factor gets a logarithmic axis
+CROWDED_SPAN = 20  # and above this one fewer ticks, which would run into each other
 
 FRONT_NOTE = (
     "Pareto front: the costs for which no other row is cheaper and as accurate, or as cheap and more accurate, by "
@@ -42,10 +45,14 @@ class Panel:
         """In the shown unit."""
         return float(getattr(row, self.field)) / self.base_units
 
+    def span(self, rows: Sequence[Row]) -> float:
+        """Factor between the largest and the smallest cost; 0 where there is none."""
+        costs = [self.cost(row) for row in rows]
+        return max(costs) / min(costs) if min(costs) > 0 else 0.0
+
     def is_log(self, rows: Sequence[Row]) -> bool:
         """Whether the axis is logarithmic: only for costs that span a large factor."""
-        costs = [self.cost(row) for row in rows]
-        return min(costs) > 0 and max(costs) / min(costs) > LOG_SPAN
+        return self.span(rows) > LOG_SPAN
 
 
 PANELS = (
@@ -128,10 +135,18 @@ def _figure(rows: Sequence[Row]) -> "Figure":
         _draw(axis, panel, rows)
     axes[0].set_ylabel(accuracy_label(rows))
     handles, labels = axes[0].get_legend_handles_labels()
-    columns = max(1, min(len(labels), 110 // (5 + max(map(len, labels)))))  # about 110 letters a line
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=_columns(labels), frameon=False)
     figure.suptitle(_literal(f"{rows[0].title}, {_seeds(rows)}"), fontsize=11)
     return figure
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """Of a legend: as many as fit on a line of about 110 letters."""
+    widths = {
+        n: sum(5 + max(map(len, column)) for column in np.array_split(labels, n))
+        for n in range(1, len(labels) + 1)
+    }
+    return max((n for n, width in widths.items() if width <= 110), default=1)
 
 
 def _draw(axis: "Axes", panel: Panel, rows: Sequence[Row]) -> None:
@@ -173,13 +188,14 @@ def _scale(axis: "Axes", panel: Panel, rows: Sequence[Row]) -> None:
     if panel.is_log(rows):
         axis.set_xscale("log")
         axis.margins(x=0.12)
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if panel.span(rows) < CROWDED_SPAN else (1, 3)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(panel.label.replace(")", ", log)"))
     else:
         axis.set_xlim(0, 1.12 * max(map(panel.cost, rows)) or 1)
         axis.set_xlabel(panel.label)
+    axis.margins(y=0.1)  # whole markers
     axis.grid(color="0.92")
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.image import imread
 
 from fedbench.tracking.leaderboard import leaderboard, read_runs
-from fedbench.tracking.pareto import PANELS, _figure, pareto_front, plot
+from fedbench.tracking.pareto import PANELS, _columns, _figure, pareto_front, plot
 from fedbench.tracking.run_directory import RunDirectory
 
 Fake = Callable[..., RunDirectory]
@@ -49,6 +49,14 @@ def test_the_picture_shows_every_strategy_in_its_units_with_the_floor(fake_run: 
         assert [line.get_ydata()[0] for line in axis.lines if "floor" in str(line.get_label())] == [50]
     assert "n = 2 seeds" in figure.get_suptitle()
     assert len(figure.legends[0].get_texts()) == 4
+
+
+@pytest.mark.parametrize(
+    ("lengths", "columns"),
+    [([10] * 4, 4), ([10] * 9, 7), ([17, 12, 6, 11, 57, 12], 3), ([60, 60, 60], 1), ([200, 1], 1)],
+)
+def test_the_legend_has_as_many_columns_as_fit(lengths: list[int], columns: int) -> None:
+    assert _columns(["x" * length for length in lengths]) == columns
 
 
 def test_costs_within_a_factor_of_five_are_drawn_from_zero(fake_run: Fake, tmp_path: Path) -> None:
