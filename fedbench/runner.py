@@ -77,9 +77,13 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
         torch.set_num_threads(config.threads)
         federation = ends.enter_context(closing(Federation(experiment, directory.path / "clients")))
         found, complaints = _resume(federation, directory, cell_hash)
+        data_hash, device = experiment.data_hash, experiment.device.type
+        described = manifest(config, data_hash, experiment.sources, device, cell_hash, name)
         if found is None:
-            data_hash, device = experiment.data_hash, experiment.device.type
-            directory.start(manifest(config, data_hash, experiment.sources, device, cell_hash, name))
+            directory.start(described)
+        elif not directory.is_described():
+            complaints.append("its manifest was lost and is written anew")
+            directory.describe(described)
         before = found.facts["seconds"] if found else 0.0
         start = perf_counter()
         facts = directory.manifest()
@@ -111,12 +115,11 @@ def _resume(
     federation: Federation, directory: RunDirectory, cell_hash: str
 ) -> tuple[Checkpoint | None, list[str]]:
     """Bring the federation and the files to the last round that was kept whole; None to begin anew, and why."""
-    found, complaints = checkpoint.read(directory.path, cell_hash)
-    if found is None:
-        return None, complaints
-    if not directory.rewind(found.facts["sizes"]):
-        return None, [*complaints, "rounds are missing from its files, it began anew"]
-    federation.resume(found)
+    found, complaints = checkpoint.read(directory.path, cell_hash, directory.rewind)
+    if found is not None:
+        federation.resume(found)
+    elif complaints:
+        complaints.append("it began anew")
     return found, complaints
 
 

@@ -189,16 +189,25 @@ def test_a_full_disk_fails_the_cells_and_says_so(
     assert "No finished run" in printed.out
 
 
-def test_a_damaged_run_is_named_and_the_rest_is_run(
-    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"manifest.json": "{", "summary.json": "{}"}, "manifest.json is damaged"),
+        ({"manifest.json": "{}", "summary.json": "x"}, "summary.json is damaged"),
+        ({"summary.json": "{}", "encoder.safetensors": "dear"}, "manifest.json is missing from a finished run"),
+    ],
+)
+def test_a_damaged_run_is_named_and_kept_and_the_rest_is_run(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str], said: str
 ) -> None:
     configs = [tiny(seed=0), tiny(seed=1)]
     damaged = prepare_cells(configs, tmp_path)[0].directory.path
     damaged.mkdir()
-    (damaged / "manifest.json").write_text("{")
-    (damaged / "summary.json").write_text("{}")
+    for name, content in files.items():
+        (damaged / name).write_text(content)
     assert run_cells(configs, tmp_path) == {"failed": 1, "finished": 1}
-    assert f"{damaged / 'manifest.json'} is damaged; remove" in capsys.readouterr().err
+    assert f"{damaged}/{said}; remove" in capsys.readouterr().err
+    assert {name: (damaged / name).read_text() for name in files} == files
 
 
 def test_a_plugin_that_calls_exit_fails_its_cell_alone(

@@ -95,14 +95,19 @@ def stopped_run(config: Config, out: Path, done: int = 3) -> RunDirectory:
     return directory_of(config, out)
 
 
-@pytest.mark.parametrize("damage", [b"", b"rubbish", None])
+def flip_a_bit(content: bytes) -> bytes:
+    """In a value: the header stays sound."""
+    return content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"rubbish", lambda content: content[:-7], flip_a_bit])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
-    tiny: Tiny, tmp_path: Path, damage: bytes | None
+    tiny: Tiny, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     config = tiny()
     directory = stopped_run(config, tmp_path / "b")
     path = directory.path / checkpoint.NAME
-    path.write_bytes(path.read_bytes()[:-7] if damage is None else damage)
+    path.write_bytes(damage(path.read_bytes()))
     words = run_cell(prepare(config), tmp_path / "b").words
     assert words.endswith("resumed after round 2")
     assert f"{checkpoint.NAME} cannot be read" in words
@@ -126,6 +131,36 @@ def test_rounds_that_are_missing_from_the_files_begin_anew(tiny: Tiny, tmp_path:
     words = run_cell(prepare(config), tmp_path / "b").words
     assert "it began anew" in words
     assert "resumed" not in words
+
+
+def test_files_that_lack_one_round_are_gone_on_from_the_checkpoint_before(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny()
+    directory = stopped_run(config, tmp_path / "b")
+    path = directory.path / "rounds.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    assert run_cell(prepare(config), tmp_path / "b").words.endswith("resumed after round 2")
+    run_cell(prepare(config), tmp_path / "a")
+    assert result(directory) == result(directory_of(config, tmp_path / "a"))
+
+
+@pytest.mark.parametrize("left", [None, '{"cell_hash'])
+def test_a_run_that_lost_its_manifest_goes_on_with_a_new_one(tiny: Tiny, tmp_path: Path, left: str | None) -> None:
+    config = tiny()
+    directory = stopped_run(config, tmp_path)
+    path = directory.path / "manifest.json"
+    path.unlink() if left is None else path.write_text(left)
+    words = run_cell(prepare(config), tmp_path).words
+    assert "its manifest was lost and is written anew; resumed after round 3" in words
+    assert directory.is_finished(directory.manifest()["cell_hash"])
+
+
+def test_what_a_kill_left_half_written_is_removed(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny()
+    directory = stopped_run(config, tmp_path)
+    part = directory.path / ".checkpoint.safetensors.host.1.part"
+    part.write_bytes(b"half")
+    run_cell(prepare(config), tmp_path)
+    assert not part.exists()
 
 
 def test_a_run_that_other_code_began_says_so_when_it_goes_on(

@@ -51,7 +51,7 @@ def iso_budgets(rows: Sequence[Row]) -> list[Answer]:
 def _answers(rows: Sequence[Row], panel: Panel) -> Iterator[Answer]:
     groups = like_measured(rows, panel)
     for group in groups:
-        source = group[0].memory_source if len(groups) > 1 else ""
+        source = max(row.memory_source for row in group) if len(groups) > 1 else ""
         for limit in levels(group, panel):
             yield Answer(panel, source, limit, len(within(group, panel, limit)), best_within(group, panel, limit))
 

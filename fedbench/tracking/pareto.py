@@ -83,10 +83,15 @@ def front_names(row: Row, rows: Sequence[Row]) -> str:
 
 
 def like_measured(rows: Sequence[Row], panel: Panel) -> list[list[Row]]:
-    """Rows whose costs may be compared: all that compete in a table, but memory meter by meter."""
+    """Rows whose costs may be compared: all that compete in a table, but memory meter by meter.
+
+    A run in which no client trained was measured by no meter; it needed no memory by any.
+    """
     rows = [row for row in rows if not row.reference]
-    sources = sorted({row.memory_source for row in rows}) if panel.field == "peak_memory_bytes" else [""]
-    return [[row for row in rows if source in ("", row.memory_source)] for source in sources]
+    if panel.field != "peak_memory_bytes":
+        return [rows]
+    sources = sorted({row.memory_source for row in rows} - {""}) or [""]
+    return [[row for row in rows if row.memory_source in ("", source)] for source in sources]
 
 
 def accuracy_label(rows: Sequence[Row]) -> str:

@@ -24,6 +24,7 @@ MANIFEST, ROUNDS, ENCODER, SUMMARY = "manifest.json", "rounds.jsonl", "encoder.s
 LEDGER = "ledger.csv.gz"
 EVALUATIONS = "evaluation-*.json"  # what `evaluate` adds to a finished run
 ERROR = "error.txt"
+PARTS = ".*.part"  # left behind by a kill while a file was written
 
 
 class RunDirectory:
@@ -38,9 +39,22 @@ class RunDirectory:
         The old summary goes first: were we killed here, the folder would count as unfinished.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        for path in (*map(self.path.joinpath, (SUMMARY, ENCODER, ROUNDS, LEDGER, ERROR)), *self.evaluations()):
-            path.unlink(missing_ok=True)
+        for name in (SUMMARY, ENCODER, ROUNDS, LEDGER, ERROR):
+            (self.path / name).unlink(missing_ok=True)
+        for path in (*self.evaluations(), *self.path.glob(PARTS)):
+            path.unlink()
+        self.describe(manifest)
+
+    def describe(self, manifest: Mapping[str, Any]) -> None:
+        """Write the manifest."""
         write_json(self.path / MANIFEST, manifest)
+
+    def is_described(self) -> bool:
+        """Whether there is a manifest that can be read."""
+        try:
+            return "cell_hash" in self.manifest()
+        except (OSError, ValueError):
+            return False
 
     def append_round(self, record: Mapping[str, Any]) -> None:
         """Add one line to `rounds.jsonl`; it has left this process when the call returns."""
@@ -72,7 +86,8 @@ class RunDirectory:
             return False
         for path, size in paths.items():
             os.truncate(path, size)
-        (self.path / ERROR).unlink(missing_ok=True)
+        for path in (self.path / ERROR, *self.path.glob(PARTS)):
+            path.unlink(missing_ok=True)
         return True
 
     def finish(self, summary: Mapping[str, Any], encoder_state: Mapping[str, "Tensor"]) -> None:
@@ -89,13 +104,20 @@ class RunDirectory:
         write_atomically(self.path / ERROR, text.encode())
 
     def is_finished(self, cell_hash: str) -> bool:
-        """Whether this folder holds the finished run of the cell with that hash."""
-        if not (self.path / SUMMARY).is_file() or not (self.path / MANIFEST).is_file():
+        """Whether this folder holds the finished run of the cell with that hash.
+
+        Raises:
+            UserError: it holds a finished run of which one cannot tell whose it is, or how it ended.
+        """
+        if not (self.path / SUMMARY).is_file():
             return False
-        try:
-            return bool(self.manifest().get("cell_hash") == cell_hash)
-        except ValueError:
-            raise UserError(f"{self.path / MANIFEST} is damaged; remove {self.path} to run it again") from None
+        for name in (MANIFEST, SUMMARY):
+            try:
+                read_json(self.path / name)
+            except (OSError, ValueError):
+                state = "damaged" if (self.path / name).is_file() else "missing from a finished run"
+                raise UserError(f"{self.path / name} is {state}; remove {self.path} to run it again") from None
+        return bool(self.manifest().get("cell_hash") == cell_hash)
 
     def manifest(self) -> dict[str, Any]:
         """What was run, by which code, on what machine."""

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.image import imread
 
 from fedbench.tracking.leaderboard import leaderboard, read_runs
-from fedbench.tracking.pareto import PANELS, _columns, _figure, pareto_front, plot
+from fedbench.tracking.pareto import PANELS, _columns, _figure, like_measured, pareto_front, plot
 from fedbench.tracking.run_directory import RunDirectory
 
 Fake = Callable[..., RunDirectory]
@@ -57,6 +57,15 @@ def test_the_picture_shows_every_strategy_in_its_units_with_the_floor(fake_run: 
 )
 def test_the_legend_has_as_many_columns_as_fit(lengths: list[int], columns: int) -> None:
     assert _columns(["x" * length for length in lengths]) == columns
+
+
+def test_a_run_without_a_client_is_no_meter_of_its_own(fake_run: Fake, tmp_path: Path) -> None:
+    fake_run("fedssl", 0.8)
+    fake_run("lw_fedssl", 0.5, cost=0, figures={"memory_source": ""})
+    rows = leaderboard(read_runs(tmp_path / "runs"))
+    assert [sorted(row.strategy for row in group) for panel in PANELS for group in like_measured(rows, panel)] == [
+        ["fedssl", "lw_fedssl"]
+    ] * 4
 
 
 def test_costs_within_a_factor_of_five_are_drawn_from_zero(fake_run: Fake, tmp_path: Path) -> None:
