@@ -13,6 +13,9 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata, resources
 from pathlib import Path
 from types import ModuleType
@@ -57,8 +60,33 @@ def load_plugin(kind: Kind, name: str, base: type[Plugin]) -> type[Plugin]:
     """The plugin class called `name`, a subclass of `base`.
 
     Raises:
-        UserError: nothing has that name, or it has no (or more than one) subclass of `base`.
+        UserError: nothing has that name, it cannot be imported, or it has no or several subclasses of `base`.
     """
+    with blamed(f"plugin {name!r}"):
+        return _load(kind, name, base)
+
+
+@contextmanager
+def blamed(what: str) -> Iterator[None]:
+    """An exception of a plugin's own code becomes a UserError that begins with `what` and says where it arose."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{what}: {type(error).__name__}: {error} ({place_of(error)})") from error
+
+
+def place_of(error: Exception) -> str:
+    """File and line where an exception arose, or which called the library that raised it."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename[0] != "<"]
+    return f"{(ours or frames)[-1].filename}, line {(ours or frames)[-1].lineno}"
+
+
+def _load(kind: Kind, name: str, base: type[Plugin]) -> type[Plugin]:
     builtin, points = builtin_files(kind), entry_points(kind)
     if name in builtin:
         return _only_class(importlib.import_module(".".join([*PACKAGES[kind], name])), base, name)

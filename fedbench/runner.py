@@ -106,7 +106,7 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
             mirror.finish(summary)
     resumed = f"resumed after round {found.facts['rounds_done']}{_other_code(directory)}" if found else ""
     empty = summary["rounds/without_return"]
-    kept = f"from {empty} round(s) no client returned, they kept the model" if empty else ""
+    kept = f"from {empty} round(s) no client's update was used, they kept the model" if empty else ""
     words = [f"{summary['seconds']:.0f} s", *complaints, resumed, kept]
     return Outcome("finished", "; ".join(filter(None, words)), is_new=True)
 

@@ -1,5 +1,6 @@
 """A strategy outside the repository runs by path, by dotted name and by entry point."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -110,11 +111,28 @@ def test_a_missing_file_is_named() -> None:
         load_strategy({"name": "nowhere/mine.py"})
 
 
-def test_a_plugin_that_fails_to_import_shows_its_own_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import a_module_that_is_not_there", "No module named 'a_module_that_is_not_there'"),
+        ("class Mine(Strategie): ...", "NameError: name 'Strategie' is not defined"),
+        ("x = (", "SyntaxError: '(' was never closed"),
+    ],
+)
+def test_a_plugin_that_fails_to_import_is_told_with_its_file_and_line(
+    tmp_path: Path, text: str, said: str
+) -> None:
     broken = tmp_path / "broken.py"
-    broken.write_text("import a_module_that_is_not_there\n")
-    with pytest.raises(ModuleNotFoundError, match="a_module_that_is_not_there"):
+    broken.write_text(f"\n{text}\n")
+    with pytest.raises(UserError, match=f"{re.escape(said)}.*broken.py, line 2"):
         load_plugin("strategies", str(broken), Strategy)  # type: ignore[type-abstract]
+
+
+def test_a_plan_that_raises_is_told_with_its_file_and_line(tiny: Callable[..., Config], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text(FEDPROX.replace("return StagePlan(", "raise ValueError('no plan')  # ("))
+    with pytest.raises(UserError, match=r"plans: ValueError: no plan .*broken.py, line 17\)"):
+        prepare(tiny(strategy=str(broken)))
 
 
 def encoder_bytes(tiny: Callable[..., Config], folder: Path, strategy: object) -> bytes:

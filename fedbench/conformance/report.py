@@ -6,6 +6,7 @@ from typing import Any
 from fedbench.config import load_config
 from fedbench.conformance.checks import CHECKS, Finding, Trial
 from fedbench.errors import UserError
+from fedbench.plugins import place_of
 
 TINY: dict[str, Any] = {
     "ssl": {"hidden_dim": 16, "output_dim": 8},
@@ -52,7 +53,7 @@ def _findings(
     except UserError:
         raise
     except Exception as error:
-        crash = Finding("a run to the end", f"{type(error).__name__}: {error}", "the whole run")
+        crash = Finding("a run to the end", f"{type(error).__name__}: {error}", place_of(error))
         return [("runs to the end", crash)]
     return [("runs to the end", None), *((name, check(trial)) for name, check in CHECKS.items())]
 

@@ -14,7 +14,7 @@ from fedbench.errors import UserError
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan, check_plans, split_rounds
 from fedbench.federation.strategy import Strategy, load_mechanisms, load_strategy
-from fedbench.plugins import load_plugin, source_hash
+from fedbench.plugins import blamed, load_plugin, source_hash
 from fedbench.random import generator
 from fedbench.ssl import SSLMethod
 
@@ -61,8 +61,9 @@ def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], l
     for mechanism in mechanisms:
         mechanism.check(config)
     blocks = config.encoder.depth
-    num_stages = strategy.num_stages(blocks)
-    plans = [strategy.plan(stage, blocks) for stage in range(1, num_stages + 1)]
+    with blamed(f"strategy={config.strategy['name']}, its stages and plans"):
+        num_stages = strategy.num_stages(blocks)
+        plans = [strategy.plan(stage, blocks) for stage in range(1, num_stages + 1)]
     check_plans(plans, blocks)
     rounds_per_stage = _rounds_per_stage(config, num_stages)
     if choose_device(config.accelerator).type == "cuda" and config.engine == "processes":

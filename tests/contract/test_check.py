@@ -47,6 +47,17 @@ def test_a_block_that_is_trained_and_never_uploaded_is_shown(
     assert "where:    stage 2, round 2, client 0" in printed
 
 
+def test_a_strategy_that_raises_is_shown_with_its_file_and_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "raises.py"
+    path.write_text(READS_ONE.replace("return next(updates).state", "return [][1]"))
+    assert main(["check", str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "seen:     IndexError: list index out of range" in printed
+    assert f"where:    {path}, line 14" in printed
+
+
 def test_what_cannot_be_started_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "fedssl", "lw_fedssl"]) == 2
     assert main(["check", "nobody"]) == 2
