@@ -127,7 +127,12 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     arguments = parse(words)
     try:
-        return int(arguments.action(arguments) or 0)
+        code = int(arguments.action(arguments) or 0)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head` has read enough; without this, Python's exit would try to write the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except UserError as error:
         print(f"fedbench: {error}", file=sys.stderr)
         return 2

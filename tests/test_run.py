@@ -217,6 +217,16 @@ def test_help_and_list_answer_at_once_and_import_no_torch(words: list[str], limi
     assert min(seconds) < limit_s  # of CPU: other tests run beside
 
 
+def test_a_reader_that_hangs_up_gets_no_complaint() -> None:
+    command = [sys.executable, "-m", "fedbench", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # as `| head` does
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
