@@ -193,6 +193,20 @@ def aggregation_survives_few_clients(trial: Trial) -> Finding | None:
     return None
 
 
+def aggregation_ignores_the_order(trial: Trial) -> Finding | None:
+    """Which client returns first is chance: the aggregate of unequal updates does not depend on it."""
+    update = trial.visits[0].upload
+    other = {key: value + 1 for key, value in update.items()}
+    updates = [ClientUpdate(0, 5, update), ClientUpdate(1, 2, other)]
+    merged, reversed_ = (trial.strategy.aggregate(iter(order)) for order in (updates, updates[::-1]))
+    wrong = [key for key, value in merged.items() if not _close(reversed_.get(key), value)]
+    if wrong:
+        return Finding(
+            "the same aggregate in every order", f"differ: {short(wrong)}", "aggregate: order of updates"
+        )
+    return None
+
+
 def server_takes_the_aggregate(trial: Trial) -> Finding | None:
     """After averaging the server holds what `aggregate` makes of the updates that returned, and nothing else."""
     for record, after in zip(trial.witness.records, trial.witness.aggregated, strict=True):
@@ -247,8 +261,8 @@ def another_seed_gives_other_bits(trial: Trial) -> Finding | None:
     return None
 
 
-def added_loss_has_a_gradient(trial: Trial) -> Finding | None:
-    """A term of the strategy's own, away from the received weights, pulls on the trained parameters alone."""
+def _step_of_training(trial: Trial) -> tuple[LocalTask, LocalStep]:
+    """A step of the last stage whose weights are away from the received ones."""
     config, plan = trial.config, trial.experiment.plans[-1]
     model = build_model(config, plan.depth, stage=1)
     freeze_all_but(model, plan.trained_groups)
@@ -262,8 +276,30 @@ def added_loss_has_a_gradient(trial: Trial) -> Finding | None:
     view = torch.linspace(-1, 1, 4 * encoder.in_channels * encoder.image_size**2)
     images = view.reshape(4, encoder.in_channels, encoder.image_size, encoder.image_size)
     views = (images, -images)
-    step = LocalStep(model.training_step(views), views, task.trained, task.received, task.teachers)
-    for source in terms:
+    return task, LocalStep(model.training_step(views), views, task.trained, task.received, task.teachers)
+
+
+def added_loss_changes_no_weight(trial: Trial) -> Finding | None:
+    """A term is computed from the weights, trained and received, and leaves both alone."""
+    task, step = _step_of_training(trial)
+    for source in task.terms:
+        before = [
+            {key: value.detach().clone() for key, value in state.items()}
+            for state in (step.trained, step.received)
+        ]
+        source.local_loss(step)
+        for kept, state in zip(before, (step.trained, step.received), strict=True):
+            wrong = differing(kept, dict(state), kept)
+            if wrong:
+                place = f"{type(source).__name__}.local_loss"
+                return Finding("weights that only the optimizer changes", f"changed: {short(wrong)}", place)
+    return None
+
+
+def added_loss_has_a_gradient(trial: Trial) -> Finding | None:
+    """A term of the strategy's own, away from the received weights, pulls on the trained parameters alone."""
+    task, step = _step_of_training(trial)
+    for source in task.terms:
         term = source.local_loss(step)
         finding = None if term is None else _gradient_finding(term, list(task.trained.values()), source)
         if finding:
@@ -290,9 +326,11 @@ CHECKS: dict[str, Check] = {
     "bytes are counted": bytes_are_counted,
     "aggregation weights sum to one": aggregation_weights_sum_to_one,
     "aggregation survives few clients": aggregation_survives_few_clients,
+    "aggregation ignores the order": aggregation_ignores_the_order,
     "server takes the aggregate": server_takes_the_aggregate,
     "growing keeps earlier blocks": growing_keeps_earlier_blocks,
     "same seed gives same bits": same_seed_gives_same_bits,
     "another seed gives other bits": another_seed_gives_other_bits,
+    "added loss changes no weight": added_loss_changes_no_weight,
     "added loss has a gradient": added_loss_has_a_gradient,
 }

@@ -72,6 +72,21 @@ class NeedsAClient(Whole):
 
 
 @dataclass(frozen=True)
+class TakesTheLast(Whole):
+    def aggregate(self, updates: Iterable[ClientUpdate]) -> StateDict:
+        *_, last = [{}, *(update.state for update in updates)]
+        return last
+
+
+@dataclass(frozen=True)
+class ShrinksInPassing(Whole):
+    def local_loss(self, step: LocalStep) -> Tensor | None:
+        for weight in step.trained.values():
+            weight.data.mul_(0.9)
+        return None
+
+
+@dataclass(frozen=True)
 class ReferenceNeverDetached(Whole):
     def local_loss(self, step: LocalStep) -> Tensor | None:
         return torch.stack([(weight - weight).square().sum() for weight in step.trained.values()]).sum()
@@ -92,6 +107,8 @@ class DetachedTerm(Whole):
         (ForgetsTheLastBlock, "plan is coherent", "never trained: [2]"),
         (DividesByClients, "aggregation weights sum to one", "differs"),
         (NeedsAClient, "aggregation survives few clients", "StopIteration"),
+        (TakesTheLast, "aggregation ignores the order", "differ"),
+        (ShrinksInPassing, "added loss changes no weight", "ShrinksInPassing.local_loss"),
         (ReferenceNeverDetached, "added loss has a gradient", "gradient is zero"),
         (DetachedTerm, "added loss has a gradient", "detached"),
     ],
