@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0; 1 for a failed check or cell; 2 for bad input; 130 when interrupted.
+    0; 1 for a failed check or cell, or output that nobody reads to its end; 2 for bad input; 130 when interrupted.
     """
     arguments = parse(words)
     try:

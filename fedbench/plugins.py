@@ -78,12 +78,12 @@ def blamed(what: str) -> Iterator[None]:
 
 
 def place_of(error: Exception) -> str:
-    """File and line where an exception arose, or which called the library that raised it."""
+    """File and line where an exception arose."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename[0] != "<"]
-    return f"{(ours or frames)[-1].filename}, line {(ours or frames)[-1].lineno}"
+    place = [frame for frame in frames if not frame.filename.startswith("<frozen importlib")][-1]
+    return f"{place.filename}, line {place.lineno}"
 
 
 def _load(kind: Kind, name: str, base: type[Plugin]) -> type[Plugin]:

@@ -111,13 +111,14 @@ class RunDirectory:
         """
         if not (self.path / SUMMARY).is_file():
             return False
+        contents = {}
         for name in (MANIFEST, SUMMARY):
             try:
-                read_json(self.path / name)
+                contents[name] = read_json(self.path / name)
             except (OSError, ValueError):
                 state = "damaged" if (self.path / name).is_file() else "missing from a finished run"
                 raise UserError(f"{self.path / name} is {state}; remove {self.path} to run it again") from None
-        return bool(self.manifest().get("cell_hash") == cell_hash)
+        return bool(contents[MANIFEST].get("cell_hash") == cell_hash)
 
     def manifest(self) -> dict[str, Any]:
         """What was run, by which code, on what machine."""
