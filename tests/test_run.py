@@ -217,8 +217,9 @@ def test_help_and_list_answer_at_once_and_import_no_torch(words: list[str], limi
     assert min(seconds) < limit_s  # of CPU: other tests run beside
 
 
-def test_a_reader_that_hangs_up_gets_no_complaint() -> None:
-    command = [sys.executable, "-m", "fedbench", "list"]
+@pytest.mark.parametrize("words", [["list"], ["list", "presets"]])  # more than a buffer holds, and less
+def test_a_reader_that_hangs_up_gets_no_complaint(words: list[str]) -> None:
+    command = [sys.executable, "-m", "fedbench", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
