@@ -1,6 +1,7 @@
 """The main job from the command line to the files, on the smallest configuration."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -217,10 +218,10 @@ def test_help_and_list_answer_at_once_and_import_no_torch(words: list[str], limi
     assert min(seconds) < limit_s  # of CPU: other tests run beside
 
 
-@pytest.mark.parametrize("words", [["list"], ["list", "presets"]])  # more than a buffer holds, and less
-def test_a_reader_that_hangs_up_gets_no_complaint(words: list[str]) -> None:
-    command = [sys.executable, "-m", "fedbench", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+def test_a_reader_that_hangs_up_gets_no_complaint() -> None:
+    command = [sys.executable, "-m", "fedbench", "list"]
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()  # as `| head` does
