@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedbench.config import Config
 from fedbench.data import Views
+from fedbench.federation.local import local_batches
 from fedbench.ssl import SSLMethod
 
 
@@ -23,19 +24,16 @@ def bare_fit(model: SSLMethod, images: Tensor, indices: Tensor, views: Views, co
         trained, lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay, fused=True
     )
     draw, shuffle = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
-    size = min(config.optimizer.batch_size, len(indices))
+    epochs = config.federation.local_epochs
     losses = torch.zeros(())
-    steps = 0
-    for _ in range(config.federation.local_epochs):
-        order = indices[torch.randperm(len(indices), generator=shuffle)]
-        for batch in order[: len(order) // size * size].split(size):
-            loss = model.training_step(views(images[batch], draw))["loss"]
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if target:
-                with torch.no_grad():
-                    torch._foreach_lerp_(target, online, 1 - model.momentum)
-            losses += loss.detach()
-            steps += 1
-    return (losses / steps).item()
+    batches = local_batches(indices, config.optimizer.batch_size, epochs, shuffle)
+    for batch in batches:
+        loss = model.training_step(views(images[batch], draw))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if target:
+            with torch.no_grad():
+                torch._foreach_lerp_(target, online, 1 - model.momentum)
+        losses += loss.detach()
+    return (losses / len(batches)).item()

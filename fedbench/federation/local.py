@@ -2,8 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Protocol
 
 import torch
@@ -146,24 +147,27 @@ class LocalTask(LightningModule):
         )
 
 
-class LocalBatches:
-    """Batches of sample indices, shuffled anew every epoch; an incomplete last batch is dropped.
+def num_steps(num_samples: int, batch_size: int, epochs: int) -> int:
+    """Local steps of a client: ceil(E n / B), where a batch holds no more than all n samples."""
+    return ceil(epochs * num_samples / min(batch_size, num_samples))
 
-    With fewer samples than a batch, one batch of all of them.
+
+def local_batches(indices: Tensor, batch_size: int, epochs: int, shuffle: torch.Generator) -> Tensor:
+    """The samples of every local step, (`num_steps`, B): cut from consecutive shuffles of `indices` (N,).
+
+    No image is left out by chance: each is seen E times, and some once more, to fill the last batch. An image that
+    stands in a batch begun by one shuffle comes last in the next, because two views of it in one batch would be
+    taken for each other's negatives.
     """
-
-    def __init__(self, indices: Tensor, batch_size: int, shuffle: torch.Generator) -> None:
-        self.indices = indices
-        self.batch_size = min(batch_size, len(indices))
-        self.shuffle = shuffle
-
-    def __len__(self) -> int:
-        return len(self.indices) // self.batch_size
-
-    def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.indices), generator=self.shuffle)
-        shuffled = self.indices[order.to(self.indices.device)]
-        return iter(shuffled[: len(self) * self.batch_size].split(self.batch_size))
+    count, size = len(indices), min(batch_size, len(indices))
+    steps = num_steps(count, batch_size, epochs)
+    order = torch.empty(0, dtype=torch.long)
+    while len(order) < steps * size:
+        begun = order[len(order) // size * size :]
+        shuffled = torch.randperm(count, generator=shuffle)
+        repeated = torch.isin(shuffled, begun)
+        order = torch.cat([order, shuffled[~repeated], shuffled[repeated]])
+    return indices[order[: steps * size].to(indices.device)].view(steps, size)
 
 
 def build_fabric(config: Config, device: torch.device) -> Fabric:
@@ -183,18 +187,18 @@ def fit(fabric: Fabric, task: LocalTask, indices: Tensor, epochs: int, config: C
     task.losses.zero_()
     task.generator.manual_seed(stream(config.seed, "augment", *key))
     _seed_noise(stream(config.seed, "noise", *key), task.images.device)
-    batches = LocalBatches(indices, config.optimizer.batch_size, generator(config.seed, "shuffle", *key))
+    shuffle = generator(config.seed, "shuffle", *key)
+    batches = local_batches(indices, config.optimizer.batch_size, epochs, shuffle)
     optimizer = task.configure_optimizers()
-    for _ in range(epochs):
-        for batch in batches:
-            with fabric.autocast():
-                loss = task.training_step(batch)
-            optimizer.zero_grad()
-            fabric.backward(loss)
-            optimizer.step()
-            task.method.update_target()
+    for batch in batches:
+        with fabric.autocast():
+            loss = task.training_step(batch)
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        optimizer.step()
+        task.method.update_target()
     task.memory = cuda_memory.read(task.images.device)
-    return len(batches) * epochs
+    return len(batches)
 
 
 def _seed_noise(seed: int, device: torch.device) -> None:

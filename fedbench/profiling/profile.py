@@ -16,7 +16,7 @@ from fedbench.conventions import ConventionName
 from fedbench.data import build_views
 from fedbench.federation import Mechanism, StagePlan, Strategy
 from fedbench.federation.experiment import check
-from fedbench.federation.local import LocalTask
+from fedbench.federation.local import LocalTask, num_steps
 from fedbench.federation.model import build_model, freeze_all_but
 from fedbench.federation.plan import group_of
 from fedbench.federation.shipment import Shipment, declare, describe, groups_of
@@ -139,7 +139,7 @@ class _Stage:
         self.config, self.terms, self.plan, self.stage, self.rounds = config, terms, plan, stage, rounds
         encoder = config.encoder
         self.image_shape = (encoder.in_channels, encoder.image_size, encoder.image_size)
-        self.model = build_model(config, plan.depth, stage)
+        self.model = build_model(config, plan.depth)
         self.specs = describe(self.model)
         self.macs = forward_macs_by_group(self.model, self.image_shape)
         self.visits: list[Visit] = []
@@ -186,8 +186,8 @@ class _Stage:
 
     def _batch(self, num_samples: int) -> tuple[int, int]:
         """Batch size and local steps of one visit."""
-        batch = min(self.config.optimizer.batch_size, num_samples)
-        return batch, num_samples // batch * self.config.federation.local_epochs
+        batch_size, epochs = self.config.optimizer.batch_size, self.config.federation.local_epochs
+        return min(batch_size, num_samples), num_steps(num_samples, batch_size, epochs)
 
     def _cost(self, batch: int, visit: Visit) -> StepCost:
         key = (self._alike, self.stage, batch, len(visit.active), visit.first)
