@@ -119,15 +119,14 @@ def prepare(config: Config) -> Experiment:
 def share_out(config: Config, mechanisms: list[Mechanism]) -> tuple[Dataset, list[Tensor], Tensor]:
     """The data, the indices of each client's images in it, and the server's images."""
     dataset = load_dataset(config.data, config.encoder)
-    pool, auxiliary = _hold_out(config, mechanisms, dataset)
-    parts = partition(
-        dataset.train_labels[pool],
+    clients = partition(
+        dataset.train_labels,
         config.federation.num_clients,
         config.data.partition,
         generator(config.seed, "partition"),
-        [dataset.train_names[index] for index in pool.tolist()],
+        dataset.train_names,
     )
-    return dataset, [pool[part] for part in parts], auxiliary
+    return dataset, *_hold_out(config, mechanisms, dataset, clients)
 
 
 def _data_hash(dataset: Dataset, groups: str | None) -> str:
@@ -144,23 +143,42 @@ def _sources(config: Config, strategy: Strategy, mechanisms: list[Mechanism]) ->
     return {key: source_hash(plugin) for key, plugin in plugins.items()}
 
 
-def _hold_out(config: Config, mechanisms: list[Mechanism], dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """Indices that are left for the clients, and the server's images: held out, or another data set's."""
-    whole = torch.arange(len(dataset.train_labels))
+def _hold_out(
+    config: Config, mechanisms: list[Mechanism], dataset: Dataset, clients: list[Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    """Each client's images without those of the server, and the server's: held out, or another data set's.
+
+    They are taken out of a partition that is already drawn, so that a client has the same other images whether the
+    server wants some or not.
+    """
     asked = [wish for wish in (mechanism.auxiliary() for mechanism in mechanisms) if wish is not None]
     if not asked:
-        return whole, dataset.train_images[:0]
+        return clients, dataset.train_images[:0]
     wish = asked[0]
     if not isinstance(wish, float):
         section = load_config({"data": wish}).data
-        return whole, load_dataset(section, config.encoder).train_images
-    order = torch.randperm(len(whole), generator=generator(config.seed, "auxiliary"))
-    size = round(wish * len(whole))
-    if size < 2:
+        return clients, load_dataset(section, config.encoder).train_images
+    total = len(dataset.train_labels)
+    size = round(wish * total)
+    order = torch.randperm(total, generator=generator(config.seed, "auxiliary"))
+    spare = _spare(order, clients, config.data.partition.min_size)
+    if not 2 <= size <= len(spare):
         raise UserError(
-            f"strategy.calibration.share={wish} of {len(whole)} images is {size}; allowed: 2 images or more"
+            f"strategy.calibration.share={wish} of {total} images is {size}; allowed: 2 to {len(spare)} images, "
+            f"so that every client keeps {config.data.partition.min_size} (data.partition.min_size)"
         )
-    return order[size:].sort().values, dataset.train_images[order[:size].sort().values]
+    is_servers = torch.zeros(total, dtype=torch.bool)
+    is_servers[spare[:size]] = True
+    left = [indices[~is_servers[indices]] for indices in clients]
+    return left, dataset.train_images[is_servers.nonzero().squeeze(1)]
+
+
+def _spare(order: Tensor, clients: list[Tensor], least: int) -> Tensor:
+    """Of the images in `order`, those that can go: each client keeps the `least` of its own that come last."""
+    place_of = torch.empty_like(order)
+    place_of[order] = torch.arange(len(order))
+    kept = torch.cat([indices[place_of[indices].argsort()[-least:]] for indices in clients])
+    return order[~torch.isin(order, kept)]
 
 
 def choose_device(accelerator: str) -> torch.device:

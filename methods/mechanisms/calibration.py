@@ -15,7 +15,7 @@ from fedbench.federation import Mechanism, ServerTraining
 
 @dataclass(frozen=True)
 class Calibration(Mechanism):
-    """Held out before partitioning: no client has a sample of it."""
+    """Taken out of the drawn partition: no client has a sample of it, and each keeps its other images."""
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of the pre-training pool, unless `data` names another set
     data: dict[str, Any] | None = None  # another data set, as in the section `data`

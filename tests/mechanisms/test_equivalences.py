@@ -64,6 +64,25 @@ def test_the_clients_and_the_server_share_no_sample(tiny: Tiny) -> None:
     assert torch.equal(experiment.auxiliary, experiment.dataset.train_images[rest])
 
 
+@pytest.mark.parametrize("split", [{"name": "iid"}, {"name": "dirichlet", "beta": 0.3}])
+def test_a_client_keeps_its_other_images_when_the_server_takes_some(tiny: Tiny, split: dict[str, object]) -> None:
+    data = {"data": {"partition": split}}
+    alone = prepare(tiny(data, strategy="fedssl"))
+    shared = prepare(tiny(data, strategy={"name": "fedssl", "calibration": {"share": 0.2}}))
+    assert sum(map(len, alone.client_indices)) - sum(map(len, shared.client_indices)) == 12
+    for whole, rest in zip(alone.client_indices, shared.client_indices, strict=True):
+        assert set(rest.tolist()) <= set(whole.tolist())
+
+
+def test_every_client_keeps_enough_images_however_many_the_server_takes(tiny: Tiny) -> None:
+    strategy = {"name": "fedssl", "calibration": {"share": 0.9}}
+    data = {"data": {"partition": {"name": "dirichlet", "beta": 0.3}}}
+    assert min(len(rest) for rest in prepare(tiny(data, strategy=strategy)).client_indices) == 2
+    strategy = {"name": "fedssl", "calibration": {"share": 0.95}}
+    with pytest.raises(UserError, match=r"calibration\.share=0\.95 of 60 images is 57; allowed: 2 to 54 images"):
+        prepare(tiny(data, strategy=strategy))
+
+
 def test_calibration_on_another_data_set_leaves_the_pool_whole(tiny: Tiny, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     path = tmp_path / "other.npz"
