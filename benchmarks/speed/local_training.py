@@ -27,7 +27,7 @@ def ratios(config: Config, num_samples: int, repeats: int) -> tuple[list[float],
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
     indices = torch.arange(num_samples)
     views = build_views(config.augmentation, encoder.image_size)
-    bare, model = (build_model(config, encoder.depth, stage=1) for _ in range(2))
+    bare, model = (build_model(config, encoder.depth) for _ in range(2))
     task = LocalTask(model, (), config.optimizer, views, images)
     fabric = build_fabric(config, images.device)
     times: tuple[list[float], list[float]] = ([], [])

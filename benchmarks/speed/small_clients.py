@@ -52,7 +52,7 @@ def configure(clients: int, rounds: int, folder: Path, **engine: object) -> Conf
 def bare_rounds(experiment: Experiment) -> Iterator[None]:
     """Rounds of the bare loop: every client starts from the same values."""
     config = experiment.config
-    model = build_model(config, config.encoder.depth, stage=1)
+    model = build_model(config, config.encoder.depth)
     start = {key: value.clone() for key, value in model.state_dict().items()}
     while True:
         for client, indices in enumerate(experiment.client_indices):

@@ -37,7 +37,7 @@ class Step:
     def __init__(self, config: Config, stage: int, shared: bool = True) -> None:
         strategy, mechanisms, plans, _ = check(config)
         plan, batch_size = plans[stage - 1], config.optimizer.batch_size
-        model = build_model(config, plan.depth, stage)
+        model = build_model(config, plan.depth)
         freeze_all_but(model, plan.trained_groups)
         images = torch.randint(0, 256, (batch_size, *IMAGE), dtype=torch.uint8)
         views = build_views(config.augmentation, IMAGE[-1])

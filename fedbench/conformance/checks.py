@@ -264,7 +264,7 @@ def another_seed_gives_other_bits(trial: Trial) -> Finding | None:
 def _step_of_training(trial: Trial) -> tuple[LocalTask, LocalStep]:
     """A step of the last stage whose weights are away from the received ones."""
     config, plan = trial.config, trial.experiment.plans[-1]
-    model = build_model(config, plan.depth, stage=1)
+    model = build_model(config, plan.depth)
     freeze_all_but(model, plan.trained_groups)
     terms: tuple[Term, ...] = (trial.strategy, *trial.experiment.mechanisms)
     task = LocalTask(model, terms, config.optimizer, trial.experiment.views, torch.empty(0))

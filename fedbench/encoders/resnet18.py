@@ -25,9 +25,10 @@ def build(config: EncoderConfig, depth: int) -> Encoder:
     thrown away at the end of the stage). There is no final norm: the last residual stage ends in its own.
     """
     net = resnet18(weights=None)
-    reshape = nn.Identity() if depth == len(WIDTHS) else nn.Linear(WIDTHS[depth - 1], WIDTHS[-1])
+    stem = _stem(net, config)
     blocks: list[nn.Module] = [net.layer1, net.layer2, net.layer3, net.layer4][:depth]
-    return Encoder(_stem(net, config), blocks, nn.Identity(), mean_pixels, reshape, WIDTHS[-1])
+    reshape = nn.Identity() if depth == len(WIDTHS) else nn.Linear(WIDTHS[depth - 1], WIDTHS[-1])
+    return Encoder(stem, blocks, nn.Identity(), mean_pixels, reshape, WIDTHS[-1])
 
 
 def _stem(net: ResNet, config: EncoderConfig) -> nn.Module:

@@ -30,26 +30,26 @@ def mean_tokens(tokens_BTD: Tensor) -> Tensor:
 
 
 def build(config: EncoderConfig, depth: int) -> Encoder:
-    """The first `depth` blocks; the norm comes before pooling.
+    """The first `depth` blocks of the whole transformer; the norm comes before pooling.
 
     Initialised like the original MoCo v3 (position embedding from sines and cosines, Xavier weights), because
     [LW] names no initialisation of its own. Unlike there, stem and position embedding are trained.
     """
-    vit = VisionTransformer(**timm_arguments(config, depth), weight_init="moco")
+    vit = VisionTransformer(**timm_arguments(config), weight_init="moco")
     side = config.image_size // config.patch_size
     positions_TD = build_sincos2d_pos_embed([side, side], config.width)
     stem = PatchStem(vit.patch_embed, nn.Parameter(positions_TD.unsqueeze(0)))
-    return Encoder(stem, list(vit.blocks), vit.norm, mean_tokens, nn.Identity(), config.width)
+    return Encoder(stem, list(vit.blocks)[:depth], vit.norm, mean_tokens, nn.Identity(), config.width)
 
 
-def timm_arguments(config: EncoderConfig, depth: int) -> dict[str, Any]:
+def timm_arguments(config: EncoderConfig) -> dict[str, Any]:
     """What makes timm's VisionTransformer this encoder's twin: the same tensors, the same features."""
     return {
         "img_size": config.image_size,
         "patch_size": config.patch_size,
         "in_chans": config.in_channels,
         "embed_dim": config.width,
-        "depth": depth,
+        "depth": config.depth,
         "num_heads": config.heads,
         "mlp_ratio": 4.0,
         "class_token": False,
@@ -61,7 +61,7 @@ def timm_arguments(config: EncoderConfig, depth: int) -> dict[str, Any]:
 
 def twin(config: EncoderConfig) -> Twin:
     """timm's model of the same encoder."""
-    arguments = timm_arguments(config, config.depth)
+    arguments = timm_arguments(config)
     code = (
         "from timm.models.vision_transformer import VisionTransformer\n"
         f"model = VisionTransformer({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"

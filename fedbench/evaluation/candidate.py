@@ -6,14 +6,12 @@ Shapes: N images, C channels, D features.
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from fedbench.config.schema import Config
 from fedbench.data import Dataset
-from fedbench.encoders import Encoder, build_encoder
+from fedbench.encoders import Encoder, initial_encoder
 from fedbench.evaluation.features import extract_features
-from fedbench.random import stream
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +52,4 @@ class Candidate:
 
 def untrained_encoder(config: Config) -> Encoder:
     """The whole encoder as a run of this configuration begins: the floor of every protocol."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(config.seed, "init", 1))
-        return build_encoder(config.encoder, config.encoder.depth)
+    return initial_encoder(config.encoder, config.encoder.depth, config.seed)

@@ -262,7 +262,7 @@ class Attendant:
     def _start_stage(self, stage: int) -> None:
         if stage != self._stage:
             plan = self.experiment.plans[stage - 1]
-            self.worker.start_stage(build_model(self.experiment.config, plan.depth, stage), plan, stage)
+            self.worker.start_stage(build_model(self.experiment.config, plan.depth), plan, stage)
             self._stage = stage
 
     def _take(self, order: Order) -> None:

@@ -71,7 +71,7 @@ class Federation:
 
     def _start_stage(self, stage: int) -> None:
         plan = self.experiment.plans[stage - 1]
-        model = build_model(self.config, plan.depth, stage)
+        model = build_model(self.config, plan.depth)
         initial = self.strategy.start_stage(stage, model.online_state(), self.server.state)
         self.server.start_stage(plan, describe(model), initial)
         self._start_training(stage, model)
@@ -81,7 +81,7 @@ class Federation:
         plan, self.stage = self.experiment.plans[stage - 1], stage
         self.worker.start_stage(model, plan, stage)
         if len(self.experiment.auxiliary):
-            self.server_training.start_stage(build_model(self.config, plan.depth, stage), plan)
+            self.server_training.start_stage(build_model(self.config, plan.depth), plan)
 
     def close(self) -> None:
         """End what the engine started."""
@@ -103,7 +103,7 @@ class Federation:
         )
         stage, self.rounds_done = facts["stage"], facts["rounds_done"]
         plan, dispatch = self.experiment.plans[stage - 1], self.server.dispatch
-        model = build_model(self.config, plan.depth, stage)
+        model = build_model(self.config, plan.depth)
         dispatch.resume_stage(plan, describe(model))
         dispatch.versions.restore(facts["versions"], {key: v.numpy() for key, v in held.items()})
         self.server.state = values

@@ -5,19 +5,24 @@ from collections.abc import Set
 import torch
 
 from fedbench.config.schema import Config
-from fedbench.encoders import build_encoder
+from fedbench.encoders import initial_encoder
 from fedbench.federation.plan import group_of
 from fedbench.plugins import load_plugin
 from fedbench.random import stream
 from fedbench.ssl import SSLMethod
 
 
-def build_model(config: Config, depth: int, stage: int) -> SSLMethod:
-    """A model whose encoder has `depth` blocks, initialised from the stream (seed, "init", stage)."""
+def build_model(config: Config, depth: int) -> SSLMethod:
+    """A model whose encoder has `depth` blocks; its initial values depend on the seed and the tensor group alone.
+
+    Block i and the heads start alike under every strategy and at every stage, so that what differs between two
+    strategies of one seed is not where they began.
+    """
     method = load_plugin("ssl", config.ssl.name, SSLMethod)
+    encoder = initial_encoder(config.encoder, depth, config.seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(config.seed, "init", stage))
-        return method(build_encoder(config.encoder, depth), config.ssl)  # type: ignore[call-arg]
+        torch.manual_seed(stream(config.seed, "init", "heads"))
+        return method(encoder, config.ssl)  # type: ignore[call-arg]
 
 
 def freeze_all_but(model: SSLMethod, trained_groups: Set[str]) -> None:

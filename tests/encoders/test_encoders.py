@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fedbench.config import EncoderConfig
-from fedbench.encoders import build_encoder
+from fedbench.encoders import build_encoder, initial_encoder
 
 VIT_TINY = EncoderConfig(image_size=32, patch_size=4, width=192, depth=12, heads=3, in_channels=3)
 RESNET = EncoderConfig(name="resnet18", image_size=32, in_channels=3)
@@ -70,3 +70,13 @@ def test_every_parameter_belongs_to_one_named_part(config: EncoderConfig) -> Non
     parts = encoder.parts()
     assert list(parts) == ["stem", "block_1", "block_2", "block_3", "norm", "reshape"]
     assert sum(count(part) for part in parts.values()) == count(encoder)
+
+
+@pytest.mark.parametrize("config", [VIT_TINY, RESNET], ids=["vit", "resnet18"])
+def test_a_shorter_encoder_starts_as_the_first_blocks_of_the_whole_one(config: EncoderConfig) -> None:
+    whole, short = (initial_encoder(config, depth, seed=3).state_dict() for depth in (config.depth, 2))
+    keys = [key for key in short if not key.startswith("reshape")]
+    assert sum(key.startswith("blocks.1.") for key in keys)
+    assert all(torch.equal(whole[key], short[key]) for key in keys)
+    other = initial_encoder(config, 2, seed=4).state_dict()
+    assert any(not torch.equal(other[key], short[key]) for key in keys)

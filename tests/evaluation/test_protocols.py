@@ -74,7 +74,7 @@ def test_a_description_holds_the_settings_of_that_protocol_and_the_data(dataset:
 @pytest.mark.parametrize("ssl", ["moco_v3", "simclr"])
 def test_the_floor_is_the_encoder_that_a_whole_model_begins_with(strategy: str, ssl: str) -> None:
     whole = config(strategy=strategy, ssl=ssl, seed=3)
-    expected = build_model(whole, whole.encoder.depth, stage=1).encoder.state_dict()
+    expected = build_model(whole, whole.encoder.depth).encoder.state_dict()
     floor = untrained_encoder(whole).state_dict()
     assert floor.keys() == expected.keys()
     assert all(torch.equal(floor[key], expected[key]) for key in floor)

@@ -21,7 +21,7 @@ RESNET = {"encoder": {"name": "resnet18", "depth": 4}, "data": {"num_train": 16}
 def task_of(config: Config, stage: int) -> LocalTask:
     experiment = prepare(config)
     plan = experiment.plans[stage - 1]
-    model = build_model(config, plan.depth, stage)
+    model = build_model(config, plan.depth)
     freeze_all_but(model, plan.trained_groups)
     terms = (experiment.strategy, *experiment.mechanisms)
     task = LocalTask(model, terms, config.optimizer, experiment.views, experiment.dataset.train_images)
@@ -98,7 +98,7 @@ def test_a_gradient_that_somebody_wants_at_the_images_gets_there(tiny: Tiny) -> 
 
 def test_an_encoder_with_weights_of_its_own_shares_nothing(tiny: Tiny) -> None:
     config = tiny(strategy="lw_fedssl@v3")
-    model = build_model(config, 3, 3)
+    model = build_model(config, 3)
     model.target_oracle = copy.deepcopy(model.encoder)
     freeze_all_but(model, prepare(config).plans[2].trained_groups)
     task = LocalTask(model, (), config.optimizer, prepare(config).views, torch.empty(0))

@@ -22,7 +22,7 @@ SHAPE = (1, 8, 8)
 def task_of(config: Config, stage: int = 1) -> LocalTask:
     experiment = prepare(config)
     plan = experiment.plans[stage - 1]
-    model = build_model(config, plan.depth, stage)
+    model = build_model(config, plan.depth)
     freeze_all_but(model, plan.trained_groups)
     terms = (experiment.strategy, *experiment.mechanisms)
     return LocalTask(model, terms, config.optimizer, experiment.views, experiment.dataset.train_images)

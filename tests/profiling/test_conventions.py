@@ -93,7 +93,7 @@ def test_another_image_and_patch_size() -> None:
 
 def test_resnet_is_counted_by_the_same_rule(tiny: Tiny) -> None:
     config = tiny(encoder={"name": "resnet18", "depth": 4, "image_size": 32, "in_channels": 3})
-    macs = forward_macs_by_group(build_model(config, 2, 1), (3, 32, 32))
+    macs = forward_macs_by_group(build_model(config, 2), (3, 32, 32))
     assert macs["stem"] == 32 * 32 * 64 * 27  # 3 x 3 convolution at full resolution
     assert macs["block_1"] == 4 * 32 * 32 * 64 * 64 * 9
     assert macs["reshape"] == 128 * 512  # temporary, while the encoder is shorter than full
@@ -101,7 +101,7 @@ def test_resnet_is_counted_by_the_same_rule(tiny: Tiny) -> None:
 
 
 def test_counting_leaves_the_model_as_it_was(tiny: Tiny) -> None:
-    model = build_model(tiny(), 3, 1)
+    model = build_model(tiny(), 3)
     model.train()
     model.encoder.blocks[0].eval()
     before = {name: module.training for name, module in model.named_modules()}

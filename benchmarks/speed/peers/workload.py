@@ -35,7 +35,7 @@ class Workload:
         config = configure(CLIENTS, rounds, folder, threads=CORES // processes, **engine)
         torch.set_num_threads(config.threads)
         self.experiment = prepare(config)
-        self.model = build_model(config, config.encoder.depth, stage=1)
+        self.model = build_model(config, config.encoder.depth)
         self.start = {name: value.detach().clone() for name, value in self.model.named_parameters()}
 
     def train(self, client: int) -> None:
