@@ -26,9 +26,7 @@ class Pixels(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.where = nn.Parameter(
-            torch.zeros(()), requires_grad=False
-        )  # tells the device
+        self.where = nn.Parameter(torch.zeros(()), requires_grad=False)  # tells the device
 
     def forward(self, images: Tensor) -> Tensor:
         """The pixels as they are."""

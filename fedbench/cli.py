@@ -54,6 +54,19 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--shard", type=part, default=(1, 1), metavar="I/N", help="the I-th of N parts of the cells")
     run.set_defaults(action=run_command)
 
+    search = commands.add_parser(
+        "tune",
+        allow_abbrev=False,
+        help="tune every strategy alike, on validation images",
+    )
+    search.add_argument(
+        "words", nargs="+", metavar="GRID | key=value", help="a grid with a section `tune`, and overrides"
+    )
+    search.add_argument("--out", type=Path, metavar="DIR", help="where trials go (default: runs/tune-GRID)")
+    search.add_argument("--dry-run", action="store_true", help="list the trials and what they will cost")
+    search.add_argument("--jobs", type=positive, default=1, metavar="N", help="trials at a time (default: 1)")
+    search.set_defaults(action=tune_command)
+
     cost = commands.add_parser(
         "profile", allow_abbrev=False, help="what a configuration will cost, without training"
     )
@@ -200,6 +213,28 @@ def run_command(arguments: argparse.Namespace) -> int:
     states = run_cells(configs, out, arguments.jobs)
     print(f"fedbench: {', '.join(f'{count} {state}' for state, count in states.items())}", file=sys.stderr)
     return int(states["failed"] > 0)
+
+
+def tune_command(arguments: argparse.Namespace) -> None:
+    """Run the trials, print the winners, leave them as a grid."""
+    from fedbench.config import read_words, resolve_file
+    from fedbench.grid import read_grid
+
+    asked = read_words(arguments.words)
+    if asked.file is None:
+        raise UserError("tune: no grid named; allowed: a grid with a section `tune`")
+    path = resolve_file(asked.file, "grids")
+    grid, overrides = read_grid(path), asked.single()
+    out = arguments.out or Path("runs") / f"tune-{path.stem}"
+    check_out(out)
+    with uncollected():
+        from fedbench.tuning import predict, tune
+
+    if arguments.dry_run:
+        print(predict(grid, overrides, out))
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as for `run`
+    print(tune(grid, path.stem, overrides, out, arguments.jobs))
 
 
 def profile_command(arguments: argparse.Namespace) -> None:

@@ -8,6 +8,9 @@ cells:
   - {strategy: fedssl, federation: {local_epochs: 1}}
 exclude:
   - {strategy: prog_fedssl, seed: 2}
+tune:                                      # how `tune` searches; `run` takes no notice of it
+  trials: 16
+  space: {optimizer.base_lr: {low: 1.0e-3, high: 1.0e-1, log: true}}
 """
 
 import sys
@@ -15,9 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial, reduce
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from fedbench.config import Config, load_config
 from fedbench.config.load import explain, flat, merge, nest, read_yaml
@@ -25,6 +28,37 @@ from fedbench.errors import UserError
 
 Tree = dict[str, Any]
 Axes = Mapping[str, Sequence[Any]]
+
+
+class Range(BaseModel):
+    """Where a number is searched: evenly, or evenly in its logarithm; whole numbers where both ends are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(
+                f"low={self.low}, high={self.high}, log={self.log}; allowed: low below high, above 0 with log"
+            )
+        return self
+
+
+class Search(BaseModel):
+    """How `tune` searches: so many settings of a space, for every strategy the very same ones."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trials: Annotated[int, Field(ge=1)] = 16
+    space: Annotated[dict[str, Range | list[Any]], Field(min_length=1)]  # key -> range, or list of values
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (
+        1000,
+    )  # of the trials, no seed of the grid
+    sampler_seed: NonNegativeInt = 0
 
 
 class Grid(BaseModel):
@@ -39,6 +73,7 @@ class Grid(BaseModel):
     axes: dict[str, list[Any]] = {}
     cells: list[Tree] = []
     exclude: list[Tree] = []
+    tune: Search | None = None
 
 
 def read_grid(path: Path) -> Grid:

@@ -80,8 +80,14 @@ def _case(run: Run, protocols: Sequence[str], data: Tree, overrides: Tree) -> Ca
     )
     choose_device(config.accelerator)
     assert config.evaluation.data is not None
+    split, before = config.evaluation.split, trained.get("evaluation", {}).get("split", "test")
+    if split != before:
+        raise UserError(
+            f"evaluation.split={split}: {path.name} was trained for the split {before}; allowed: {before}, "
+            "because of its images the run has seen none"
+        )
     try:
-        dataset = load_dataset(config.evaluation.data, config.encoder)
+        dataset = load_dataset(config.evaluation.data, config.encoder, split)
     except UserError as error:
         raise UserError(f"{path.name}: {error}; --data path=PATH says where the images are now") from error
     if not data.keys() - {"path"} and dataset.content_hash != known:

@@ -193,6 +193,7 @@ def config_hash(config: Config) -> str:
     """
     without: dict[str, Any] = {
         "tracking": True,
+        "tuning": True,
         "accelerator": True,
         "engine": True,
         "workers": True,

@@ -21,6 +21,7 @@ from pydantic import (
 
 from fedbench.protocols import ProtocolName
 
+SplitName = Literal["validation", "test"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 # A key that came after there were results: left out where it is not given, so that those keep their names.
 LATER: Any = Field(default=None, exclude_if=lambda value: value is None)
@@ -231,6 +232,9 @@ class FinetuneConfig(Section):
 class EvaluationConfig(Section):
     """How encoders are judged, when, and on what. The linear classifier's settings are the section `probe`."""
 
+    # What is scored. validation: a tenth of the training images, on which then nobody trains; for choosing
+    # settings (`tune`), so that the test images, which are not read, choose nothing.
+    split: SplitName = Field(default="test", exclude_if=lambda value: value == "test")
     protocols: Annotated[tuple[ProtocolName, ...], Field(min_length=1)] = ("linear",)
     every: NonNegativeInt = 0  # rounds from one evaluation to the next during training; 0: at the end only
     data: DataConfig | None = None  # another data set than the one of pre-training; None: the same
@@ -264,6 +268,20 @@ class EvaluationConfig(Section):
         return value
 
 
+class TuningRecord(Section):
+    """How a cell's settings were found; `tune` writes it. No result and no cell's name depends on it."""
+
+    grid: str  # whose section `tune` says how, and whose base on what
+    trials: PositiveInt  # settings that were tried, for every strategy alike
+    space: dict[str, str]  # key -> range that was searched
+    sampler: str
+    split: SplitName  # whose images scored the trials
+    protocol: ProtocolName  # whose top-1 was the score
+    seeds: tuple[NonNegativeInt, ...]  # of the trials
+    score: Annotated[float, Field(ge=0, le=1)]  # of the winner, mean over the seeds
+    commit: str | None = None  # of the code that ran the trials
+
+
 class TrackingConfig(Section):
     """Weights & Biases mirror of a run; the run directory is written in any case."""
 
@@ -295,6 +313,7 @@ class Config(Section):
     engine: Literal["in_process", "processes"] = "in_process"  # who trains the clients; no bit depends on it
     workers: PositiveInt | None = None  # processes of `engine: processes`; None: as many as cores / threads
     tracking: TrackingConfig = TrackingConfig()
+    tuning: TuningRecord | None = LATER
 
     @field_validator("strategy", "ssl", "encoder", "data", mode="before")
     @classmethod

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedbench.config.schema import DataConfig, EncoderConfig, PartitionConfig
+from fedbench.config.schema import DataConfig, EncoderConfig, PartitionConfig, SplitName
 from fedbench.data.images import BATCH, convert
 from fedbench.data.source import DataSource, Part, Source
 from fedbench.data.store import decoded
@@ -22,6 +22,7 @@ from fedbench.plugins import load_plugin
 from fedbench.random import generator
 
 TEST_SHARE = 0.2  # of sources without a test part of their own
+VALIDATION_SHARE = 0.1  # of the images that a probe learns from, where the split `validation` is scored
 
 
 class Labelled(NamedTuple):
@@ -37,7 +38,7 @@ class Dataset:
 
     Attributes:
         train_images: the clients'.
-        test_images: what is scored; none where the set has no labels.
+        test_images: what is scored, of the split that was asked for; none where the set has no labels.
         downstream: what a probe learns from, where that is not the clients' images.
         train_names: what a file of groups calls the clients' images.
     """
@@ -82,28 +83,33 @@ def data_source(data: DataConfig) -> DataSource:
     return source
 
 
-def load_dataset(data: DataConfig, encoder: EncoderConfig) -> Dataset:
+def load_dataset(data: DataConfig, encoder: EncoderConfig, split: SplitName = "test") -> Dataset:
     """Load what `data` names, at the encoder's size and channels, on the CPU.
 
     The test part is the source's own, else a fixed 20 % of it, stratified by label. `data.num_train` then
     keeps a fixed random part of the training images, blind to their class; a smaller number keeps a subset
-    of what a larger one keeps. The last two loaded are kept (what a run trains on, what it is judged
-    on), for the other cells of a grid.
+    of what a larger one keeps. Under the split `validation` the test images are not read: a fixed tenth of the
+    labelled training images, stratified by label, is taken away before and scored instead. The last two loaded are
+    kept (what a run trains on, what it is judged on), for the other cells of a grid.
 
     Errors: UserError naming the key, file or array.
     """
     of_the_images = data.model_copy(update={"partition": PartitionConfig()})
-    return _load(of_the_images, encoder.image_size, encoder.in_channels)
+    return _load(of_the_images, encoder.image_size, encoder.in_channels, split)
 
 
 @lru_cache(maxsize=2)
-def _load(data: DataConfig, image_size: int, in_channels: int) -> Dataset:
+def _load(data: DataConfig, image_size: int, in_channels: int, split: SplitName) -> Dataset:
     source = data_source(data).load(data, image_size)
     _check_parts(source, _where(data))
     _check_classes(source, _where(data))
-    train, test = _split(source, _where(data))
-    train = _keep(train, data.num_train)
+    train, scored = _split(source, _where(data))
     probe = _all(source.downstream) if source.downstream else None
+    if split == "validation" and probe is not None:
+        probe, scored = _hold_out(probe, _where(data))
+    elif split == "validation":
+        train, scored = _hold_out(train, _where(data))
+    train = _keep(train, data.num_train)
 
     def take(chosen: Rows, name: str) -> Labelled:
         return _take(chosen, image_size, in_channels, f"{source.name} {name}")
@@ -111,7 +117,7 @@ def _load(data: DataConfig, image_size: int, in_channels: int) -> Dataset:
     return Dataset(
         source.name,
         *take(train, "train"),
-        *take(test, "test"),
+        *take(scored, split),
         source.class_names,
         take(probe, "downstream") if probe else None,
         _names(train),
@@ -149,19 +155,37 @@ def _split(source: Source, where: str) -> tuple[Rows, Rows]:
     """Rows of the training and the test part."""
     if source.test is not None:
         return _all(source.train), _all(source.test)
-    indices = np.arange(len(source.train.labels))
     if not source.class_names:
-        return _all(source.train), Rows(source.train, torch.from_numpy(indices[:0]))
-    from sklearn.model_selection import train_test_split  # takes a second, and most data have a test part
-
+        return _all(source.train), Rows(source.train, torch.arange(0))
     try:
-        parts = train_test_split(indices, test_size=TEST_SHARE, random_state=0, stratify=source.train.labels)
+        return _stratified(_all(source.train), TEST_SHARE)
     except ValueError as error:
         raise UserError(
             f"{where} cannot be split 80/20 by class ({error}); add images or ship a test part"
         ) from error
-    train, test = (Rows(source.train, torch.from_numpy(np.sort(rows))) for rows in parts)
-    return train, test
+
+
+def _hold_out(chosen: Rows, where: str) -> tuple[Rows, Rows]:
+    """What is left to learn from, and the validation images: a tenth of those that have a label."""
+    labelled = chosen.part.labels[chosen.rows] >= 0
+    try:
+        rest, held = _stratified(Rows(chosen.part, chosen.rows[labelled]), VALIDATION_SHARE)
+    except ValueError as error:
+        raise UserError(
+            f"evaluation.split=validation: {where} has too few labelled images to hold a tenth of each class out "
+            f"({error}); allowed: test, or more images"
+        ) from error
+    return Rows(chosen.part, torch.cat([rest.rows, chosen.rows[~labelled]]).sort().values), held
+
+
+def _stratified(chosen: Rows, share: float) -> tuple[Rows, Rows]:
+    """The rows without a fixed `share` of each class, and these. ValueError: a class has too few."""
+    from sklearn.model_selection import train_test_split  # takes a second, and most data have a test part
+
+    labels = chosen.part.labels[chosen.rows]
+    parts = train_test_split(chosen.rows.numpy(), test_size=share, random_state=0, stratify=labels)
+    kept, taken = (Rows(chosen.part, torch.from_numpy(np.sort(rows))) for rows in parts)
+    return kept, taken
 
 
 def _all(part: Part) -> Rows:

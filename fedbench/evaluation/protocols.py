@@ -48,4 +48,10 @@ def description(name: ProtocolName, dataset: Dataset, config: Config) -> dict[st
     """What a protocol's figures depend on besides the encoder: its settings, and the data that it judged on."""
     sections: Mapping[str, Section] = {"knn": config.evaluation.knn, "finetune": config.evaluation.finetune}
     settings = sections.get(name, config.probe).model_dump(mode="json")
-    return {"protocol": name, "settings": settings, "data": dataset.name, "data_hash": dataset.content_hash}
+    scored = {} if config.evaluation.split == "test" else {"split": config.evaluation.split}
+    return {
+        "protocol": name,
+        "settings": settings | scored,
+        "data": dataset.name,
+        "data_hash": dataset.content_hash,
+    }

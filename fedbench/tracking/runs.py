@@ -18,7 +18,7 @@ LABELS = ("strategy", "ssl", "convention", "memory_source", "diverged")
 FIGURES = ("client/flops", "client/peak_memory_bytes", "client/download_bytes", "client/upload_bytes", "seconds")
 OF_UNTRAINED = ("data", "encoder.", "evaluation.", "device", "threads")  # what reaches an encoder of no rounds
 HOW = ("accelerator", "engine", "workers", "tracking", "data.path", "data.partition.file")  # no bit depends on it
-LEFT_OUT = ("seed", "probe.", "evaluation.", *HOW)
+LEFT_OUT = ("seed", "probe.", "evaluation.", "tuning", *HOW)
 UNFINISHED = "it is not finished"
 
 
@@ -143,5 +143,9 @@ def describe(run: Run) -> str:
     return (
         f"{data['name']} on {config['federation']['num_clients']} clients ({split.words}), "
         f"{encoder['name']} ({encoder['image_size']} px{patch}, {encoder['depth']} blocks), "
-        f"protocol {judged.protocol}{elsewhere}"
+        f"protocol {judged.protocol}{elsewhere}{_split(judged.settings)}"
     )
+
+
+def _split(settings: Mapping[str, Any]) -> str:
+    return f", {settings['split']} split" if "split" in settings else ""
