@@ -145,9 +145,13 @@ def _describe(experiment: Experiment) -> dict[str, Any]:
 
 
 def _costs(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Totals over the run; `client/...` is the mean over all registered clients, whether drawn or not."""
-    costs = ("flops", "download_bytes", "upload_bytes", "catch_up_bytes", "hand_over_bytes")
+    """Totals over the run; `client/...` is the mean over all registered clients, whether drawn or not.
+
+    `total/flops` is everybody's: that of all clients and of the server.
+    """
+    costs = ("flops", "local_steps", "download_bytes", "upload_bytes", "catch_up_bytes", "hand_over_bytes")
     totals = {cost: sum(record[f"all_clients/{cost}"] for record in rounds) for cost in costs}
+    server = {cost: sum(record[f"server/{cost}"] for record in rounds) for cost in ("flops", "steps")}
     cuda = [key for record in rounds[:1] for key in record if key.startswith("client/cuda_")]
     macs = forward_macs(config.encoder)
     return {
@@ -157,7 +161,9 @@ def _costs(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any
         **{key: max((one[key] for one in rounds if one[key] is not None), default=None) for key in cuda},
         "diverged": _diverged(rounds),
         "memory_source": max((record["client/memory_source"] for record in rounds), default=""),  # "": no client's
-        "server/flops": sum(record["server/flops"] for record in rounds),
+        **{f"server/{key}": value for key, value in server.items()},
+        "server/peak_memory_bytes": max((record["server/peak_memory_bytes"] for record in rounds), default=0),
+        "total/flops": totals["flops"] + server["flops"],
         "rounds/without_return": sum(not record["returned"] for record in rounds),
         "clients/num_lost": sum(record["num_lost"] for record in rounds),
         "clients/num_rejected": sum(record["num_rejected"] for record in rounds),

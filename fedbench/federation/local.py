@@ -106,6 +106,8 @@ class LocalTask(LightningModule):
 
     def _share_prefix(self) -> SharedPrefix | None:
         """Frozen blocks hold the received values in both branches and in the teachers: run them once for all."""
+        for encoder in self.encoders:
+            encoder.prefix = None  # of an earlier task with the same model
         num_frozen = self.method.encoder.num_frozen()
         if not num_frozen:
             return None

@@ -190,9 +190,11 @@ class Federation:
         with clock(record, "server"):
             for mechanism in self.mechanisms:
                 mechanism.server_step(self.server_training)
-        if self.server_training.num_steps:
+        record.server_steps = self.server_training.num_steps
+        if record.server_steps:
             cost = self._cost(self.server_training.task, len(self.server_training.auxiliary), depth)
-            record.server_flops = cost.flops * self.server_training.num_steps
+            record.server_flops = cost.flops * record.server_steps
+            record.server_peak_memory_bytes = cost.peak_memory_bytes
 
     def _client_cost(self, visit: Visit, upload: Upload) -> StepCost:
         """Of a step like those that the client took, wherever that was."""

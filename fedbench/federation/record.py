@@ -26,7 +26,7 @@ class RoundRecord:
         uploads: what is known of each client's training, by client.
         pairwise_l2: mean distance between the clients' updates; None for fewer than two.
         server_step_norm: L2 norm of what the round changed in the server's model, without calibration.
-        server_flops: of the server's own training.
+        server_flops: of the server's own training, in `server_steps` steps; `server_peak_memory_bytes` of one.
         seconds: wall time by what was done; `training` is summed over the clients.
     """
 
@@ -44,6 +44,8 @@ class RoundRecord:
     pairwise_l2: float | None = None
     server_step_norm: float = 0.0
     server_flops: int = 0
+    server_steps: int = 0
+    server_peak_memory_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, client: int, download: Shipment, upload: Upload, cost: StepCost) -> None:
@@ -135,6 +137,8 @@ class RoundRecord:
             "updates/pairwise_l2": self.pairwise_l2,
             "server/step_norm": self.server_step_norm,
             "server/flops": self.server_flops,
+            "server/steps": self.server_steps,
+            "server/peak_memory_bytes": self.server_peak_memory_bytes,
             "all_clients/download_bytes": self.download_bytes,
             "all_clients/catch_up_bytes": self.catch_up_bytes,
             "all_clients/hand_over_bytes": self.hand_over_bytes,
@@ -142,6 +146,7 @@ class RoundRecord:
             "all_clients/framing_bytes": sum(shipment.framing_bytes for shipment in self.shipments),
             "all_clients/buffer_bytes": sum(shipment.buffer_bytes for shipment in self.shipments),
             "all_clients/flops": self.flops,
+            "all_clients/local_steps": sum(upload.num_steps for upload in self.uploads.values()),
             "client/peak_memory_bytes": self.peak_memory_bytes,
             "client/memory_source": self.memory_source,
             **{f"client/{key}": value for key, value in largest(self.cuda_memory.values()).items()},

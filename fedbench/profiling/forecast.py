@@ -13,7 +13,8 @@ from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number
 from fedbench.tracking.progress import CellState, look
 from fedbench.tracking.run_directory import RunDirectory
 
-HEADERS = ("cell", "settings", "state", "GFLOPs", "memory MiB", "down MB", "up MB")
+HEADERS = ("cell", "settings", "state", "GFLOPs", "server GFLOPs", "memory MiB", "down MB", "up MB")
+FIGURES = 5  # of the headers
 
 
 def forecast(configs: Sequence[Config], out: Path) -> str:
@@ -28,19 +29,20 @@ def forecast(configs: Sequence[Config], out: Path) -> str:
         experiment = prepare(config)
         directory = RunDirectory(out / cell_name(experiment))
         state = look(directory, identity(experiment), config.federation.rounds, running=False)
-        cost = profile(config, [len(indices) for indices in experiment.client_indices], traced=traced)
+        samples, server = [len(indices) for indices in experiment.client_indices], len(experiment.auxiliary)
+        cost = profile(config, samples, traced=traced, server_samples=server)
         lines.append([state.name, setting, _words(state), *_figures(cost)])
         to_do = 1 - state.rounds_done / state.rounds if state.rounds else 0
-        left += cost.total("flops", "step") * config.federation.num_clients * to_do
+        left += cost.total_flops * to_do
     rule = CONVENTIONS["step"]
     notes = bullets(
-        f"About {number(left / GFLOPS)} GFLOPs of all clients are left to do.",
+        f"About {number(left / GFLOPS)} GFLOPs of all clients and the server are left to do.",
         f"Of a mean client over the whole run; convention `step`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
-        "Memory: the highest peak of any client. Not counted: the server's own training, the probe.",
+        "Server: its own training. Memory: the highest peak of any client. Not counted: the probe.",
     )
     kept = [index for index, header in enumerate(HEADERS) if header != "settings" or any(settings)]
     headers, *rows = ([line[index] for index in kept] for line in (HEADERS, *lines))
-    return f"{markdown(headers, rows, left=len(kept) - 4)}\n\n{notes}"
+    return f"{markdown(headers, rows, left=len(kept) - FIGURES)}\n\n{notes}"
 
 
 def _words(state: CellState) -> str:
@@ -52,6 +54,7 @@ def _words(state: CellState) -> str:
 def _figures(cost: Profile) -> list[str]:
     return [
         number(cost.total("flops", "step") / GFLOPS),
+        number(cost.server_flops / GFLOPS),
         number(cost.peak_memory_bytes / MIB),
         number(cost.total("download_bytes", "step") / MB),
         number(cost.total("upload_bytes", "step") / MB),

@@ -22,7 +22,7 @@ from fedbench.federation.plan import group_of
 from fedbench.federation.shipment import Shipment, declare, describe, groups_of
 from fedbench.metering.counting import entry_bytes, forward_macs_by_group, paper_epoch_macs
 from fedbench.metering.step import StepCost, trace_step
-from fedbench.profiling.rehearsal import Visit, rehearse, server_trains
+from fedbench.profiling.rehearsal import Visit, rehearse, server_epochs
 from fedbench.profiling.sizes import Sizes, client_sizes
 
 PAPER_RULES: tuple[ConventionName, ...] = ("paper-v4", "paper-v3")
@@ -39,6 +39,8 @@ class StageProfile:
     Attributes:
         local_steps: of one client, over all its rounds.
         flops_per_step: of a step at the largest batch.
+        server_steps, server_flops: of the server's own training, over all rounds, convention `step`.
+        server_peak_memory_bytes: of one of these steps.
         flops, download_bytes, upload_bytes: by convention.
         download, upload: bytes by what they are (`PARTS`), convention `step`.
         memory: bytes at the peak by what they are; empty if nothing was traced.
@@ -52,6 +54,9 @@ class StageProfile:
     local_steps: Number
     flops_per_step: int
     flops_by_phase: Mapping[str, int]
+    server_steps: int
+    server_flops: int
+    server_peak_memory_bytes: int
     flops: Mapping[ConventionName, Number]
     download_bytes: Mapping[ConventionName, Number]
     upload_bytes: Mapping[ConventionName, Number]
@@ -68,6 +73,21 @@ class Profile:
     strategy: str
     stages: tuple[StageProfile, ...]
     sizes: Sizes
+
+    @property
+    def server_flops(self) -> int:
+        """Of the server's own training, over the whole run, convention `step`."""
+        return sum(stage.server_flops for stage in self.stages)
+
+    @property
+    def total_flops(self) -> Number:
+        """Of all clients and the server, over the whole run, convention `step`."""
+        return self.total("flops", "step") * len(self.sizes.clients) + self.server_flops
+
+    @property
+    def server_peak_memory_bytes(self) -> int:
+        """Of the server's training, in the stage that needs most; 0 if it does not train."""
+        return max(stage.server_peak_memory_bytes for stage in self.stages)
 
     def total(self, figure: str, convention: ConventionName) -> Number:
         """Sum over the stages of `flops`, `download_bytes` or `upload_bytes`."""
@@ -91,7 +111,11 @@ class Profile:
 
 
 def profile(
-    config: Config, samples: int | Sequence[int] | None = None, trace: bool = True, traced: Traced | None = None
+    config: Config,
+    samples: int | Sequence[int] | None = None,
+    trace: bool = True,
+    traced: Traced | None = None,
+    server_samples: int | None = None,
 ) -> Profile:
     """Profile a configuration without its data.
 
@@ -99,22 +123,25 @@ def profile(
         samples: of every client, or of each one; None: as known from the configuration, see `client_sizes`.
         trace: False leaves out what needs a traced step (FLOPs in the convention `step`, and memory: zeros).
         traced: steps that were traced before, and place for those that are now; alike for all seeds.
+        server_samples: images of the server; None: as follows from the configuration.
 
     Raises:
         UserError: the configuration cannot be run.
     """
-    sizes, stages = _stages(config, samples, {} if traced is None else traced)
+    sizes, stages = _stages(config, samples, server_samples, {} if traced is None else traced)
     return Profile(strategy_label(config), tuple(stage.profile(sizes, trace) for stage in stages), sizes)
 
 
-def _stages(config: Config, samples: int | Sequence[int] | None, traced: Traced) -> tuple[Sizes, list["_Stage"]]:
+def _stages(
+    config: Config, samples: int | Sequence[int] | None, server_samples: int | None, traced: Traced
+) -> tuple[Sizes, list["_Stage"]]:
     """The stages of a configuration with all their visits."""
     strategy, mechanisms, plans, rounds_per_stage = check(config)
-    sizes = client_sizes(config, mechanisms, samples)
+    sizes = client_sizes(config, mechanisms, samples, server_samples)
     terms: tuple[Strategy | Mechanism, ...] = (strategy, *mechanisms)
     rounds = zip(plans, rounds_per_stage, strict=True)
-    trains = server_trains(mechanisms)
-    stages = [_Stage(config, terms, trains, plan, stage, n, traced) for stage, (plan, n) in enumerate(rounds, 1)]
+    epochs = server_epochs(mechanisms)
+    stages = [_Stage(config, terms, epochs, plan, stage, n, traced) for stage, (plan, n) in enumerate(rounds, 1)]
     for visit in rehearse(config, mechanisms, plans, rounds_per_stage, [stage.specs for stage in stages]):
         stages[visit.stage - 1].visits.append(visit)
     return sizes, stages
@@ -130,7 +157,7 @@ class _Stage:
         self,
         config: Config,
         terms: tuple[Strategy | Mechanism, ...],
-        server_trains: bool,
+        server_epochs: Sequence[int],
         plan: StagePlan,
         stage: int,
         rounds: int,
@@ -144,7 +171,8 @@ class _Stage:
         self.macs = forward_macs_by_group(self.model, self.image_shape)
         self.visits: list[Visit] = []
         every_group, exchanged = groups_of(self.specs), plan.trained_groups & plan.uploaded_groups
-        self.changing = frozenset(every_group) if server_trains else exchanged  # in every round
+        self.changing = frozenset(every_group) if server_epochs else exchanged  # in every round
+        self._server_epochs = server_epochs
         self._alike = config_hash(config.model_copy(update={"seed": 0}))  # the seed does not change a step's cost
         self._traced = traced
 
@@ -161,6 +189,7 @@ class _Stage:
         downloads = [visit.download for visit in self.visits]
         uploads = [visit.upload for visit in self.visits if visit.upload is not None]
         trained, whole = self._parameters()
+        server, server_steps = self._server(sizes.server, trace)
         return StageProfile(
             stage=self.stage,
             rounds=self.rounds,
@@ -170,6 +199,9 @@ class _Stage:
             local_steps=self._each(steps),
             flops_per_step=dearest.flops,
             flops_by_phase=dearest.flops_by_phase,
+            server_steps=server_steps,
+            server_flops=server.flops * server_steps,
+            server_peak_memory_bytes=server.peak_memory_bytes,
             flops={"step": self._each(flops), **self._paper_macs()},
             download_bytes=self._traffic(downloads, self.changing),
             upload_bytes=self._traffic(uploads, self.plan.uploaded_groups),
@@ -192,7 +224,7 @@ class _Stage:
     def _cost(self, batch: int, visit: Visit) -> StepCost:
         key = (self._alike, self.stage, batch, len(visit.active), visit.first)
         if key not in self._traced:
-            task = self._task()
+            task = self._task(self.terms, self.plan)
             task.run_blocks(visit.active)
             gone = {"previous"} if visit.first else set()
             task.teachers = {name: teacher for name, teacher in task.teachers.items() if name not in gone}
@@ -201,10 +233,23 @@ class _Stage:
                 self._traced[(*key[:-1], not visit.first)] = self._traced[key]
         return self._traced[key]
 
-    def _task(self) -> LocalTask:
-        freeze_all_but(self.model, self.plan.trained_groups)
+    def _server(self, num_samples: int, trace: bool) -> tuple[StepCost, int]:
+        """A step of the server's training, of everything that exists, and the number of them in all rounds."""
+        batch_size = self.config.optimizer.batch_size
+        steps = self.rounds * sum(num_steps(num_samples, batch_size, epochs) for epochs in self._server_epochs)
+        if not steps or not trace:
+            return NOTHING, steps
+        key = (f"{self._alike} server", self.stage, min(batch_size, num_samples), self.plan.depth, False)
+        if key not in self._traced:
+            blocks = range(self.plan.depth)
+            task = self._task((), StagePlan(self.plan.depth, blocks, blocks))
+            self._traced[key] = trace_step(task, key[2], self.image_shape, self.config.precision)
+        return self._traced[key], steps
+
+    def _task(self, terms: tuple[Strategy | Mechanism, ...], plan: StagePlan) -> LocalTask:
+        freeze_all_but(self.model, plan.trained_groups)
         views = build_views(self.config.augmentation, self.config.encoder.image_size)
-        task = LocalTask(self.model, self.terms, self.config.optimizer, views, torch.empty(0))
+        task = LocalTask(self.model, terms, self.config.optimizer, views, torch.empty(0))
         task.received = self.model.online_state()
         return task
 

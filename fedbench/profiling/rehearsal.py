@@ -36,14 +36,14 @@ class Visit:
 
 
 class RehearsedTraining:
-    """Stands for the server's own training and notes whether it would train."""
+    """Stands for the server's own training and notes how often, and for how many epochs, it would train."""
 
     def __init__(self) -> None:
-        self.epochs = 0
+        self.epochs: list[int] = []
 
     def train(self, epochs: int, base_lr: float | None = None) -> None:
         """See `ServerTraining.train`."""
-        self.epochs += epochs
+        self.epochs.append(epochs)
 
     def __getattr__(self, name: str) -> object:
         raise UserError(
@@ -51,12 +51,12 @@ class RehearsedTraining:
         )
 
 
-def server_trains(mechanisms: Sequence[Mechanism]) -> bool:
-    """Whether a mechanism trains on the server after every aggregation."""
+def server_epochs(mechanisms: Sequence[Mechanism]) -> list[int]:
+    """Epochs of every training on the server after an aggregation; none: it does not train."""
     server = RehearsedTraining()
     for mechanism in mechanisms:
         mechanism.server_step(cast(ServerTraining, server))
-    return server.epochs > 0
+    return [epochs for epochs in server.epochs if epochs]
 
 
 def rehearse(
@@ -90,6 +90,6 @@ def rehearse(
             if returned:
                 changed = plan.uploaded_groups & plan.trained_groups & set(dispatch.groups)
                 dispatch.changed(changed, aggregated=True)
-            if server_trains(mechanisms):
+            if server_epochs(mechanisms):
                 dispatch.changed(dispatch.groups, aggregated=False)
             round_index += 1

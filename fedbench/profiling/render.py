@@ -18,8 +18,8 @@ def to_dict(profiles: Sequence[Profile], convention: ConventionName) -> dict[str
     first, *others = profiles
     listed = {"compare": [_tree(one, profiles, convention) for one in others]} if others else {}
     rule = CONVENTIONS[convention]
-    parts = "download, upload, memory, local_steps, flops_per_step: always of the convention step"
-    words = {"flops": rule.flops, "traffic": rule.traffic, "parts": parts}
+    own = "download, upload, memory, local_steps, flops_per_step, server_*, total_flops"
+    words = {"flops": rule.flops, "traffic": rule.traffic, "parts": f"{own}: always of the convention step"}
     return {"convention": convention, "counts": words, **_tree(first, profiles, convention), **listed}
 
 
@@ -42,6 +42,9 @@ def _stage(stage: StageProfile, rule: ConventionName) -> dict[str, Any]:
         "frozen_parameters": stage.frozen_parameters,
         "local_steps": stage.local_steps,
         "flops_per_step": stage.flops_per_step,
+        "server_steps": stage.server_steps,
+        "server_flops": stage.server_flops,
+        "server_peak_memory_bytes": stage.server_peak_memory_bytes,
         "flops": stage.flops[rule],
         "download_bytes": stage.download_bytes[rule],
         "upload_bytes": stage.upload_bytes[rule],
@@ -58,12 +61,16 @@ def _total(one: Profile, rule: ConventionName) -> dict[str, Number]:
         "upload_bytes": one.total("upload_bytes", rule),
         "flops": one.total("flops", rule),
         "peak_memory_bytes": one.peak_memory_bytes,
+        "server_flops": one.server_flops,
+        "server_peak_memory_bytes": one.server_peak_memory_bytes,
+        "total_flops": one.total_flops,
         "paper_gflops": one.paper_gflops,
         "paper_comm_gb": one.paper_comm_gb,
     }
 
 
-COSTS = ("flops", "peak_memory_bytes", "download_bytes", "upload_bytes")
+COSTS = ("flops", "total_flops", "peak_memory_bytes", "download_bytes", "upload_bytes")
+UNITS = (GFLOPS, GFLOPS, MIB, MB, MB)
 
 
 def _ratios(one: Profile, profiles: Sequence[Profile], rule: ConventionName) -> dict[str, float | None]:
@@ -111,6 +118,8 @@ def to_text(profiles: Sequence[Profile], convention: ConventionName) -> str:
             f"Bytes: {rule.traffic}.",
             "Client: the mean over all registered clients; memory: the highest peak of any, as live tensors of a "
             "traced step (no allocator cache).",
+            "GFLOPs of all: of every client and of the server's own training, always in the convention `step`; "
+            f"the server has {first.sizes.server} images under {first.strategy}.",
             f"Samples per client: {first.sizes.source}.",
             "MB = 10^6 bytes, MiB = 2^20 bytes; (0.50x): this row / `fedssl`.",
         ),
@@ -122,11 +131,10 @@ def _totals(profiles: Sequence[Profile], rule: ConventionName, flops: str) -> st
     rows = []
     for one in profiles:
         total, ratio = _total(one, rule), _ratios(one, profiles, rule)
-        figures = [
-            (total[cost] / unit, ratio[cost]) for cost, unit in zip(COSTS, (GFLOPS, MIB, MB, MB), strict=True)
-        ]
+        figures = [(total[cost] / unit, ratio[cost]) for cost, unit in zip(COSTS, UNITS, strict=True)]
         rows.append([one.strategy, *(with_ratio(value, share) for value, share in figures)])
-    return markdown(["strategy", flops, "peak memory MiB", "download MB", "upload MB"], rows)
+    headers = ["strategy", flops, "GFLOPs of all, step", "peak memory MiB", "download MB", "upload MB"]
+    return markdown(headers, rows)
 
 
 def _stages(one: Profile, rule: ConventionName, flops: str) -> str:

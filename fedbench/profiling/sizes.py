@@ -14,49 +14,64 @@ from fedbench.federation.experiment import prepare
 
 @dataclass(frozen=True)
 class Sizes:
-    """Samples of each client, and where the figures come from, in words."""
+    """Samples of each client and of the server, and where the figures come from, in words."""
 
     clients: tuple[int, ...]
+    server: int
     source: str
 
 
-def client_sizes(config: Config, mechanisms: Sequence[Mechanism], samples: int | Sequence[int] | None) -> Sizes:
+def client_sizes(
+    config: Config,
+    mechanisms: Sequence[Mechanism],
+    samples: int | Sequence[int] | None,
+    server_samples: int | None = None,
+) -> Sizes:
     """Samples per client: those given, those of a data set that is shipped, an even split of `data.num_train`.
 
-    If none of these is known, one batch for each client.
+    If none of these is known, one batch for each client. The server's: those given, those of a set that is
+    shipped, the share of the pool that its mechanism names, else one batch.
     """
-    sizes = _sizes(config, mechanisms, samples)
-    least, needed = min(sizes.clients), config.data.partition.min_size
+    counts, server, source = _sizes(config, mechanisms, samples)
+    least, needed = min(counts), config.data.partition.min_size
     if least < needed:
         raise UserError(
-            f"a client would have {least} samples ({sizes.source}); allowed:"
-            f" {needed} (data.partition.min_size) or more"
+            f"a client would have {least} samples ({source}); allowed: {needed} (data.partition.min_size) or more"
         )
-    return sizes
+    return Sizes(counts, server if server_samples is None else server_samples, source)
 
 
-def _sizes(config: Config, mechanisms: Sequence[Mechanism], samples: int | Sequence[int] | None) -> Sizes:
+def _sizes(
+    config: Config, mechanisms: Sequence[Mechanism], samples: int | Sequence[int] | None
+) -> tuple[tuple[int, ...], int, str]:
     clients, batch = config.federation.num_clients, config.optimizer.batch_size
+    wish = next((found for one in mechanisms if (found := one.auxiliary()) is not None), None)  # as in `prepare`
+    share = wish if isinstance(wish, float) else 0.0
+    elsewhere = 0 if wish is None or share else batch  # of another data set, whose size is not known unread
     if isinstance(samples, Sequence):
-        return Sizes(tuple(samples), "the data's own sizes")
+        return tuple(samples), elsewhere or _held_out(sum(samples), share), "the data's own sizes"
     if samples is not None:
-        return Sizes((samples,) * clients, f"{samples} per client, as asked for")
+        server = elsewhere or _held_out(samples * clients, share)
+        return (samples,) * clients, server, f"{samples} per client, as asked for"
     if config.data.name in SHIPPED:
-        return _sizes(config, mechanisms, [len(indices) for indices in prepare(config).client_indices])
+        experiment = prepare(config)
+        counts = tuple(len(indices) for indices in experiment.client_indices)
+        return counts, len(experiment.auxiliary), "the data's own sizes"
     total = config.data.num_train
     if total is not None:
-        held_out = sum(round(wish * total) for wish in _wishes(mechanisms) if isinstance(wish, float))
-        counts = tuple(len(part) for part in torch.arange(total - held_out).tensor_split(clients))
-        own = config.data.partition.name
-        asked = "" if own == "iid" else f"; the {own} split of the configuration is not known unread"
-        return Sizes(counts, f"an even split of data.num_train={total}{asked}")
-    return Sizes(
+        server = round(share * total)
+        counts = tuple(len(part) for part in torch.arange(total - server).tensor_split(clients))
+        split = config.data.partition.name
+        asked = "" if split == "iid" else f"; the {split} split of the configuration is not known unread"
+        return counts, elsewhere or server, f"an even split of data.num_train={total}{asked}"
+    return (
         (batch,) * clients,
+        batch if wish is not None else 0,
         f"ASSUMED one batch ({batch}) per client: the size of {config.data.name} is not known unread; "
         "give --samples N or data.num_train=N",
     )
 
 
-def _wishes(mechanisms: Sequence[Mechanism]) -> Sequence[object]:
-    wishes = [mechanism.auxiliary() for mechanism in mechanisms]
-    return [wish for wish in wishes if wish is not None][:1]  # as in `prepare`, the first one counts
+def _held_out(left: int, share: float) -> int:
+    """Images that the server took from a pool of which `left` are left."""
+    return round(left * share / (1 - share))

@@ -16,7 +16,7 @@ from fedbench.federation.record import LEDGER_COLUMNS, RoundRecord
 from fedbench.federation.server_training import ServerTraining
 from fedbench.plugins import builtin_files
 from fedbench.profiling import Profile, profile
-from fedbench.profiling.rehearsal import server_trains
+from fedbench.profiling.rehearsal import server_epochs
 
 Tiny = Callable[..., Config]
 STRATEGIES = ["fedssl", "prog_fedssl", "lw_fedssl@v3", "lw_fedssl@v4"]
@@ -45,7 +45,12 @@ def predicted(one: Profile) -> dict[str, float]:
         "download": one.total("download_bytes", "step"),
         "upload": one.total("upload_bytes", "step"),
         "flops": one.total("flops", "step"),
+        "local_steps": sum(stage.local_steps for stage in one.stages),
         "memory": one.peak_memory_bytes,
+        "server_flops": one.server_flops,
+        "server_steps": sum(stage.server_steps for stage in one.stages),
+        "server_memory": one.server_peak_memory_bytes,
+        "total_flops": one.total_flops,
         **parts,
     }
 
@@ -57,7 +62,12 @@ def counted(config: Config) -> dict[str, float]:
         "download": sum(record.download_bytes for record in records) / clients,
         "upload": sum(record.upload_bytes for record in records) / clients,
         "flops": sum(record.flops for record in records) / clients,
+        "local_steps": sum(up.num_steps for record in records for up in record.uploads.values()) / clients,
         "memory": max(record.peak_memory_bytes for record in records),
+        "server_flops": sum(record.server_flops for record in records),
+        "server_steps": sum(record.server_steps for record in records),
+        "server_memory": max(record.server_peak_memory_bytes for record in records),
+        "total_flops": sum(record.flops + record.server_flops for record in records),
         "hand_over": sum(record.hand_over_bytes for record in records) / clients,
         "catch_up": sum(record.catch_up_bytes for record in records) / clients,
     }
@@ -80,6 +90,10 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
         {"strategy": {"name": "fedssl", "proximal": {"mu": 0.1}}},
         {"strategy": f"{__name__}:UploadsMore"},
         {"strategy": "lw_fedssl@v4", "federation": {"dropout_after": 0.6}},
+        {
+            "strategy": {"name": "prog_fedssl", "calibration": {"epochs": 3, "share": 0.2}},
+            "federation": UNRELIABLE,
+        },
         {"strategy": {"name": "lw_fedssl", "blocks_per_stage": 2}},
         {
             "strategy": "lw_fedssl@v3",
@@ -92,6 +106,24 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
 def test_whatever_happens_to_the_clients(tiny: Tiny, trees: dict[str, Any]) -> None:
     config = tiny(trees)
     assert predicted(profile(config)) == pytest.approx(counted(config), rel=1e-12)
+
+
+def test_the_servers_work_is_not_nothing(tiny: Tiny) -> None:
+    """Six images in batches of six (of eight asked for), three epochs, six rounds: 18 steps of all blocks."""
+    one = profile(tiny(strategy={"name": "fedssl", "calibration": {"epochs": 3}}))
+    assert one.stages[0].server_steps == 18
+    whole = profile(tiny(strategy="fedssl", optimizer={"batch_size": 6}, federation={"num_clients": 1}))
+    assert one.server_flops == 18 * whole.stages[0].flops_per_step
+    assert one.server_peak_memory_bytes == whole.peak_memory_bytes
+    assert one.total_flops == 3 * one.total("flops", "step") + one.server_flops
+
+
+def test_the_size_of_the_servers_share_follows_from_what_is_left(tiny: Tiny) -> None:
+    config = tiny(strategy={"name": "fedssl", "calibration": {"share": 0.2}})
+    assert profile(config, [16, 16, 16], trace=False).sizes.server == 12
+    assert profile(config, 16, trace=False).sizes.server == 12
+    assert profile(config, 16, trace=False, server_samples=7).sizes.server == 7
+    assert profile(tiny(), 16, trace=False).sizes.server == 0
 
 
 def test_the_ledger_lists_every_byte_once(tiny: Tiny) -> None:
@@ -144,4 +176,4 @@ class ReadsTheModel(Mechanism):
 
 def test_a_server_step_that_cannot_be_rehearsed_is_named() -> None:
     with pytest.raises(UserError, match=r"a mechanism's server_step reads 'model'; allowed .* train"):
-        server_trains([ReadsTheModel()])
+        server_epochs([ReadsTheModel()])
