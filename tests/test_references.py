@@ -81,9 +81,9 @@ def test_references_stand_unranked_in_the_table_of_the_federations(
     found = {(row["protocol"], row["strategy"]): row for row in rows}
     assert len(rows) == len(found) == 8
     for protocol, untrained in (("linear", "untrained"), ("finetune", "supervised from scratch")):
-        ranks = {name: row["rank"] for (one, name), row in found.items() if one == protocol}
-        assert sorted([ranks.pop("fedssl"), ranks.pop("lw_fedssl")]) in ([1, 2], [1, 1])
-        assert ranks == {untrained: None, "fedssl (centralised)": None}
+        kinds = {name: row["reference"] for (one, name), row in found.items() if one == protocol}
+        central = {"fedssl (centralised)": "centralised"}
+        assert kinds == {"fedssl": "", "lw_fedssl": "", untrained: "untrained", **central}
         row = found[protocol, untrained]
         assert (row["gain"], row["flops"], row["pareto_front"], row["variant"]) == (0, 0, [], "")
         assert found[protocol, "fedssl (centralised)"]["variant"] == ""
@@ -98,4 +98,4 @@ def test_supervised_from_scratch_is_the_floor_of_finetune(tiny: Tiny, tmp_path: 
 
 def test_only_untrained_runs_still_make_a_report(tiny: Tiny, tmp_path: Path) -> None:
     run_cells([tiny(NO_ROUNDS)], tmp_path / "out")
-    assert "| 1   | untrained" in report([tmp_path / "out"], tmp_path / "report")
+    assert "| -   | untrained" in report([tmp_path / "out"], tmp_path / "report")

@@ -14,7 +14,7 @@ from bokeh.plotting import figure
 
 from fedbench.tables import GFLOPS, MB, MIB, number, with_ratio
 from fedbench.tracking.curves import Curve
-from fedbench.tracking.leaderboard import percent, place
+from fedbench.tracking.leaderboard import difference, known, percent, place
 from fedbench.tracking.pareto import COLOURS, Panel, accuracy_label, front, front_names, like_measured, style
 from fedbench.tracking.ranking import Row, drawn, row_name
 
@@ -92,14 +92,29 @@ def _columns(rows: Sequence[Row]) -> list[GridColumn]:
         _figures("top-1 %", 92, [row.top1_mean for row in rows], [_top1(row) for row in rows]),
         _figures("floor %", 62, [row.untrained_top1_mean for row in rows], [_floor(row) for row in rows]),
         _figures("gain", 56, [row.gain for row in rows], [f"{100 * row.gain:+.1f}" for row in rows]),
-        _cost("GFLOPs", [(row.flops / GFLOPS, row.flops_ratio) for row in rows]),
+        _figures("minus fedssl", 120, [row.difference or 0 for row in rows], [difference(row) for row in rows]),
+        _words("tuned", 62, [row.tuned for row in rows]),
+        _figures("steps", 56, [row.local_steps or 0 for row in rows], [known(row.local_steps, 1) for row in rows]),
+        _cost("client GFLOPs", [(row.flops / GFLOPS, row.flops_ratio) for row in rows]),
+        _figures(
+            "server GFLOPs",
+            90,
+            [row.server_flops or 0 for row in rows],
+            [known(row.server_flops, GFLOPS) for row in rows],
+        ),
+        _figures(
+            "all GFLOPs",
+            112,
+            [row.total_flops or 0 for row in rows],
+            [known(row.total_flops, GFLOPS, row.total_flops_ratio) for row in rows],
+        ),
         _cost("memory MiB", [(row.peak_memory_bytes / MIB, row.peak_memory_ratio) for row in rows]),
         _cost("down MB", [(row.download_bytes / MB, row.download_ratio) for row in rows]),
         _cost("up MB", [(row.upload_bytes / MB, row.upload_ratio) for row in rows]),
         _figures("wall s", 62, [row.seconds for row in rows], [number(row.seconds) for row in rows]),
         _words("on the Pareto front of", 200, [front_names(row, rows) for row in rows]),
     ]
-    return [column for column in columns if column.title != "variant" or any(column.shown)]
+    return [column for column in columns if column.title not in ("variant", "tuned") or any(column.shown)]
 
 
 def _words(title: str, width: int, words: Sequence[str]) -> GridColumn:

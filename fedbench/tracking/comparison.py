@@ -50,9 +50,18 @@ class Cell:
         """Mean top-1 of the untrained encoder under the same protocol, a fraction."""
         return fmean(run.evaluation.untrained_top1 for run in self.runs)
 
+    @property
+    def top1(self) -> dict[int, float]:
+        """Seed -> top-1 under its protocol, a fraction."""
+        return {run.seed: run.evaluation.top1 for run in self.runs}
+
     def mean(self, key: str) -> float:
         """Mean over the seeds of a figure of the summary."""
         return fmean(run.summary[key] for run in self.runs)
+
+    def known_mean(self, key: str) -> float | None:
+        """The same of a figure that a run may not have noted: None if one has not."""
+        return None if any(run.summary[key] is None for run in self.runs) else self.mean(key)
 
     def label(self, key: str) -> str:
         """A word of the summary that all its runs share."""

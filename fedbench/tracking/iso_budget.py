@@ -6,15 +6,16 @@ from decimal import ROUND_CEILING, Decimal
 
 from fedbench.tables import number
 from fedbench.tracking.leaderboard import percent
-from fedbench.tracking.pareto import PANELS, Panel, like_measured
-from fedbench.tracking.ranking import Row, row_name
+from fedbench.tracking.paired import is_better
+from fedbench.tracking.pareto import PANELS, Panel, competes, like_measured
+from fedbench.tracking.ranking import Row, row_name, top1_of
 
 DIGITS = 3  # of a budget
 BUDGET_NOTE = (
-    "A budget is what some row of the table costs one client, rounded up to three digits. Best: the highest mean "
-    "top-1 among the rows within it; equal ones are all named; a run that diverged is never best, and points of "
-    "reference do not take part. Compare the "
-    "distance with the spread before believing an order."
+    "A budget is what some row of the table costs one client (of all: every client and the server), rounded up to "
+    "three digits. Best: the highest mean top-1 among the rows within it, then those from which the paired "
+    "interval does not separate it; a run that diverged or is not above the untrained floor is never best, and "
+    "points of reference do not take part."
 )
 
 
@@ -27,7 +28,8 @@ class Answer:
         source: how it was measured; only for memories of several meters, which are not compared, else "".
         limit: the budget in the panel's unit.
         within: how many rows cost no more.
-        best: those of them with the highest mean accuracy: several if equal, none if all within diverged.
+        best: the one of them with the highest mean accuracy, then those that are not separated from it; none if
+            all within diverged or are no better than the untrained encoder.
     """
 
     panel: Panel
@@ -58,7 +60,7 @@ def _answers(rows: Sequence[Row], panel: Panel) -> Iterator[Answer]:
 
 def budget_line(answer: Answer, rows: Sequence[Row]) -> tuple[str, str, str, str]:
     """The budget, who is best within it, how good that is, and how many rows are within."""
-    best = ", ".join(row_name(row, rows) for row in answer.best) or "nobody: all diverged"
+    best = ", ".join(row_name(row, rows) for row in answer.best) or "nobody is above the floor"
     scores = dict.fromkeys(percent(row.top1_mean, row.top1_std) for row in answer.best)
     competing = sum(not row.reference for row in rows)
     return answer.budget, best, ", ".join(scores), f"{answer.within} of {competing}"
@@ -75,10 +77,10 @@ def within(rows: Sequence[Row], panel: Panel, limit: float) -> list[Row]:
 
 
 def best_within(rows: Sequence[Row], panel: Panel, limit: float) -> tuple[Row, ...]:
-    """The most accurate of the rows within the limit that did not diverge; equal ones share the place."""
-    sound = [row for row in within(rows, panel, limit) if not row.diverged]
-    top = max((row.top1_mean for row in sound), default=0.0)
-    return tuple(row for row in sound if row.top1_mean == top)
+    """The most accurate row within the limit, then those that are not separated from it, by their means."""
+    sound = [row for row in within(rows, panel, limit) if competes(row)]
+    ordered = sorted(sound, key=lambda row: -row.top1_mean)
+    return tuple(row for row in ordered if not is_better(top1_of(ordered[0]), top1_of(row)))
 
 
 def _rounded_up(cost: float) -> float:

@@ -11,29 +11,39 @@ from fedbench.conventions import CONVENTIONS
 from fedbench.files import write_atomically
 from fedbench.protocols import PROTOCOLS
 from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number, with_ratio
-from fedbench.tracking.ranking import Row, by_table, leaderboard, row_name
+from fedbench.tracking.paired import METHOD
+from fedbench.tracking.ranking import REFERENCE, Row, by_table, leaderboard, row_name
 from fedbench.tracking.run_directory import write_json
 from fedbench.tracking.runs import Run, read_runs
 
 __all__ = ["Row", "Run", "leaderboard", "read_runs", "render", "write"]
 
 Column = tuple[str, Callable[[Row], str]]
+EQUAL_WORK = 0.005  # a share of the reference's local steps: what rounding to whole batches may do
 LEFT: list[Column] = [
     ("#", lambda row: place(row)),
     ("strategy", lambda row: row.strategy),
     ("ssl", lambda row: row.ssl),
     ("variant", lambda row: row.variant),
 ]
-RIGHT: list[Column] = [
+ACCURACY: list[Column] = [
+    ("tuned", lambda row: row.tuned or "-"),
     ("seeds", lambda row: str(len(row.seeds))),
     ("top-1 %", lambda row: percent(row.top1_mean, row.top1_std)),
     ("floor %", lambda row: percent(row.untrained_top1_mean)),
     ("gain", lambda row: f"{100 * row.gain:+.1f}"),
-    ("GFLOPs", lambda row: with_ratio(row.flops / GFLOPS, row.flops_ratio)),
+    ("minus fedssl [95 %]", lambda row: difference(row)),
+    ("local steps", lambda row: known(row.local_steps, 1)),
+    ("wall s", lambda row: number(row.seconds)),
+]
+COSTS: list[Column] = [
+    ("client GFLOPs", lambda row: with_ratio(row.flops / GFLOPS, row.flops_ratio)),
+    ("server GFLOPs", lambda row: known(row.server_flops, GFLOPS)),
+    ("all GFLOPs", lambda row: known(row.total_flops, GFLOPS, row.total_flops_ratio)),
     ("memory MiB", lambda row: with_ratio(row.peak_memory_bytes / MIB, row.peak_memory_ratio)),
+    ("server MiB", lambda row: known(row.server_peak_memory_bytes, MIB)),
     ("down MB", lambda row: with_ratio(row.download_bytes / MB, row.download_ratio)),
     ("up MB", lambda row: with_ratio(row.upload_bytes / MB, row.upload_ratio)),
-    ("wall s", lambda row: number(row.seconds)),
 ]
 
 
@@ -66,20 +76,33 @@ def render(rows: Sequence[Row]) -> str:
 
 
 def section(rows: Sequence[Row], more: Sequence[Column] = ()) -> str:
-    """One table, with `more` columns at its end, its title and its notes."""
-    return f"### {rows[0].title}\n\n{_table(rows, more)}\n\n{bullets(*notes(rows))}\n"
+    """Accuracies, with `more` columns at their end, then costs, a title and notes."""
+    tables = f"{_table(rows, LEFT, [*ACCURACY, *more])}\n\n{_table(rows, LEFT[1:], COSTS)}"
+    return f"### {rows[0].title}\n\n{tables}\n\n{bullets(*notes(rows))}\n"
 
 
-def _table(rows: Sequence[Row], more: Sequence[Column]) -> str:
-    shown = [column for column in LEFT if column[0] != "variant" or any(row.variant for row in rows)]
-    columns = [*shown, *RIGHT, *more]
-    cells = [[cell(row) for _, cell in columns] for row in rows]
-    return markdown([header for header, _ in columns], cells, left=len(shown))
+def _table(rows: Sequence[Row], left: Sequence[Column], right: Sequence[Column]) -> str:
+    left = [column for column in left if column[0] != "variant" or any(row.variant for row in rows)]
+    right = [column for column in right if column[0] != "tuned" or any(row.tuned for row in rows)]
+    cells = [[cell(row) for _, cell in (*left, *right)] for row in rows]
+    return markdown([header for header, _ in (*left, *right)], cells, left=len(left))
+
+
+def difference(row: Row) -> str:
+    """Paired difference to the reference in points, with its interval: `-1.4 [-3.0, +0.2]`."""
+    if row.difference is None or row.difference_low is None or row.difference_high is None:
+        return "-"
+    return f"{100 * row.difference:+.1f} [{100 * row.difference_low:+.1f}, {100 * row.difference_high:+.1f}]"
+
+
+def known(value: float | None, unit: int, ratio: float | None = None) -> str:
+    """A figure in a unit of so many base units, with its ratio; `-` where it was not noted."""
+    return "-" if value is None else with_ratio(value / unit, ratio)
 
 
 def place(row: Row) -> str:
-    """Its rank, or that it has none."""
-    return "ref" if row.rank is None else str(row.rank)
+    """Its rank, or that it is a point of reference, or that nothing can be said."""
+    return "ref" if row.reference else "-" if row.rank is None else str(row.rank)
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
@@ -96,10 +119,14 @@ def notes(rows: Sequence[Row]) -> list[str]:
         f"Protocol `{first.protocol}`: {PROTOCOLS[first.protocol]} ({first.protocol_settings}). Mean ± sample "
         "standard deviation over seeds. Floor: the same protocol on the untrained encoder; gain: points above it.",
         f"Convention `{first.convention}`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
-        "Client: total of all clients in the run / registered clients; memory: highest peak of any.",
+        f"#: 1 + the rows that are better beyond doubt; `-`: nothing can be said. Better: {METHOD}.",
+        *untuned(rows),
+        *steps(rows),
+        "Client: total of all clients in the run / registered clients; memory: highest peak of any. Server: its "
+        "own training. All: every client and the server.",
         f"Memory source: {sources or 'nobody trained'}.",
         "GFLOPs = 10^9 FLOPs, 1 multiply-add = 2 FLOPs; MiB = 2^20 bytes; MB = 10^6 bytes.",
-        "(0.50x): this row / the `fedssl` row with the same SSL method.",
+        "(0.50x): this row / the `fedssl` row of the same SSL method that agrees in all that costs depend on.",
         f"Seeds {_list(seeds)}; data {first.data_hash}, judged on {judged}; wall time on {machines}.",
         *code(rows),
     ]
@@ -124,6 +151,30 @@ def references(rows: Sequence[Row]) -> list[str]:
     }
     found = [text for kind, text in words.items() if any(row.reference == kind for row in rows)]
     return [f"ref, a point of reference, not ranked: {'; '.join(found)}."] if found else []
+
+
+def untuned(rows: Sequence[Row]) -> list[str]:
+    """That rows of a table were not tuned alike."""
+    efforts = {row.tuned for row in rows if not row.reference}
+    if len(efforts) < 2:
+        return []
+    found = [f"{row_name(row, rows)} ({row.tuned or 'not tuned'})" for row in rows if not row.reference]
+    return [f"NOT TUNED ALIKE: {', '.join(found)}."]
+
+
+def steps(rows: Sequence[Row]) -> list[str]:
+    """Rows whose clients take another number of local steps than the reference's, and why that may be."""
+    known = [row for row in rows if row.local_steps and not row.reference]
+    base = next((row.local_steps for row in known if row.strategy == REFERENCE), None)
+    if base is None:
+        return []
+    found = [
+        f"{row_name(row, rows)} {row.local_steps / base:.2f}x"
+        for row in known
+        if row.local_steps is not None and abs(row.local_steps / base - 1) > EQUAL_WORK
+    ]
+    why = "a server that trains holds images out, whose steps its clients do not take"
+    return [f"Local steps unlike {REFERENCE}'s: {', '.join(found)} ({why})."] if found else []
 
 
 def gaps(rows: Sequence[Row]) -> list[str]:

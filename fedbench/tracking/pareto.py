@@ -23,7 +23,7 @@ CROWDED_SPAN = 20  # and above this one fewer ticks, which would run into each o
 
 FRONT_NOTE = (
     "Pareto front: the costs for which no other row is cheaper and as accurate, or as cheap and more accurate, by "
-    "the means. A run that diverged is on none, nor is a point of reference."
+    "the means. A run that diverged or is not above the untrained floor is on none, nor is a point of reference."
 )
 
 
@@ -39,11 +39,12 @@ class Panel:
     @property
     def label(self) -> str:
         """For an axis: whose cost, and in which unit."""
-        return f"client {self.name} ({self.unit})"
+        whose = "" if self.field.startswith("total_") else "client "
+        return f"{whose}{self.name} ({self.unit})"
 
     def cost(self, row: Row) -> float:
         """In the shown unit."""
-        return float(getattr(row, self.field)) / self.base_units
+        return float(getattr(row, self.field) or 0) / self.base_units
 
     def span(self, rows: Sequence[Row]) -> float:
         """Factor between the largest and the smallest cost; 0 where there is none."""
@@ -57,6 +58,7 @@ class Panel:
 
 PANELS = (
     Panel("flops", "compute", "GFLOPs", GFLOPS),
+    Panel("total_flops", "compute of all and the server", "GFLOPs", GFLOPS),
     Panel("peak_memory_bytes", "peak memory", "MiB", MIB),
     Panel("download_bytes", "download", "MB", MB),
     Panel("upload_bytes", "upload", "MB", MB),
@@ -70,7 +72,7 @@ def front(rows: Sequence[Row], panel: Panel) -> list[Row]:
     """
     kept = []
     for group in like_measured(rows, panel):
-        sound = [row for row in group if not row.diverged]
+        sound = [row for row in group if competes(row)]
         marks = pareto_front([(panel.cost(row), row.top1_mean) for row in sound])
         kept += [row for row, mark in zip(sound, marks, strict=True) if mark]
     return sorted(kept, key=panel.cost)
@@ -79,7 +81,12 @@ def front(rows: Sequence[Row], panel: Panel) -> list[Row]:
 def front_names(row: Row, rows: Sequence[Row]) -> str:
     """The costs for which a row is on the front."""
     kept = [panel.name for panel in PANELS if row in front(rows, panel)]
-    return "all four" if len(kept) == len(PANELS) else ", ".join(kept)
+    return "all" if len(kept) == len(PANELS) else ", ".join(kept)
+
+
+def competes(row: Row) -> bool:
+    """Whether a row can be on a front or best: it did not diverge, and to do nothing, which is free, is worse."""
+    return not row.diverged and row.gain > 0
 
 
 def like_measured(rows: Sequence[Row], panel: Panel) -> list[list[Row]]:
@@ -87,7 +94,7 @@ def like_measured(rows: Sequence[Row], panel: Panel) -> list[list[Row]]:
 
     A run in which no client trained was measured by no meter; it needed no memory by any.
     """
-    rows = [row for row in rows if not row.reference]
+    rows = [row for row in rows if not row.reference and getattr(row, panel.field) is not None]
     if panel.field != "peak_memory_bytes":
         return [rows]
     sources = sorted({row.memory_source for row in rows} - {""}) or [""]
@@ -134,7 +141,7 @@ def _figure(rows: Sequence[Row]) -> "Figure":
     from matplotlib.figure import Figure
 
     rows = drawn(rows)
-    figure = Figure(figsize=(10.5, 3.7), layout="constrained")
+    figure = Figure(figsize=(13, 3.7), layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
     for axis, panel in zip(axes, PANELS, strict=True):
         _draw(axis, panel, rows)

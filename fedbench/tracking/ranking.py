@@ -1,32 +1,37 @@
-"""The rows of the leaderboard: means over seeds, ranked within a table, and costs relative to FedSSL."""
+"""The rows of the leaderboard: means over seeds, what separates them, and costs relative to FedSSL."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import stdev
+from typing import Any
 
 from fedbench.config.load import UNTRAINED
 from fedbench.tracking.comparison import OF_CLIENTS, Cell, comparable, varying
+from fedbench.tracking.paired import is_better, paired_difference
 from fedbench.tracking.runs import Run, describe
 
 REFERENCE = "fedssl"
+WITHOUT_COST = ("optimizer.base_lr", "optimizer.weight_decay", "ssl.temperature", "ssl.momentum", "augmentation.")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One cell; costs are of one client over the whole run, in base units.
+    """One cell; costs are of one client over the whole run, in base units, unless they are called otherwise.
 
-    A ratio is this row / the `fedssl` row of the same table and SSL method; None without such a row, and for
-    memory also where the two were measured differently.
+    A ratio is this row / the `fedssl` row of the same table and SSL method that agrees in all that costs depend
+    on; None without such a row, and for memory also where the two were measured differently. A figure that an
+    older run did not note is None.
     """
 
     table: int  # rows of one table are comparable, and ranked against each other only
     title: str  # of the table, in words
-    rank: int | None  # by accuracy; equal accuracies share a rank; None for a point of reference
+    rank: int | None  # 1 + the rows that are better by the paired interval; None: nothing can be said
     reference: str  # `untrained` or `centralised`: what the others are compared with; "": it competes
     strategy: str
     ssl: str
     variant: str  # settings in which the rows of this table differ, besides strategy and ssl
+    tuned: str  # how its settings were found: `16 trials`; "": by nobody knows whom
     seeds: tuple[int, ...]
     missing_seeds: tuple[int, ...]  # that other rows of the table have, and this cell has not, diverged or not
     diverged: bool  # runs that diverged are a row of their own
@@ -35,13 +40,23 @@ class Row:
     protocol_settings: str
     top1_mean: float  # fraction
     top1_std: float | None  # sample standard deviation (ddof = 1); None for one seed
+    top1_by_seed: tuple[float, ...]  # in the order of `seeds`
+    difference: float | None  # to the reference, see `paired`; mean over the seeds that both have, a fraction
+    difference_low: float | None  # of its confidence interval
+    difference_high: float | None
+    difference_pairs: int  # seeds that both have
     untrained_top1_mean: float  # the floor: same protocol, same encoder, untrained
     gain: float  # top1_mean - untrained_top1_mean
+    local_steps: float | None  # of one client
     flops: float  # 1 multiply-add = 2
     flops_ratio: float | None
+    server_flops: float | None  # of the server's own training
+    total_flops: float | None  # of all clients and the server
+    total_flops_ratio: float | None
     peak_memory_bytes: float
     peak_memory_ratio: float | None
     memory_source: str
+    server_peak_memory_bytes: float | None  # of the server's own training
     download_bytes: float
     download_ratio: float | None
     upload_bytes: float
@@ -58,6 +73,11 @@ def row_name(row: Row, rows: Sequence[Row]) -> str:
     """As much of a row's name as tells it from the other rows of its table."""
     several = len({other.ssl for other in rows if other.ssl}) > 1
     return " ".join(filter(None, [row.strategy, row.ssl if several else "", row.variant]))
+
+
+def top1_of(row: Row) -> dict[int, float]:
+    """Seed -> top-1, a fraction."""
+    return dict(zip(row.seeds, row.top1_by_seed, strict=True))
 
 
 def drawn(rows: Sequence[Row]) -> list[Row]:
@@ -92,11 +112,12 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
     return Row(
         table=number,
         title=describe(table[0].runs[0]),
-        rank=1 + sum(other.accuracy > cell.accuracy for other in rivals) if cell in rivals else None,
+        rank=_place(cell, rivals),
         reference="" if cell in rivals else cell.kind,
         strategy=_name(cell),
         ssl="" if cell.kind == UNTRAINED else cell.label("ssl"),
         variant=" ".join(f"{key}={cell.settings[key]}" for key in _differing(cell, rivals)),
+        tuned=_tuned(cell),
         seeds=cell.seeds,
         missing_seeds=_missing_seeds(cell, table),
         diverged=cell.diverged,
@@ -105,13 +126,20 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
         protocol_settings=" ".join(f"{key}={value}" for key, value in judged.settings.items()),
         top1_mean=cell.accuracy,
         top1_std=stdev(accuracies) if len(accuracies) > 1 else None,
+        top1_by_seed=tuple(accuracies),
+        **_difference(cell, table),
         untrained_top1_mean=cell.floor,
         gain=cell.accuracy - cell.floor,
+        local_steps=cell.known_mean("client/local_steps"),
         flops=cell.mean("client/flops"),
         flops_ratio=_ratio(cell, table, "client/flops"),
+        server_flops=cell.known_mean("server/flops"),
+        total_flops=cell.known_mean("total/flops"),
+        total_flops_ratio=_ratio(cell, table, "total/flops"),
         peak_memory_bytes=cell.mean("client/peak_memory_bytes"),
         peak_memory_ratio=_ratio(cell, table, "client/peak_memory_bytes"),
         memory_source=cell.label("memory_source"),
+        server_peak_memory_bytes=cell.known_mean("server/peak_memory_bytes"),
         download_bytes=cell.mean("client/download_bytes"),
         download_ratio=_ratio(cell, table, "client/download_bytes"),
         upload_bytes=cell.mean("client/upload_bytes"),
@@ -153,9 +181,32 @@ def _twins(cell: Cell, table: Sequence[Cell]) -> list[Cell]:
     return [other for other in table if other.settings == cell.settings and other.diverged != cell.diverged]
 
 
+def _place(cell: Cell, rivals: Sequence[Cell]) -> int | None:
+    """1 + the rows that are better; None for one seed, which ranks nothing, for references and what diverged."""
+    if cell not in rivals or cell.diverged or len(cell.seeds) < 2:
+        return None
+    return 1 + sum(is_better(other.top1, cell.top1) for other in rivals if not other.diverged)
+
+
+def _difference(cell: Cell, table: Sequence[Cell]) -> dict[str, Any]:
+    """The paired difference to the reference, which has none itself."""
+    reference = _reference(cell, table)
+    found = None if reference in (None, cell) else paired_difference(cell.top1, reference.top1)
+    names = ("difference", "difference_low", "difference_high", "difference_pairs")
+    values = (None, None, None, 0) if found is None else (found.mean, found.low, found.high, found.pairs)
+    return dict(zip(names, values, strict=True))
+
+
+def _tuned(cell: Cell) -> str:
+    """By how many trials its settings were found, where all its runs say the same."""
+    records = [run.manifest["config"].get("tuning") for run in cell.runs]
+    same = records[0] and all(record == records[0] for record in records)
+    return f"{records[0]['trials']} trials" if same else ""
+
+
 def _ratio(cell: Cell, table: Sequence[Cell], cost: str) -> float | None:
     reference = _reference(cell, table) if cell.kind == table[0].kind else None
-    if reference is None or not reference.mean(cost):
+    if reference is None or not reference.known_mean(cost) or cell.known_mean(cost) is None:
         return None
     if cost == "client/peak_memory_bytes" and reference.label("memory_source") != cell.label("memory_source"):
         return None
@@ -163,9 +214,18 @@ def _ratio(cell: Cell, table: Sequence[Cell], cost: str) -> float | None:
 
 
 def _reference(cell: Cell, table: Sequence[Cell]) -> Cell | None:
-    """The `fedssl` cell that is like this one in all but the strategy; None if there is none, or several."""
+    """The `fedssl` cell of this SSL method that is like this one in all the rest, or in all that costs depend on.
+
+    None if there is none, or there are several that differ in what is tuned.
+    """
     found = [other for other in table if other.label("ssl") == cell.label("ssl")]
-    found = [other for other in found if other.label("strategy") == REFERENCE]
-    found = [other for other in found if not varying([other, cell])]
+    found = [other for other in found if other.label("strategy") == REFERENCE and other.kind == cell.kind]
+    found = [other for other in found if not _of_costs(varying([other, cell]))]
     found = [other for other in found if not other.diverged] or found  # costs are the same, but seeds are not
-    return found[0] if len(found) == 1 else None
+    alike = [other for other in found if not varying([other, cell])] or found
+    return alike[0] if len(alike) == 1 else None
+
+
+def _of_costs(keys: Iterable[str]) -> list[str]:
+    """Without what changes a result and no cost."""
+    return [key for key in keys if not key.startswith(WITHOUT_COST)]

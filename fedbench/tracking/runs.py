@@ -20,6 +20,7 @@ OF_UNTRAINED = ("data", "encoder.", "evaluation.", "device", "threads")  # what 
 HOW = ("accelerator", "engine", "workers", "tracking", "data.path", "data.partition.file")  # no bit depends on it
 LEFT_OUT = ("seed", "probe.", "evaluation.", "tuning", *HOW)
 UNFINISHED = "it is not finished"
+LATER = ("client/local_steps", "server/peak_memory_bytes", "total/flops")  # figures that older runs have not
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def _read(path: Path) -> list[Run] | str:
         assert summary.keys() >= {*LABELS}
         assert summary["convention"] in CONVENTIONS
         assert all(isinstance(summary[figure], int | float) for figure in FIGURES)
+        summary = _completed(summary)
         runs = [Run(manifest, summary, evaluation, path) for evaluation in read_evaluations(directory)]
         assert all(describe(run) and isinstance(run.seed, int) for run in runs)
     except OSError as error:
@@ -125,6 +127,13 @@ def _read(path: Path) -> list[Run] | str:
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
         return "its files are not those of a run"
     return runs
+
+
+def _completed(summary: dict[str, Any]) -> dict[str, Any]:
+    """With the figures that a run of before did not note: those that follow from others, else None."""
+    parts = [summary.get(f"{who}/flops") for who in ("all_clients", "server")]
+    total = None if None in parts else sum(parts)  # type: ignore[arg-type]
+    return dict.fromkeys(LATER) | {"server/flops": None, "total/flops": total} | summary
 
 
 def _why_it_stopped(path: Path) -> str:

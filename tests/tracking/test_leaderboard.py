@@ -37,13 +37,19 @@ def test_seeds_of_one_cell_become_one_row_with_mean_and_sample_deviation(fake_ru
     assert leaderboard(read_runs(runs))[0].top1_std is None  # prog_fedssl, one seed
 
 
-def test_rows_are_ranked_by_accuracy_and_costs_are_relative_to_fedssl(fake_run: Fake, runs: Path) -> None:
+def test_rows_are_in_the_order_of_their_means_and_costs_are_relative_to_fedssl(fake_run: Fake, runs: Path) -> None:
     three_strategies(fake_run)
     rows = leaderboard(read_runs(runs))
-    assert [(row.rank, row.strategy) for row in rows] == [(1, "prog_fedssl"), (2, "fedssl"), (3, "lw_fedssl")]
+    assert [row.strategy for row in rows] == ["prog_fedssl", "fedssl", "lw_fedssl"]
     for row, ratio in zip(rows, (0.5, 1.0, 0.25), strict=True):
-        ratios = (row.flops_ratio, row.peak_memory_ratio, row.download_ratio, row.upload_ratio)
-        assert ratios == pytest.approx((ratio,) * 4)
+        ratios = (
+            row.flops_ratio,
+            row.total_flops_ratio,
+            row.peak_memory_ratio,
+            row.download_ratio,
+            row.upload_ratio,
+        )
+        assert ratios == pytest.approx((ratio,) * 5)
 
 
 def test_each_ratio_is_of_its_own_cost(fake_run: Fake, runs: Path) -> None:
@@ -55,10 +61,73 @@ def test_each_ratio_is_of_its_own_cost(fake_run: Fake, runs: Path) -> None:
     assert ratios == pytest.approx((1 / 8, 1 / 3, 4 / 5, 3 / 4))
 
 
-def test_equal_accuracies_share_a_rank(fake_run: Fake, runs: Path) -> None:
-    for strategy, top1 in (("a", 0.7), ("b", 0.8), ("c", 0.8)):
+def test_only_what_the_paired_interval_separates_is_ranked(fake_run: Fake, runs: Path) -> None:
+    """b is above a by 9, 10 and 11 points; c is above b by 1 in the mean, but by -8 and +10 in single seeds."""
+    for strategy, top1 in (("a", (0.50, 0.60, 0.70)), ("b", (0.59, 0.70, 0.81)), ("c", (0.69, 0.71, 0.73))):
+        for seed, value in enumerate(top1):
+            fake_run(strategy, value, seed=seed)
+    rows = leaderboard(read_runs(runs))
+    assert [(row.strategy, row.rank) for row in rows] == [("c", 1), ("b", 1), ("a", 2)]
+
+
+def test_one_seed_ranks_nothing(fake_run: Fake, runs: Path) -> None:
+    for strategy, top1 in (("a", 0.7), ("b", 0.8)):
         fake_run(strategy, top1)
-    assert [row.rank for row in leaderboard(read_runs(runs))] == [1, 1, 3]
+    rows = leaderboard(read_runs(runs))
+    assert [row.rank for row in rows] == [None, None]
+    assert "| -   | b " in render(rows)
+
+
+def test_the_difference_to_fedssl_is_paired_with_an_interval_by_hand(fake_run: Fake, runs: Path) -> None:
+    """Differences of 2, 4 and 6 points: mean 4, standard error 2/sqrt(3), t(0.975, 2) = 4.3027."""
+    for seed, top1 in enumerate((0.50, 0.60, 0.90)):
+        fake_run("fedssl", top1, seed=seed)
+        fake_run("lw_fedssl", top1 + 0.02 * (seed + 1), seed=seed)
+    fake_run("fedssl", 0.10, seed=9)  # no pair
+    lw, fedssl = leaderboard(read_runs(runs))
+    reach = 4.302653 * 0.02 / 3**0.5
+    assert (lw.difference, lw.difference_low, lw.difference_high) == pytest.approx(
+        (0.04, 0.04 - reach, 0.04 + reach)
+    )
+    assert lw.difference_pairs == 3
+    assert (fedssl.difference, fedssl.difference_pairs) == (None, 0)
+    assert "| +4.0 [-1.0, +9.0] |" in " ".join(render([lw, fedssl]).split())
+
+
+def test_a_tuned_row_is_still_set_against_fedssl_and_says_how_it_was_tuned(fake_run: Fake, runs: Path) -> None:
+    record = {"grid": "g", "trials": 16, "space": {}, "sampler": "", "split": "validation", "protocol": "linear"}
+    tuned = {"tuning": {**record, "seeds": [7], "score": 0.5}}
+    fake_run("fedssl", 0.7, overrides={"optimizer": {"base_lr": 0.1}, **tuned})
+    fake_run("lw_fedssl", 0.8, cost=0.5, overrides={"optimizer": {"base_lr": 0.2}, **tuned})
+    fake_run("prog_fedssl", 0.6, overrides={"optimizer": {"base_lr": 0.2}, "federation": {"local_epochs": 7}})
+    rows = {row.strategy: row for row in leaderboard(read_runs(runs))}
+    assert rows["lw_fedssl"].flops_ratio == pytest.approx(0.5)
+    assert rows["prog_fedssl"].flops_ratio is None  # other local epochs are other costs
+    assert [rows[name].tuned for name in ("fedssl", "lw_fedssl", "prog_fedssl")] == ["16 trials", "16 trials", ""]
+    text = " ".join(render(list(rows.values())).split())
+    assert "NOT TUNED ALIKE: " in text
+    assert "(not tuned)" in text
+
+
+def test_unequal_local_steps_are_said(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.7)
+    fake_run("lw_fedssl", 0.8)
+    assert "Local steps unlike" not in render(leaderboard(read_runs(runs)))
+    fake_run("prog_fedssl", 0.6, figures={"client/local_steps": 18.0})
+    assert "Local steps unlike fedssl's: prog_fedssl 0.75x" in " ".join(
+        render(leaderboard(read_runs(runs))).split()
+    )
+
+
+def test_figures_that_an_older_run_did_not_note_are_dashes(fake_run: Fake, runs: Path) -> None:
+    path = fake_run("fedssl", 0.7).path / "summary.json"
+    summary = json.loads(path.read_text())
+    for key in ("client/local_steps", "server/peak_memory_bytes", "server/flops", "all_clients/flops"):
+        del summary[key]
+    path.write_text(json.dumps(summary))
+    (row,) = leaderboard(read_runs(runs))
+    assert (row.local_steps, row.server_flops, row.total_flops, row.total_flops_ratio) == (None,) * 4
+    assert "| - " in render([row])
 
 
 @pytest.mark.parametrize(
@@ -79,7 +148,7 @@ def test_runs_that_differ_in_this_are_never_ranked_together(fake_run: Fake, runs
     fake_run("fedssl", 0.6)
     fake_run("lw_fedssl", 0.9, **other)
     rows = leaderboard(read_runs(runs))
-    assert sorted((row.table, row.rank) for row in rows) == [(1, 1), (2, 1)]
+    assert sorted(row.table for row in rows) == [1, 2]
     (lw,) = [row for row in rows if row.strategy == "lw_fedssl"]
     assert lw.upload_ratio is None
     assert render(rows).count("###") == 2
@@ -130,11 +199,12 @@ def test_an_unfinished_run_is_not_on_the_leaderboard(fake_run: Fake, runs: Path)
 def test_the_table_divides_by_the_units_its_footer_names(fake_run: Fake, runs: Path) -> None:
     three_strategies(fake_run)
     text = render(leaderboard(read_runs(runs)))
-    (line,) = [line for line in text.splitlines() if "| lw_fedssl" in line]
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[3:] == [
-        *("3", "76.0 ± 8.5", "50.0", "+26.0"),
-        *("2 (0.25x)", "0.75 (0.25x)", "1.25 (0.25x)", "0.5 (0.25x)", "12.5"),
+    lines = [line for line in text.splitlines() if "| lw_fedssl" in line]
+    accuracy, costs = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    assert accuracy[3:] == ["3", "76.0 ± 8.5", "50.0", "+26.0", "-5.0 [-5.0, -5.0]", "24", "12.5"]
+    assert costs[2:] == [
+        *("2 (0.25x)", "0.5", "10.5 (0.25x)"),
+        *("0.75 (0.25x)", "1", "1.25 (0.25x)", "0.5 (0.25x)"),
     ]
     for stated in (
         "10^9 FLOPs",
@@ -152,9 +222,9 @@ def test_columns_are_aligned_and_fit_a_terminal(fake_run: Fake, runs: Path) -> N
     three_strategies(fake_run)
     lines = render(leaderboard(read_runs(runs))).splitlines()
     table = [line for line in lines if line.startswith("|")]
-    bars = {tuple(index for index, letter in enumerate(line) if letter == "|") for line in table}
-    assert len(table) == 5
-    assert len(bars) == 1
+    bars = [tuple(index for index, letter in enumerate(line) if letter == "|") for line in table]
+    assert len(table) == 2 * 5
+    assert [len(set(bars[:5])), len(set(bars[5:]))] == [1, 1]
     assert max(map(len, lines)) <= 140
 
 

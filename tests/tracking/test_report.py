@@ -25,7 +25,7 @@ from fedbench.tracking.run_directory import RunDirectory
 from fedbench.tracking.runs import gather
 
 Fake = Callable[..., RunDirectory]
-COMPUTE, MEMORY, DOWNLOAD, UPLOAD = PANELS
+COMPUTE, TOTAL, MEMORY, DOWNLOAD, UPLOAD = PANELS
 HOSTILE = "</script><img src=x onerror=console.error('owned')> $$x$$ | <%= 1 %>"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -128,12 +128,13 @@ def test_only_diverged_runs_still_make_a_report(fake_run: Fake, runs: Path, tmp_
     add_rounds(run, 3.0, math.nan, math.inf)
     text = report([runs], tmp_path / "out")
     assert "fedssl (diverged)" in text
-    assert "nobody: all diverged" in text
+    assert "nobody is above the floor" in text
 
 
 def test_who_is_best_within_a_budget_by_hand(fake_run: Fake, runs: Path) -> None:
     for name, top1, cost in (("a", 0.6, 0.5), ("b", 0.8, 1.0), ("c", 0.7, 2.0), ("d", 0.9, 3.0)):
-        fake_run(name, top1, cost=cost)
+        for seed in (0, 1):
+            fake_run(name, top1, cost=cost, seed=seed)
     answers = [answer for answer in iso_budgets(rows_of(runs)) if answer.panel == UPLOAD]
     found = [(answer.budget, answer.within, *(row.strategy for row in answer.best)) for answer in answers]
     assert found == [
@@ -150,7 +151,30 @@ def test_every_resource_is_judged_by_its_own_cost(fake_run: Fake, runs: Path) ->
     fake_run("b", 0.7, figures={**cheap, "client/upload_bytes": 3e6})
     rows = rows_of(runs)
     best = {panel.field: best_within(rows, panel, levels(rows, panel)[0])[0].strategy for panel in PANELS}
-    assert best == {"flops": "b", "peak_memory_bytes": "a", "download_bytes": "a", "upload_bytes": "a"}
+    assert best == {
+        "flops": "b",
+        "total_flops": "b",
+        "peak_memory_bytes": "a",
+        "download_bytes": "a",
+        "upload_bytes": "a",
+    }
+
+
+def test_what_no_interval_separates_from_the_best_stands_behind_it(fake_run: Fake, runs: Path) -> None:
+    for name, top1 in (("a", (0.70, 0.80)), ("b", (0.75, 0.76)), ("c", (0.60, 0.61))):
+        for seed, value in enumerate(top1):
+            fake_run(name, value, seed=seed)
+    assert [row.strategy for row in best_within(rows_of(runs), UPLOAD, 2.0)] == ["b", "a"]
+    fake_run("d", 0.9, seed=0)
+    assert [row.strategy for row in best_within(rows_of(runs), UPLOAD, 2.0)] == ["d", "b", "a", "c"]  # one seed
+
+
+def test_what_is_no_better_than_doing_nothing_is_never_best(fake_run: Fake, runs: Path) -> None:
+    fake_run("a", 0.5, cost=0.1)
+    fake_run("b", 0.6)
+    rows = rows_of(runs)
+    assert [row.strategy for row in front(rows, UPLOAD)] == ["b"]
+    assert best_within(rows, UPLOAD, 0.2) == ()
 
 
 def test_equally_accurate_rows_share_the_place(fake_run: Fake, runs: Path, tmp_path: Path) -> None:
@@ -205,10 +229,10 @@ def test_json_holds_fronts_and_budgets_in_base_units(fake_run: Fake, runs: Path,
     fake_run("lw_fedssl", 0.7, cost=0.5)
     report([runs], tmp_path / "out")
     content = json.loads((tmp_path / "out" / "report.json").read_text())
-    fields = ["flops", "peak_memory_bytes", "download_bytes", "upload_bytes"]
+    fields = ["flops", "total_flops", "peak_memory_bytes", "download_bytes", "upload_bytes"]
     assert [row["pareto_front"] for row in content["rows"]] == [fields, fields]
     uploads = [line for line in content["budgets"] if line["resource"] == "upload_bytes"]
-    assert [(line["limit"], line["best"]) for line in uploads] == [(1_000_000, [1]), (2_000_000, [0])]
+    assert [(line["limit"], line["best"]) for line in uploads] == [(1_000_000, [1]), (2_000_000, [0, 1])]
 
 
 class Loads(HTMLParser):
@@ -245,8 +269,8 @@ def test_what_others_wrote_is_escaped(fake_run: Fake, runs: Path, tmp_path: Path
     loads = Loads()
     loads.feed(page)
     assert "img" not in loads.tags
-    (line,) = [line for line in text.splitlines() if line.startswith("| 1 ")]
-    assert line.replace("\\|", "").count("|") == 14  # 13 columns
+    (line,) = [line for line in text.splitlines() if line.startswith("| - ")]
+    assert line.replace("\\|", "").count("|") == 12  # 11 columns
 
 
 def test_curves_are_drawn_per_client_and_what_was_not_measured_is_said(
