@@ -28,6 +28,7 @@ from fedbench.errors import UserError
 
 Tree = dict[str, Any]
 Axes = Mapping[str, Sequence[Any]]
+TOGETHER = "settings"  # the axis whose values set several keys at once
 
 
 class Range(BaseModel):
@@ -64,7 +65,8 @@ class Search(BaseModel):
 class Grid(BaseModel):
     """A grid file: every cell is `base`, one value of each axis (dotted keys), and the command line on top.
 
-    A cell in which every key of an exclusion has the value given there is left out.
+    The values of the axis `settings` are trees of several keys, for what belongs together. A
+    cell in which every key of an exclusion has the value given there is left out.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -142,7 +144,7 @@ def _is(value: Any, wanted: Any) -> bool:
 def differences(configs: Sequence[Config]) -> list[str]:
     """Of each cell, the settings in which cells differ and that its name does not tell: `federation.rounds=18`."""
     trees = [flat(config.model_dump(mode="json")) for config in configs]
-    told = ("strategy.", "ssl.name", "data.name", "seed")
+    told = ("strategy.", "ssl.name", "data.name", "seed", "tuning.")
     keys = dict.fromkeys(key for tree in trees for key in tree if not key.startswith(told))
     varied = [key for key in keys if len({repr(tree.get(key)) for tree in trees}) > 1]
     return [" ".join(f"{key}={tree[key]}" for key in varied if tree.get(key) is not None) for tree in trees]
@@ -157,4 +159,5 @@ def shard(configs: Sequence[Config], part: tuple[int, int]) -> list[Config]:
 def _combinations(axes: Axes) -> Iterable[Tree]:
     """One tree per element of the cartesian product; keys are dotted."""
     for values in product(*axes.values()):
-        yield reduce(partial(merge, drop_fields=False), map(nest, axes, values), {})
+        trees = [value if key == TOGETHER else nest(key, value) for key, value in zip(axes, values, strict=True)]
+        yield reduce(partial(merge, drop_fields=False), trees, {})

@@ -24,7 +24,7 @@ from fedbench.config.load import Tree, flat, merge, nest
 from fedbench.config.schema import TuningRecord
 from fedbench.errors import UserError
 from fedbench.files import write_atomically
-from fedbench.grid import Grid, Range, Search, cells
+from fedbench.grid import TOGETHER, Grid, Range, Search, cells
 from fedbench.profiling.forecast import forecast
 from fedbench.tables import bullets, markdown
 from fedbench.tracking.manifest import git_state
@@ -180,14 +180,14 @@ def _words(where: Range | Sequence[Any]) -> str:
 
 
 def _grid_text(name: str, search: Search, seeds: Sequence[int], chosen: Sequence[Tree]) -> str:
-    """The winners as a grid file: what all have in common, then a cell for each of them and each seed."""
+    """The winners as a grid file: what all have in common, and axes of their own settings and of the seeds."""
     head = (
         f"# Written by `tune {name}`: the best of {search.trials} trials of each cell, the same for all, scored\n"
         "# on validation images. `run --grid` with this file reports on test images, with seeds no trial had.\n"
     )
     base = {key: value for key, value in chosen[0].items() if all(one.get(key) == value for one in chosen)}
     own = [{key: value for key, value in one.items() if key not in base} for one in chosen]
-    grid = {"base": base, "cells": [{"seed": seed, **one} for seed in seeds for one in own]}
+    grid = {"base": base, "axes": {"seed": list(seeds), TOGETHER: own}}
     plain = json.loads(json.dumps(grid))  # without YAML aliases
     return head + str(yaml.safe_dump(plain, sort_keys=False, width=110, default_flow_style=None))
 
