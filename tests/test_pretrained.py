@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from exhaustive import exhaustive
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_config import TINY
@@ -47,7 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return make
 
 
-@pytest.fixture(params=ENCODERS)
+@pytest.fixture(params=["vit", "resnet18", exhaustive("resnet18-large")])
 def run(request: pytest.FixtureRequest, finished: Finished) -> tuple[Config, Path]:
     return finished(request.param)
 
@@ -118,6 +119,7 @@ def test_the_header_names_the_constructors_arguments_and_the_input(vit_run: Path
     assert (json.loads(header["input"]), header["mean"], header["std"]) == ([1, 8, 8], "0.5", "0.25")
 
 
+@pytest.mark.exhaustive  # a run on large images
 def test_timms_resnet_takes_the_exported_tensors_too(tmp_path: Path, finished: Finished) -> None:
     import timm
 

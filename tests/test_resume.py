@@ -16,6 +16,7 @@ from unittest.mock import Mock
 
 import pytest
 import yaml
+from exhaustive import exhaustive
 from tiny_config import TINY
 
 from fedbench.config import Config
@@ -29,12 +30,13 @@ from fedbench.tracking.run_directory import RunDirectory
 Tiny = Callable[..., Config]
 KILLS = int(os.environ.get("FEDBENCH_KILLS", "3"))
 UNRELIABLE = {"num_clients": 5, "participants": 3, "dropout_before": 0.2, "late_clients": 1, "late_round": 3}
-CASES: list[dict[str, Any]] = [
-    {"strategy": "fedssl"},
-    {"strategy": "lw_fedssl@v3"},
-    {"strategy": {"name": "prog_fedssl", "moon": True}},
-    {"strategy": {"name": "lw_fedssl@v4", "depth_dropout": {"max_depth": 2}}, "federation": UNRELIABLE},
-]
+FEDSSL: dict[str, Any] = {"strategy": "fedssl"}
+CALIBRATED: dict[str, Any] = {"strategy": "lw_fedssl@v3"}
+REMEMBERING: dict[str, Any] = {"strategy": {"name": "prog_fedssl", "moon": True}}
+LOST_AND_LATE: dict[str, Any] = {
+    "strategy": {"name": "lw_fedssl@v4", "depth_dropout": {"max_depth": 2}},
+    "federation": UNRELIABLE,
+}
 
 
 class StoppedError(Exception):
@@ -73,8 +75,19 @@ def run_until(config: Config, out: Path, done: int, before_checkpoint: bool) -> 
             run_cell(prepare(config), out)
 
 
-@pytest.mark.parametrize(("done", "before_checkpoint"), [(2, False), (3, True)])  # a stage has two rounds
-@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["strategy"]))
+@pytest.mark.parametrize(
+    ("case", "done", "before_checkpoint"),
+    [
+        exhaustive(FEDSSL, 2, False),  # a stage has two rounds
+        (FEDSSL, 3, True),
+        (CALIBRATED, 2, False),
+        exhaustive(CALIBRATED, 3, True),
+        exhaustive(REMEMBERING, 2, False),
+        (REMEMBERING, 3, True),
+        (LOST_AND_LATE, 2, False),
+        exhaustive(LOST_AND_LATE, 3, True),
+    ],
+)
 def test_a_stopped_run_ends_with_the_same_bits(
     tiny: Tiny, tmp_path: Path, case: dict[str, Any], done: int, before_checkpoint: bool
 ) -> None:
@@ -100,7 +113,15 @@ def flip_a_bit(content: bytes) -> bytes:
     return content[:-100] + bytes([content[-100] ^ 1]) + content[-99:]
 
 
-@pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"rubbish", lambda content: content[:-7], flip_a_bit])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        exhaustive(lambda _: b""),
+        exhaustive(lambda _: b"rubbish"),
+        exhaustive(lambda content: content[:-7]),
+        flip_a_bit,
+    ],
+)
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
     tiny: Tiny, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
@@ -230,17 +251,19 @@ def test_one_cell_is_never_run_by_two(tiny: Tiny, tmp_path: Path) -> None:
     assert run_cell(prepare(config), tmp_path).words.startswith("was finished already")
 
 
-def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [1, exhaustive(KILLS)])
+def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path, kills: int) -> None:
     """SIGKILL; `FEDBENCH_KILLS=20` (make stress) for more of them."""
-    config = tiny({"federation": {"rounds": 30, "local_epochs": 2}}, strategy="lw_fedssl@v3")
+    federation = {**TINY["federation"], "rounds": 12 if kills == 1 else 30, "local_epochs": 2}
+    changed = {"strategy": "lw_fedssl@v3", "federation": federation}
+    config = tiny(changed)
     run_cell(prepare(config), tmp_path / "a")
     file = tmp_path / "config.yaml"
-    overrides = {"strategy": "lw_fedssl@v3", "federation": {"rounds": 30, "num_clients": 3, "local_epochs": 2}}
-    file.write_text(yaml.safe_dump({**TINY, **overrides}))
+    file.write_text(yaml.safe_dump({**TINY, **changed}))
     command = [sys.executable, "-m", "fedbench", "run", str(file), "--out", str(tmp_path / "b")]
     directory = directory_of(config, tmp_path / "b")
     draw = random.Random(0)
-    for _ in range(KILLS):
+    for _ in range(kills):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         begun = len(rounds_of(directory))
         while process.poll() is None and len(rounds_of(directory)) <= begun:

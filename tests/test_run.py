@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from exhaustive import all_but
 from safetensors.torch import load, load_file
 from tiny_config import TINY
 
 from fedbench.cli import main
-from fedbench.config import Config
+from fedbench.config import Config, load_config
+from fedbench.encoders import build_encoder
+from fedbench.evaluation import describe_features, untrained_encoder
 from fedbench.federation.experiment import prepare
 from fedbench.runner import cell_name, run_cell
 from fedbench.tracking.run_directory import RunDirectory
@@ -94,10 +97,18 @@ def test_all_strategies_are_measured_against_the_same_untrained_encoder(finished
     assert len(floors) == 1
 
 
-def test_the_saved_encoder_is_the_full_encoder(finished: Path) -> None:
-    from fedbench.config import load_config
-    from fedbench.encoders import build_encoder
+def test_the_summary_says_how_the_features_lie_trained_and_untrained(finished: Path) -> None:
+    for run in (path for path in finished.iterdir() if path.is_dir()):
+        config = load_config(json.loads((run / "manifest.json").read_text())["config"])
+        experiment, summary = prepare(config), json.loads((run / "summary.json").read_text())
+        trained = build_encoder(config.encoder, config.encoder.depth)
+        trained.load_state_dict(load_file(run / "encoder.safetensors"))
+        for kind, encoder in (("features", trained), ("untrained", untrained_encoder(config))):
+            lie = describe_features(encoder, experiment.dataset.test_images, experiment.views, config.seed)
+            assert {key: summary[f"{kind}/{key}"] for key in lie} == pytest.approx(lie)
 
+
+def test_the_saved_encoder_is_the_full_encoder(finished: Path) -> None:
     for run in (path for path in finished.iterdir() if path.is_dir()):
         config = load_config(json.loads((run / "manifest.json").read_text())["config"])
         encoder = build_encoder(config.encoder, config.encoder.depth)
@@ -120,7 +131,7 @@ def test_a_finished_cell_is_not_run_again(tiny: Tiny, tmp_path: Path) -> None:
     assert (run_of(tiny(), tmp_path) / "summary.json").stat().st_mtime_ns == written
 
 
-@pytest.mark.parametrize("strategy", ["fedssl", "lw_fedssl"])
+@pytest.mark.parametrize("strategy", all_but("lw_fedssl", ["fedssl", "lw_fedssl"]))
 def test_the_same_seed_gives_the_same_file_and_another_seed_does_not(
     tiny: Tiny, tmp_path: Path, strategy: str
 ) -> None:

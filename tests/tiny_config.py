@@ -11,3 +11,6 @@ TINY = {
     "accelerator": "cpu",
     "threads": 1,
 }
+
+# To be laid over it: clients of 40, 5 and 15 images, so that a figure shows how it weighs them. One batch is 8.
+UNEVEN = {"data": {"partition": {"name": "quantity", "beta": 2.0}}}

@@ -2,6 +2,7 @@
 
 from fedbench.evaluation.candidate import Candidate, untrained_encoder
 from fedbench.evaluation.features import extract_features
+from fedbench.evaluation.geometry import describe_features
 from fedbench.evaluation.protocols import description, evaluate
 
-__all__ = ["Candidate", "description", "evaluate", "extract_features", "untrained_encoder"]
+__all__ = ["Candidate", "describe_features", "description", "evaluate", "extract_features", "untrained_encoder"]

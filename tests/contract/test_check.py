@@ -35,6 +35,7 @@ def test_a_good_strategy_passes_every_check(capsys: pytest.CaptureFixture[str]) 
         assert situation in printed
 
 
+@pytest.mark.exhaustive  # the other faults are found by the same checks
 def test_a_block_that_is_trained_and_never_uploaded_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -245,6 +245,6 @@ def test_a_seed_that_reaches_nothing_is_caught(tiny: Tiny, monkeypatch: pytest.M
     from fedbench import random
 
     deaf = random.stream
-    for module in ("random", "federation.local", "federation.model"):
+    for module in ("random", "federation.local", "federation.model", "encoders"):
         monkeypatch.setattr(f"fedbench.{module}.stream", lambda seed, *key: deaf(0, *key))
     assert "the same bits" in finding(tiny(), "another seed gives other bits")

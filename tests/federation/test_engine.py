@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exhaustive import exhaustive
 
 from fedbench.cells import run_cells
 from fedbench.config import Config, config_hash
@@ -19,10 +20,12 @@ from fedbench.federation.payload import StateDict
 Tiny = Callable[..., Config]
 PROCESSES = {"engine": "processes", "workers": 2}
 UNRELIABLE = {"num_clients": 5, "participants": 3, "dropout_before": 0.2, "dropout_after": 0.2, "late_clients": 1}
-CASES: list[dict[str, Any]] = [
-    {"strategy": "lw_fedssl@v3"},
+CASES: list[Any] = [
+    exhaustive({"strategy": "lw_fedssl@v3"}),
     {"strategy": {"name": "prog_fedssl", "moon": True}},
-    {"strategy": {"name": "lw_fedssl@v4", "depth_dropout": {"max_depth": 2}}, "federation": UNRELIABLE},
+    exhaustive(
+        {"strategy": {"name": "lw_fedssl@v4", "depth_dropout": {"max_depth": 2}}, "federation": UNRELIABLE}
+    ),
     {"strategy": {"name": "fedssl", "proximal": {"mu": 0.1}}, "federation": {"client_memory": "none"}},
 ]
 PLUGIN = '''

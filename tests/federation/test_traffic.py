@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from exhaustive import exhaustive
 
 from fedbench.config import Config
 from fedbench.conformance.witness import Visit, Witness
@@ -68,23 +69,27 @@ def block_bytes(config: Config) -> int:
     return sum(value.nbytes for state in states for key, value in state.items() if ".blocks." in key)
 
 
-@pytest.fixture
-def twelve_stages(tiny: Tiny) -> Callable[..., Config]:
-    small = {"encoder": {"depth": 12, "width": 8}, "federation": {"num_clients": 2, "rounds": 12}}
-    return lambda strategy, **federation: tiny(small, {"federation": federation}, strategy=strategy)
+def staged(tiny: Tiny, stages: int, strategy: str, **federation: str) -> Config:
+    """A round and a block for each stage."""
+    small = {"encoder": {"depth": stages, "width": 8}, "federation": {"num_clients": 2, "rounds": stages}}
+    return tiny(small, {"federation": federation}, strategy=strategy)
 
 
-def test_at_twelve_stages_the_encoders_traffic_is_the_papers(twelve_stages: Callable[..., Config]) -> None:
-    """[LW] v3: 24 / 7.5 = 3.2 for LW-FedSSL, 24 / 13 = 1.85 for Prog-FedSSL, exactly."""
-    whole = block_bytes(twelve_stages("fedssl"))
-    assert whole * 2 * 7.5 == block_bytes(twelve_stages("lw_fedssl@v3")) * 2 * 24
-    assert whole * 13 == block_bytes(twelve_stages("prog_fedssl")) * 24
+@pytest.mark.parametrize(("stages", "fedssl", "lw", "prog"), [(3, 6, 3, 4), exhaustive(12, 24, 7.5, 13)])
+def test_the_encoders_traffic_is_that_of_the_blocks(
+    tiny: Tiny, stages: int, fedssl: float, lw: float, prog: float
+) -> None:
+    """Blocks a round, down and up. [LW] v3, twelve stages: 24 / 7.5 = 3.2, 24 / 13 = 1.85, exactly."""
+    whole = block_bytes(staged(tiny, stages, "fedssl"))
+    assert whole * lw == block_bytes(staged(tiny, stages, "lw_fedssl@v3")) * fedssl
+    assert whole * prog == block_bytes(staged(tiny, stages, "prog_fedssl")) * fedssl
 
 
-def test_clients_that_remember_nothing_download_all_blocks_so_far(twelve_stages: Callable[..., Config]) -> None:
-    """Down 1 + 2 + ... + 12 blocks, up 12: what @v3 needs because calibration moves every block."""
-    forgetful = block_bytes(twelve_stages("lw_fedssl@v4", client_memory="none"))
-    assert forgetful == block_bytes(twelve_stages("lw_fedssl@v3"))
-    kept = block_bytes(twelve_stages("lw_fedssl@v4"))
-    block = forgetful // (2 * (78 + 12))
-    assert kept == 2 * block * (12 + 12 + 11)  # newest down and up, and each finished block handed over once
+@pytest.mark.parametrize("stages", [3, exhaustive(12)])
+def test_clients_that_remember_nothing_download_all_blocks_so_far(tiny: Tiny, stages: int) -> None:
+    """Down 1 + 2 + ... + S blocks, up S: what @v3 needs because calibration moves every block."""
+    forgetful = block_bytes(staged(tiny, stages, "lw_fedssl@v4", client_memory="none"))
+    assert forgetful == block_bytes(staged(tiny, stages, "lw_fedssl@v3"))
+    kept = block_bytes(staged(tiny, stages, "lw_fedssl@v4"))
+    block = forgetful // (2 * (sum(range(stages + 1)) + stages))
+    assert kept == 2 * block * (3 * stages - 1)  # newest down and up, and each finished block handed over once

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from exhaustive import crossed, exhaustive
+from tiny_config import UNEVEN
 
 from fedbench.config import Config
 from fedbench.conformance.witness import Witness
@@ -73,8 +75,7 @@ def counted(config: Config) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("ssl", builtin_files("ssl"))
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("strategy", "ssl"), crossed(STRATEGIES, "lw_fedssl@v4", builtin_files("ssl"), "moco_v3"))
 def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> None:
     config = tiny(strategy=strategy, ssl=ssl)
     assert predicted(profile(config)) == counted(config)
@@ -95,12 +96,15 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
             "federation": UNRELIABLE,
         },
         {"strategy": {"name": "lw_fedssl", "blocks_per_stage": 2}},
-        {
-            "strategy": "lw_fedssl@v3",
-            "encoder": {"name": "resnet18", "depth": 4},
-            "data": {"num_train": 16},
-            "federation": {"rounds": 4, "num_clients": 2},
-        },
+        exhaustive(
+            {
+                "strategy": "lw_fedssl@v3",
+                "encoder": {"name": "resnet18", "depth": 4},
+                "data": {"num_train": 16},
+                "federation": {"rounds": 4, "num_clients": 2},
+            }
+        ),
+        UNEVEN,
     ],
 )
 def test_whatever_happens_to_the_clients(tiny: Tiny, trees: dict[str, Any]) -> None:

@@ -1,0 +1,23 @@
+"""Cases that only `make test-all` runs: more of what another case of the same test shows."""
+
+from collections.abc import Iterable
+from itertools import product
+from typing import Any
+
+import pytest
+
+
+def exhaustive(*values: Any) -> Any:
+    """A case (the values of a `parametrize`) for `make test-all` alone."""
+    return pytest.param(*values, marks=pytest.mark.exhaustive)
+
+
+def crossed(firsts: Iterable[str], first: str, seconds: Iterable[str], second: str) -> list[Any]:
+    """All pairs as cases: `make test` runs those with `first` or `second`, so that each name is run."""
+    pairs = product(firsts, seconds)
+    return [pair if pair[0] == first or pair[1] == second else exhaustive(*pair) for pair in pairs]
+
+
+def all_but(kept: str, names: Iterable[str]) -> list[Any]:
+    """The names as cases: `make test` runs `kept`, `make test-all` all of them."""
+    return [name if name == kept else exhaustive(name) for name in names]
