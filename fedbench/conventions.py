@@ -28,8 +28,9 @@ STEP = Convention(
 )
 PAPER_V4 = Convention(
     "paper-v4",
-    "multiply-accumulates of one view through the online branch for one sample, attention products and LayerNorm "
-    "(5 per element) counted; trained parts x3, frozen x1; summed over R x E local epochs",
+    "multiply-accumulates of one view (both where there is no target branch) through the online branch for one "
+    "sample, attention products and LayerNorm (5 per element) counted; trained parts x3, frozen x1; summed over "
+    "R x E local epochs",
     "parameters of what is exchanged in every round, both ways, all R rounds; no running statistics, framing, "
     "hand-over or catch-up; the paper's GB is 1000 MiB",
 )

@@ -28,6 +28,7 @@ class Visit:
 
     Attributes:
         server: the server's tensors when the payload left it.
+        active: blocks that the client ran.
         needed: groups that the client needs in this round.
         payload: what the payload decodes to.
         download_bytes, upload_bytes: lengths of the two payloads.
@@ -41,6 +42,7 @@ class Visit:
     stage: int
     client: int
     plan: StagePlan
+    active: tuple[int, ...]
     server: StateDict
     needed: frozenset[str]
     payload: StateDict
@@ -76,12 +78,13 @@ class _WitnessedWorker(Worker):
     before: StateDict
     after: StateDict
     download: Download
+    active: tuple[int, ...]
     upload: Upload
 
     def train(
         self, client: int, indices: Tensor, round_index: int, download: Download, active: Sequence[int]
     ) -> Upload:
-        self.download = download
+        self.download, self.active = download, tuple(active)
         self.upload = super().train(client, indices, round_index, download, active)
         return self.upload
 
@@ -90,9 +93,17 @@ class _WitnessedWorker(Worker):
         self.before = self.keepsakes.copy(task.method.online_state())
         return task
 
-    def _send(self, task: LocalTask, client: int, round_index: int, num_samples: int, num_steps: int) -> Upload:
+    def _send(
+        self,
+        task: LocalTask,
+        client: int,
+        round_index: int,
+        num_samples: int,
+        num_steps: int,
+        active: Sequence[int],
+    ) -> Upload:
         self.after = self.keepsakes.copy(task.method.online_state())
-        return super()._send(task, client, round_index, num_samples, num_steps)
+        return super()._send(task, client, round_index, num_samples, num_steps, active)
 
 
 class Witness(Federation):
@@ -141,6 +152,7 @@ class Witness(Federation):
             record.stage,
             client,
             worker.plan,
+            worker.active,
             server,
             frozenset(worker.download.versions),
             self.keepsakes.copy(decode(worker.download.data)),

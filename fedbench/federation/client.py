@@ -101,7 +101,7 @@ class Worker:
         cuda_memory.start(self.images.device)
         epochs = self.config.federation.local_epochs
         num_steps = fit(self.fabric, task, indices, epochs, self.config, round_index, client)
-        upload = self._send(task, client, round_index, len(indices), num_steps)
+        upload = self._send(task, client, round_index, len(indices), num_steps, active)
         return replace(upload, seconds=perf_counter() - start)
 
     def _receive(self, download: Download) -> LocalTask:
@@ -142,15 +142,24 @@ class Worker:
         for name, teacher in task.teachers.items():
             teacher.load(values[name])
 
-    def _send(self, task: LocalTask, client: int, round_index: int, num_samples: int, num_steps: int) -> Upload:
-        for group in self.plan.trained_groups:
+    def _send(
+        self,
+        task: LocalTask,
+        client: int,
+        round_index: int,
+        num_samples: int,
+        num_steps: int,
+        active: Sequence[int],
+    ) -> Upload:
+        trained = self.plan.trained_by(active)
+        for group in trained:
             self._loaded.pop(group, None)  # overwritten by training
         state = task.method.online_state()
         if "previous" in task.all_teachers:
-            self.states.save(client, self.stage, round_index, select(state, self.plan.trained_groups))
+            self.states.save(client, self.stage, round_index, select(state, trained))
         loss, added = (task.losses / num_steps).tolist()
         return Upload(
-            encode(select(state, self.plan.uploaded_groups)),
+            encode(select(state, self.plan.uploaded_by(active))),
             num_samples,
             num_steps,
             loss,

@@ -28,15 +28,20 @@ def flatten(state: StateDict) -> Tensor:
 
 
 class PairwiseL2:
-    """Mean over pairs of clients of ||u_n - u_m||_2 ([LW] v4 Fig. 6), of the first `PAIRED_CLIENTS` updates."""
+    """Mean over pairs of clients of ||u_n - u_m||_2 ([LW] v4 Fig. 6), of the first `PAIRED_CLIENTS` updates.
+
+    An update that holds other tensors than the first one (its client ran other blocks) is left out.
+    """
 
     def __init__(self) -> None:
         self._rows_NP = torch.empty(0, 0)
         self._count = 0
+        self._keys: set[str] = set()
 
     def add(self, update: StateDict) -> None:
         """Keep it, unless there are enough. Rows of one matrix: to stack them later would double them."""
-        if self._count == PAIRED_CLIENTS:
+        self._keys = self._keys or set(update)
+        if self._count == PAIRED_CLIENTS or self._keys != set(update):
             return
         values = flatten(update)
         if self._count == 0:

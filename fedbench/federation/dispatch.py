@@ -64,13 +64,14 @@ class Dispatch:
         versions = {group: self.versions.current[group] for group in needed}
         return Order(tuple(missing), versions, self._declare({group: self._reason(group) for group in missing}))
 
-    def upload(self) -> Shipment:
-        """What every client sends back."""
-        return self._declare({group: "round" for group in self.groups if group in self.plan.uploaded_groups})
+    def upload(self, active: Sequence[int]) -> Shipment:
+        """What a client that ran the blocks `active` sends back."""
+        sent = self.plan.uploaded_by(active)
+        return self._declare({group: "round" for group in self.groups if group in sent})
 
-    def trained(self, client: int) -> None:
+    def trained(self, client: int, active: Sequence[int]) -> None:
         """Local training overwrote what it trained: the client holds no version of that any more."""
-        gone = self.plan.trained_groups if self.clients_keep else set(self.groups)
+        gone = self.plan.trained_by(active) if self.clients_keep else set(self.groups)
         self.versions.forget(client, [group for group in self.groups if group in gone])
 
     def changed(self, groups: Iterable[str], aggregated: bool) -> None:

@@ -12,7 +12,7 @@ from fedbench.config.schema import Config
 from fedbench.data import Dataset, Views, build_views, data_source, load_dataset, partition
 from fedbench.errors import UserError
 from fedbench.federation.mechanism import Mechanism
-from fedbench.federation.plan import StagePlan, check_plans, split_rounds
+from fedbench.federation.plan import StagePlan, check_plans, line_up, split_rounds
 from fedbench.federation.strategy import Strategy, load_mechanisms, load_strategy
 from fedbench.plugins import blamed, load_plugin, source_hash
 from fedbench.random import generator
@@ -65,6 +65,7 @@ def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], l
         num_stages = strategy.num_stages(blocks)
         plans = [strategy.plan(stage, blocks) for stage in range(1, num_stages + 1)]
     check_plans(plans, blocks)
+    plans = line_up(plans)
     rounds_per_stage = _rounds_per_stage(config, num_stages)
     if choose_device(config.accelerator).type == "cuda" and config.engine == "processes":
         raise UserError("engine=processes on a GPU; allowed: accelerator=cpu, or engine=in_process")

@@ -15,6 +15,7 @@ from fedbench.config.schema import Config, OptimizerConfig
 from fedbench.data import Views
 from fedbench.data.pool import Pool
 from fedbench.encoders.encoder import Encoder, SharedPrefix
+from fedbench.federation.plan import group_of
 from fedbench.metering import cuda_memory
 from fedbench.metering.cuda_memory import CudaMemory
 from fedbench.random import generator, stream
@@ -89,7 +90,7 @@ class LocalTask(LightningModule):
         self.images = images  # uint8 (N, C, H, W); a batch of them is on the device
         self.generator = torch.Generator(images.device)
         self.received: dict[str, Tensor] = {}
-        self.trained = {key: value for key, value in method.named_parameters() if value.requires_grad}
+        self.trained = self._trained()
         names = frozenset[str]().union(*(term.teachers for term in terms))
         self.all_teachers = nn.ModuleDict({name: Teacher(method) for name in sorted(names)})
         self.teachers: Mapping[str, Teacher] = dict(self.all_teachers.items())  # type: ignore[arg-type]
@@ -100,9 +101,18 @@ class LocalTask(LightningModule):
         self.projections = torch.zeros(0)  # of the last step: z1 (B, D)
 
     def run_blocks(self, active: Sequence[int]) -> None:
-        """Let every encoder run these blocks only."""
+        """Let every encoder run these blocks only; what is not run is not trained."""
+        if list(active) == list(self.method.encoder.active):
+            return
         for encoder in self.encoders:
             encoder.active = active
+        idle = {f"block_{number + 1}" for number in range(len(self.method.encoder.blocks)) if number not in active}
+        self.trained = self._trained()
+        for key in [key for key in self.trained if group_of(key) in idle]:
+            self.trained.pop(key).grad = None  # of the client before
+
+    def _trained(self) -> dict[str, Tensor]:
+        return {key: value for key, value in self.method.named_parameters() if value.requires_grad}
 
     def _share_prefix(self) -> SharedPrefix | None:
         """Frozen blocks hold the received values in both branches and in the teachers: run them once for all."""

@@ -151,16 +151,17 @@ class Federation:
         client, download, dispatch = visit.client, visit.download, self.server.dispatch
         where = f"round {record.round_index}, client {client}"
         compare(f"{where}, download", download.shipment, len(download.data), upload.received_bytes)
-        dispatch.trained(client)
+        dispatch.trained(client, visit.active)
         record.add(client, download.shipment, upload, self._client_cost(visit, upload))
         if client in record.participation.lost_after:
             return None
-        record.add_upload(client, dispatch.upload())
+        declared = dispatch.upload(visit.active)
+        record.add_upload(client, declared)
         with clock(record, "communication"):
             state = self._accept(client, upload.data, record)
         if state is None:
             return None
-        compare(f"{where}, upload", dispatch.upload(), len(upload.data), received_bytes(upload.data, state))
+        compare(f"{where}, upload", declared, len(upload.data), received_bytes(upload.data, state))
         return ClientUpdate(client, upload.num_samples, state)
 
     def _accept(self, client: int, data: bytes, record: RoundRecord) -> StateDict | None:
@@ -205,10 +206,17 @@ class Federation:
         return self._cost(task, upload.num_samples, len(visit.active))
 
     def _cost(self, task: LocalTask | None, num_samples: int, num_active: int) -> StepCost:
-        """Traced once for each stage, side, batch size, number of active blocks, and set of teachers."""
+        """Traced once for each stage, side, batch size, what is run and trained, and set of teachers."""
         assert task is not None
         batch_size = min(self.config.optimizer.batch_size, num_samples)
-        key = (self.worker.stage, task is self.worker.task, batch_size, num_active, tuple(task.teachers))
+        key = (
+            self.worker.stage,
+            task is self.worker.task,
+            batch_size,
+            num_active,
+            len(task.trained),
+            tuple(task.teachers),
+        )
         if key not in self._costs:
             encoder = self.config.encoder
             shape = (encoder.in_channels, encoder.image_size, encoder.image_size)

@@ -6,7 +6,7 @@ heads are trained and sent at every stage, whatever the strategy.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedbench.errors import UserError
 
@@ -21,11 +21,13 @@ class StagePlan:
         depth: blocks that the encoder has.
         trainable: blocks that a client trains.
         upload: blocks that a client sends back.
+        grown_from: blocks that there were before this stage; set where the stages are lined up.
     """
 
     depth: int
     trainable: Sequence[int]
     upload: Sequence[int]
+    grown_from: int = 0
 
     @property
     def trained_groups(self) -> frozenset[str]:
@@ -36,6 +38,28 @@ class StagePlan:
     def uploaded_groups(self) -> frozenset[str]:
         """Groups that a client sends back."""
         return _groups(self.upload)
+
+    @property
+    def newest(self) -> range:
+        """Blocks that this stage added; of a first stage, which added all, the last one."""
+        return range(self.grown_from or self.depth - 1, self.depth)
+
+    def trained_by(self, active: Iterable[int]) -> frozenset[str]:
+        """Groups with gradients on a client that runs the blocks `active` only."""
+        return self.trained_groups - self._idle(active)
+
+    def uploaded_by(self, active: Iterable[int]) -> frozenset[str]:
+        """Groups that such a client sends back."""
+        return self.uploaded_groups - self._idle(active)
+
+    def _idle(self, active: Iterable[int]) -> frozenset[str]:
+        return frozenset(f"block_{block + 1}" for block in set(range(self.depth)).difference(active))
+
+
+def line_up(plans: Sequence[StagePlan]) -> list[StagePlan]:
+    """The plans of a run's stages, each with the depth that it grows from."""
+    depths = [0, *(plan.depth for plan in plans[:-1])]
+    return [replace(plan, grown_from=depth) for plan, depth in zip(plans, depths, strict=True)]
 
 
 def _groups(blocks: Iterable[int]) -> frozenset[str]:

@@ -17,6 +17,7 @@ Its fields are its configuration: `strategy={name: path/to/fedprox.py, proximal_
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from dataclasses import fields as fields_of
@@ -134,19 +135,20 @@ def _block_before(key: str, distance: int) -> str:
 def weighted_mean(updates: Iterable[ClientUpdate]) -> StateDict:
     """M <- sum_n w_n M^n with w_n = |D^n| / sum_m |D^m|  ([LW] Algorithm 1, lines 8 and 10).
 
+    The sums are over the clients that sent the entry: who did not run a block has no say in it.
     A running sum in float64: the mean of equal values is that value, bit for bit. Integer buffers
     (BatchNorm's step counter) are rounded.
     """
     sums: StateDict = {}
     dtypes: dict[str, Any] = {}
-    num_samples = 0
+    num_samples = Counter[str]()
     for update in updates:
-        num_samples += update.num_samples
         for key, value in update.state.items():
+            num_samples[key] += update.num_samples
             term = value.double() * update.num_samples
             sums[key] = sums[key].add_(term) if key in sums else term
             dtypes[key] = value.dtype
-    return {key: _cast(total / num_samples, dtypes[key]) for key, total in sums.items()}
+    return {key: _cast(total / num_samples[key], dtypes[key]) for key, total in sums.items()}
 
 
 def _cast(mean: Tensor, dtype: Any) -> Tensor:

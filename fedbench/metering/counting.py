@@ -27,7 +27,7 @@ def entry_bytes(entry: Entry, convention: ConventionName) -> int:
 def paper_epoch_macs(
     macs: Mapping[str, int], plan: StagePlan, active: Sequence[int], convention: ConventionName
 ) -> int:
-    """Multiply-accumulates that a paper's rule counts per sample and local epoch, from `forward_macs_by_group`."""
+    """Multiply-accumulates that a paper's rule counts per view, sample and epoch, from `forward_macs_by_group`."""
     run = {f"block_{block + 1}" for block in active}
     counted = {group for group in macs if group in run or not group.startswith("block_")}
     if convention == "paper-v3":

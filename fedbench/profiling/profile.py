@@ -170,8 +170,9 @@ class _Stage:
         self.specs = describe(self.model)
         self.macs = forward_macs_by_group(self.model, self.image_shape)
         self.visits: list[Visit] = []
+        anew = server_epochs or config.federation.client_memory == "none"  # all that a client needs, every round
         every_group, exchanged = groups_of(self.specs), plan.trained_groups & plan.uploaded_groups
-        self.changing = frozenset(every_group) if server_epochs else exchanged  # in every round
+        self.changing = frozenset(every_group) if anew else exchanged
         self._server_epochs = server_epochs
         self._alike = config_hash(config.model_copy(update={"seed": 0}))  # the seed does not change a step's cost
         self._traced = traced
@@ -261,17 +262,25 @@ class _Stage:
 
     def _paper_macs(self) -> dict[ConventionName, Number]:
         """Of a client that takes part in every round; with depth dropout, on average over its visits."""
-        epochs = self.rounds * self.config.federation.local_epochs
+        views = 1 if self.model.target_encoder is not None else 2  # [LW] Table 2: SimCLR's figures are of both
+        epochs = self.rounds * self.config.federation.local_epochs * views
         actives = [visit.active for visit in self.visits] or [tuple(range(self.plan.depth))]
         return {
             rule: _mean([paper_epoch_macs(self.macs, self.plan, active, rule) for active in actives], epochs)
             for rule in PAPER_RULES
         }
 
+    def _not_run(self, active: Iterable[int]) -> frozenset[str]:
+        return frozenset(f"block_{block + 1}" for block in range(self.plan.depth) if block not in set(active))
+
     def _traffic(self, shipments: Sequence[Shipment], exchanged: Set[str]) -> dict[ConventionName, Number]:
-        """Of a mean client; under the paper's rules, of one that takes part in every round."""
-        every_round = declare(self.specs, dict.fromkeys(exchanged, "round"))
-        paper = {rule: counted_bytes(every_round, rule) * self.rounds for rule in PAPER_RULES}
+        """Of a mean client; under the paper's rules, of one that takes part in every round.
+
+        With depth dropout, blocks that a client does not run are not exchanged: the mean over its visits.
+        """
+        idle = [self._not_run(visit.active) for visit in self.visits] or [frozenset()]
+        rounds = [declare(self.specs, dict.fromkeys(exchanged - blocks, "round")) for blocks in idle]
+        paper = {rule: _mean([counted_bytes(one, rule) for one in rounds], self.rounds) for rule in PAPER_RULES}
         return {"step": self._each(sum(shipment.num_bytes for shipment in shipments)), **paper}
 
 

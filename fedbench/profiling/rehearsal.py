@@ -76,20 +76,19 @@ def rehearse(
         for _ in range(rounds_per_stage[stage - 1]):
             dispatch.start_round()
             drawn = participation(config, round_index)
-            returned = False
+            changed: set[str] = set()
             for client in drawn.drawn:
                 if client in drawn.lost_before:
                     continue
                 active = active_blocks(config, mechanisms, plan, round_index, client)
                 download = dispatch.download(client, active).shipment
-                dispatch.trained(client)
-                upload = None if client in drawn.lost_after else dispatch.upload()
-                returned = returned or upload is not None
+                dispatch.trained(client, active)
+                upload = None if client in drawn.lost_after else dispatch.upload(active)
+                if upload is not None:
+                    changed |= plan.uploaded_by(active) & plan.trained_by(active)
                 yield Visit(stage, round_index, client, tuple(active), client not in visited, download, upload)
                 visited.add(client)
-            if returned:
-                changed = plan.uploaded_groups & plan.trained_groups & set(dispatch.groups)
-                dispatch.changed(changed, aggregated=True)
+            dispatch.changed(changed & set(dispatch.groups), aggregated=True)
             if server_epochs(mechanisms):
                 dispatch.changed(dispatch.groups, aggregated=False)
             round_index += 1

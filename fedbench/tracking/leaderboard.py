@@ -119,7 +119,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         f"Protocol `{first.protocol}`: {PROTOCOLS[first.protocol]} ({first.protocol_settings}). Mean ± sample "
         "standard deviation over seeds. Floor: the same protocol on the untrained encoder; gain: points above it.",
         f"Convention `{first.convention}`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
-        f"#: 1 + the rows that are better beyond doubt; `-`: nothing can be said. Better: {METHOD}.",
+        "#: a row ranks below others only where each of these is better than it and than all that rank no higher; "
+        f"`-`: nothing can be said. Better: {METHOD}.",
         *untuned(rows),
         *steps(rows),
         "Client: total of all clients in the run / registered clients; memory: highest peak of any. Server: its "

@@ -26,7 +26,7 @@ class Row:
 
     table: int  # rows of one table are comparable, and ranked against each other only
     title: str  # of the table, in words
-    rank: int | None  # 1 + the rows that are better by the paired interval; None: nothing can be said
+    rank: int | None  # 1 + the rows that are above all doubt better, see `_place`; None: nothing can be said
     reference: str  # `untrained` or `centralised`: what the others are compared with; "": it competes
     strategy: str
     ssl: str
@@ -182,10 +182,21 @@ def _twins(cell: Cell, table: Sequence[Cell]) -> list[Cell]:
 
 
 def _place(cell: Cell, rivals: Sequence[Cell]) -> int | None:
-    """1 + the rows that are better; None for one seed, which ranks nothing, for references and what diverged."""
-    if cell not in rivals or cell.diverged or len(cell.seeds) < 2:
+    """1 + the rows above the nearest cut, across which every row above is better than every row below.
+
+    None for what does not compete, diverged, or has one seed, which ranks nothing.
+    """
+    ranked = sorted(
+        (one for one in rivals if not one.diverged and len(one.seeds) > 1), key=lambda one: -one.accuracy
+    )
+    if cell not in ranked:
         return None
-    return 1 + sum(is_better(other.top1, cell.top1) for other in rivals if not other.diverged)
+    cuts = (
+        number
+        for number in range(1, ranked.index(cell) + 1)
+        if all(is_better(above.top1, below.top1) for above in ranked[:number] for below in ranked[number:])
+    )
+    return 1 + max(cuts, default=0)
 
 
 def _difference(cell: Cell, table: Sequence[Cell]) -> dict[str, Any]:

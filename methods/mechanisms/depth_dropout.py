@@ -1,4 +1,4 @@
-"""Depth dropout ([LW] v4 Sec. 4.6, DD): a client runs some of the frozen blocks only, and downloads no other."""
+"""Depth dropout ([LW] v4 Sec. 4.6, DD): a client runs some of the blocks only, and exchanges no other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from fedbench.federation import Mechanism, StagePlan
 
 @dataclass(frozen=True)
 class DepthDropout(Mechanism):
-    """At most `max_depth` blocks are run (6 in the paper's table); blocks under training are never dropped."""
+    """At most `max_depth` blocks are run (6 in the paper's table); the newest ones always, whatever is trained."""
 
     max_depth: Annotated[int, Field(ge=1)] = 6
 
@@ -27,8 +27,8 @@ class DepthDropout(Mechanism):
             )
 
     def active_blocks(self, plan: StagePlan, draw: torch.Generator) -> Sequence[int]:
-        """The trained blocks, and frozen ones drawn without replacement until there are `max_depth`."""
-        frozen = [block for block in range(plan.depth) if block not in plan.trainable]
-        room = max(self.max_depth - len(plan.trainable), 0)
-        kept = torch.randperm(len(frozen), generator=draw)[:room].tolist()
-        return sorted([*plan.trainable, *(frozen[number] for number in kept)])
+        """The newest blocks, and earlier ones drawn without replacement until there are `max_depth`."""
+        earlier = [block for block in range(plan.depth) if block not in plan.newest]
+        room = max(self.max_depth - len(plan.newest), 0)
+        kept = torch.randperm(len(earlier), generator=draw)[:room].tolist()
+        return sorted([*plan.newest, *(earlier[number] for number in kept)])

@@ -60,7 +60,7 @@ def test_what_local_training_overwrote_is_sent_again_even_if_the_server_kept_it(
     server = new_server(2)
     grow(server, STAGE_1, 0)
     server.download(0, range(9))
-    server.dispatch.trained(0)
+    server.dispatch.trained(0, range(2))
     assert groups_in(server, 0) == {"stem", "block_1", "norm", "reshape", "heads"}
 
 

@@ -135,3 +135,42 @@ def test_a_mechanism_that_cannot_work_is_refused(tiny: Tiny) -> None:
         prepare(tiny(strategy={"name": "fedssl", "proximal": {"nu": 1}}))
     with pytest.raises(UserError, match=r"strategy\.proximal=3; allowed: its fields, true, false or null"):
         prepare(tiny(strategy={"name": "fedssl", "proximal": 3}))
+
+
+@pytest.mark.parametrize("strategy", ["fedssl", "prog_fedssl"])
+def test_trained_blocks_that_a_client_does_not_run_are_neither_trained_nor_exchanged(
+    tiny: Tiny, strategy: str
+) -> None:
+    dropout = {"depth_dropout": {"max_depth": 2}, "proximal": {"mu": 0.1}}
+    witness = Witness(prepare(tiny(strategy={"name": strategy, **dropout})))
+    whole = Witness(prepare(tiny(strategy=strategy)))
+    skipped = set()
+    for visit in witness.visits:
+        assert len(visit.active) == min(2, visit.plan.depth)
+        assert visit.plan.depth - 1 in visit.active  # the newest block
+        blocks = {f"encoder.blocks.{number}." for number in range(visit.plan.depth) if number not in visit.active}
+        idle = {key for key in visit.after if any(key.startswith(block) for block in blocks)}
+        skipped |= {block for block in blocks if visit.client == 0}
+        assert not idle & (visit.upload.keys() | visit.payload.keys())
+        assert all(torch.equal(visit.before[key], visit.after[key]) for key in idle)
+    assert skipped == {"encoder.blocks.0.", "encoder.blocks.1."}
+    for thin, full in zip(witness.records[-2:], whole.records[-2:], strict=True):
+        assert thin.flops < full.flops
+        assert thin.upload_bytes < full.upload_bytes
+        assert thin.download_bytes < full.download_bytes
+
+
+def test_an_entry_is_averaged_over_those_who_sent_it() -> None:
+    from fedbench.federation.strategy import ClientUpdate, weighted_mean
+
+    ones = {"a": torch.tensor([1.0]), "b": torch.tensor([10.0])}
+    updates = [ClientUpdate(0, 1, ones), ClientUpdate(1, 3, {"a": torch.tensor([5.0])})]
+    mean = weighted_mean(updates)
+    assert mean["a"].item() == 4.0
+    assert mean["b"].item() == 10.0
+
+
+@pytest.mark.parametrize("strategy", ["fedssl", "prog_fedssl", "lw_fedssl"])
+def test_depth_dropout_of_no_block_is_none(tiny: Tiny, strategy: str) -> None:
+    dropout = {"name": strategy, "depth_dropout": {"max_depth": 3}}
+    assert_same(tiny(strategy=dropout), tiny(strategy=strategy))

@@ -62,12 +62,20 @@ def test_each_ratio_is_of_its_own_cost(fake_run: Fake, runs: Path) -> None:
 
 
 def test_only_what_the_paired_interval_separates_is_ranked(fake_run: Fake, runs: Path) -> None:
-    """b is above a by 9, 10 and 11 points; c is above b by 1 in the mean, but by -8 and +10 in single seeds."""
-    for strategy, top1 in (("a", (0.50, 0.60, 0.70)), ("b", (0.59, 0.70, 0.81)), ("c", (0.69, 0.71, 0.73))):
+    """b is above a by 9, 10 and 11 points; c is above b by 2 in the mean, but by -8 and +10 in single seeds."""
+    for strategy, top1 in (("a", (0.50, 0.60, 0.70)), ("b", (0.59, 0.70, 0.81)), ("c", (0.61, 0.71, 0.82))):
         for seed, value in enumerate(top1):
             fake_run(strategy, value, seed=seed)
     rows = leaderboard(read_runs(runs))
-    assert [(row.strategy, row.rank) for row in rows] == [("c", 1), ("b", 1), ("a", 2)]
+    assert [(row.strategy, row.rank) for row in rows] == [("c", 1), ("b", 1), ("a", 3)]
+
+
+def test_rows_that_no_interval_separates_share_a_rank_whoever_else_is_better(fake_run: Fake, runs: Path) -> None:
+    """b is better than a, and c is not: c's place above a would be an order that nothing supports."""
+    for strategy, top1 in (("a", (0.50, 0.60, 0.70)), ("b", (0.59, 0.70, 0.81)), ("c", (0.69, 0.71, 0.73))):
+        for seed, value in enumerate(top1):
+            fake_run(strategy, value, seed=seed)
+    assert [(row.strategy, row.rank) for row in leaderboard(read_runs(runs))] == [("c", 1), ("b", 1), ("a", 1)]
 
 
 def test_one_seed_ranks_nothing(fake_run: Fake, runs: Path) -> None:
