@@ -60,9 +60,14 @@ class EncoderConfig(Section):
     depth: PositiveInt = 4  # blocks; of ResNet-18 always 4, its residual stages
     heads: PositiveInt = 4
     in_channels: Literal[1, 3] = 1
+    # Of ResNet-18. cifar: 3x3 at full resolution; imagenet: torchvision's own, 7x7 with stride 2 and max-pooling,
+    # which is the paper's even at 32 pixels. None: cifar up to 64 pixels, imagenet above.
+    stem: Literal["cifar", "imagenet"] | None = LATER
 
     @model_validator(mode="after")
     def _combination(self) -> "EncoderConfig":
+        if self.name != "resnet18" and self.stem is not None:
+            raise ValueError(f"stem={self.stem} with name={self.name}; allowed: with resnet18")
         if self.name == "vit":
             if self.image_size % self.patch_size:
                 raise ValueError(

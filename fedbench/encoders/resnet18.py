@@ -39,7 +39,7 @@ def _stem(net: ResNet, config: EncoderConfig) -> nn.Module:
 
 
 def _is_small(config: EncoderConfig) -> bool:
-    return config.image_size <= SMALL_IMAGE
+    return config.image_size <= SMALL_IMAGE if config.stem is None else config.stem == "cifar"
 
 
 def _first_convolution(config: EncoderConfig) -> dict[str, Any]:

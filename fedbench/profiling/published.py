@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbench.config import load_config, resolve_file
-from fedbench.config.load import read_yaml, suggest
+from fedbench.config.load import flat, merge, read_yaml, suggest
 from fedbench.conventions import CONVENTIONS
 from fedbench.errors import UserError
 from fedbench.profiling.profile import Profile, profile
@@ -40,13 +40,11 @@ def comparison(name: str) -> str:
         raise UserError(f"published table {name!r}: no such table; {suggest(name, table_names())}")
     table = read_yaml(folder() / f"{name}.yaml")
     base = read_yaml(resolve_file(table["preset"], "presets"))
-    needed = {(row["strategy"], row["ssl"]) for row in table["rows"]}
-    cells = sorted(needed | {("fedssl", ssl) for _, ssl in needed})
-    configs = [load_config(base, {"strategy": strategy, "ssl": {"name": ssl}}) for strategy, ssl in cells]
-    ours = dict(zip(cells, (profile(config, trace=False) for config in configs), strict=True))
+    references = {row["ssl"]: _profile(base, {"strategy": "fedssl", "ssl": row["ssl"]}) for row in table["rows"]}
     rows = [
-        _line(row, key, ours[row["strategy"], row["ssl"]], ours["fedssl", row["ssl"]], table["convention"])
+        _line(row, key, own, references[row["ssl"]], table["convention"])
         for row in table["rows"]
+        for own in [_profile(base, row)]
         for key in UNITS
         if key in row
     ]
@@ -64,13 +62,20 @@ def comparison(name: str) -> str:
     )
 
 
+def _profile(base: Mapping[str, Any], row: Mapping[str, Any]) -> Profile:
+    """Ours of a row: its strategy and SSL method, and the settings `with` which it goes."""
+    named = {"strategy": {"name": row["strategy"]}, "ssl": {"name": row["ssl"]}}
+    return profile(load_config(base, merge(named, row.get("with", {}), drop_fields=False)), trace=False)
+
+
 def _line(row: Mapping[str, Any], key: str, own: Profile, reference: Profile, rule: Any) -> Sequence[str]:
     title, digits = UNITS[key]
     value, paper = _ours(key, own, reference, rule), row[key]
     agrees = "yes" if round(value, digits) == paper else "no"
     shown = f"{paper:.{digits}f}"
+    settings = " ".join(f"{key}={setting}" for key, setting in flat(row.get("with", {})).items())
     return [
-        row["strategy"],
+        " ".join(filter(None, [row["strategy"], settings])),
         row["ssl"],
         title,
         shown,

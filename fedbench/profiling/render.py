@@ -11,6 +11,10 @@ from fedbench.profiling.profile import Number, Profile, StageProfile
 from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number, with_ratio
 
 REFERENCE = "fedssl"
+OF = (
+    "a client that takes part in every round",
+    "the mean over all registered clients",
+)  # by the paper's rules, step
 
 
 def to_dict(profiles: Sequence[Profile], convention: ConventionName) -> dict[str, Any]:
@@ -19,7 +23,12 @@ def to_dict(profiles: Sequence[Profile], convention: ConventionName) -> dict[str
     listed = {"compare": [_tree(one, profiles, convention) for one in others]} if others else {}
     rule = CONVENTIONS[convention]
     own = "download, upload, memory, local_steps, flops_per_step, server_*, total_flops"
-    words = {"flops": rule.flops, "traffic": rule.traffic, "parts": f"{own}: always of the convention step"}
+    words = {
+        "of": OF[convention == "step"],
+        "flops": rule.flops,
+        "traffic": rule.traffic,
+        "parts": f"{own}: always of the convention step",
+    }
     return {"convention": convention, "counts": words, **_tree(first, profiles, convention), **listed}
 
 
@@ -84,7 +93,7 @@ def _ratios(one: Profile, profiles: Sequence[Profile], rule: ConventionName) -> 
 def to_csv(profiles: Sequence[Profile], convention: ConventionName) -> str:
     """A line for each strategy and stage, and one for its total; nested figures as `download.heads`."""
     rows = [
-        {"convention": convention, "strategy": one.strategy, **figures}
+        {"convention": convention, "of": OF[convention == "step"], "strategy": one.strategy, **figures}
         for one in profiles
         for figures in [
             *(flat(_stage(stage, convention)) for stage in one.stages),
@@ -116,8 +125,9 @@ def to_text(profiles: Sequence[Profile], convention: ConventionName) -> str:
         bullets(
             f"FLOPs: {rule.flops}.",
             f"Bytes: {rule.traffic}.",
-            "Client: the mean over all registered clients; memory: the highest peak of any, as live tensors of a "
-            "traced step (no allocator cache).",
+            f"Client, in the convention `{convention}`: {OF[convention == 'step']}; in `step`, as the bytes by "
+            f"what they are, {OF[True]}. Memory: the highest peak of any, as live tensors of a traced step (no "
+            "allocator cache).",
             "GFLOPs of all: of every client and of the server's own training, always in the convention `step`; "
             f"the server has {first.sizes.server} images under {first.strategy}.",
             f"Samples per client: {first.sizes.source}.",

@@ -80,3 +80,17 @@ def test_a_shorter_encoder_starts_as_the_first_blocks_of_the_whole_one(config: E
     assert all(torch.equal(whole[key], short[key]) for key in keys)
     other = initial_encoder(config, 2, seed=4).state_dict()
     assert any(not torch.equal(other[key], short[key]) for key in keys)
+
+
+def test_the_stem_of_resnet18_is_chosen_by_the_image_or_by_the_key() -> None:
+    def stem(**keys: object) -> torch.nn.Module:
+        return build_encoder(RESNET.model_copy(update=keys), depth=1).stem
+
+    for keys in ({"stem": "imagenet"}, {"image_size": 224}):
+        assert stem(**keys)[0].kernel_size == (7, 7)
+        assert isinstance(stem(**keys)[3], torch.nn.MaxPool2d)
+    for keys in ({}, {"stem": "cifar", "image_size": 224}):
+        assert stem(**keys)[0].kernel_size == (3, 3)
+        assert isinstance(stem(**keys)[3], torch.nn.Identity)
+    with pytest.raises(ValueError, match="stem=cifar with name=vit; allowed: with resnet18"):
+        EncoderConfig(stem="cifar")
