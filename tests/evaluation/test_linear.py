@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -25,6 +26,34 @@ def test_features_do_not_depend_on_chunks_or_training_mode() -> None:
     assert whole.shape == (600, 16)
     torch.testing.assert_close(whole[512:], extract_features(encoder, images(600)[512:]))
     assert not whole.requires_grad
+
+
+def test_features_of_a_resnet_are_those_of_each_image_alone() -> None:
+    """Its BatchNorm uses what it learned, neither the chunk's statistics nor to learn from it."""
+    torch.manual_seed(0)
+    encoder = build_encoder(EncoderConfig(name="resnet18", depth=4), depth=4).train()
+    before = {name: value.clone() for name, value in encoder.named_buffers()}
+    whole = extract_features(encoder, images(6))
+    torch.testing.assert_close(whole[4:], extract_features(encoder.train(), images(6)[4:]), rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(before[name], value) for name, value in encoder.named_buffers())
+
+
+def test_features_are_standardised_by_those_to_learn_from(candidate: Candidate) -> None:
+    torch.manual_seed(5)
+    fit, test = 3 * torch.randn(90, 4) + 7, torch.randn(30, 4) - 2
+    candidate.__dict__["features"] = (fit, test)
+    mean, deviation = fit.numpy().mean(axis=0), fit.numpy().std(axis=0, ddof=1)
+    for found, features in zip(candidate.standardised_features, (fit, test), strict=True):
+        np.testing.assert_allclose(found, (features.numpy() - mean) / deviation, rtol=1e-4, atol=1e-5)
+
+
+def test_the_seed_shuffles_the_batches_of_the_probe() -> None:
+    torch.manual_seed(6)
+    features, labels = torch.randn(40, 5), torch.randint(0, 3, (40,))
+    config = ProbeConfig(epochs=1, batch_size=10)
+    one, again, other = (fit_linear(features, labels, 3, config, seed).weight for seed in (0, 0, 1))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
 
 
 def test_the_probe_reaches_the_optimum_of_softmax_regression() -> None:

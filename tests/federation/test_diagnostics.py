@@ -21,7 +21,11 @@ from fedbench.federation import LocalStep, StagePlan, Strategy
 from fedbench.federation.diagnostics import PairwiseL2, effective_rank, step_norm
 from fedbench.federation.experiment import prepare
 from fedbench.federation.model import build_model, freeze_all_but
+from fedbench.federation.participation import Participation
 from fedbench.federation.payload import StateDict
+from fedbench.federation.record import RoundRecord
+from fedbench.federation.shipment import Shipment
+from fedbench.metering.step import StepCost
 
 SIZES = [40, 5, 15]  # of the uneven clients
 SLOPE = 0.01
@@ -136,6 +140,15 @@ def test_the_mean_over_clients_is_weighted_by_samples(seen: dict[str, Witness], 
         expected = sum(size * value for size, value in zip(SIZES, values, strict=True)) / 60
         assert record.to_dict()[key] == pytest.approx(expected)
         assert expected != pytest.approx(sum(values) / 3)
+
+
+def test_a_round_has_its_clients_highest_peak_and_the_flops_of_all_their_steps(seen: dict[str, Witness]) -> None:
+    uploads = seen["tilted"].records[0].uploads
+    record = RoundRecord(0, 1, Participation((0, 1, 2), frozenset(), frozenset()))
+    for client, peak in enumerate((5, 9, 7)):
+        record.add(client, Shipment(()), uploads[client], StepCost(10**client, peak, {}, {}))
+    steps = [uploads[client].num_steps for client in range(3)]
+    assert (record.peak_memory_bytes, record.flops) == (9, steps[0] + 10 * steps[1] + 100 * steps[2])
 
 
 @pytest.mark.parametrize("name", ["tilted", "lw_fedssl@v3"])

@@ -116,3 +116,14 @@ def test_versions_of_many_clients_cost_an_integer_each() -> None:
     for block in range(14):
         versions.rise(f"block_{block}", aggregated=True)
     assert sum(held.nbytes for held in versions._held.values()) == 10_000 * 14 * 4
+
+
+def test_what_rose_a_round_ago_is_no_news_though_the_servers_own_step_came_last() -> None:
+    """Clients returned in that round, whatever the server does after their aggregate."""
+    versions = Versions(1)
+    versions.rise("block_1", aggregated=True)
+    versions.start_round()
+    versions.rise("block_2", aggregated=True)
+    versions.rise("heads", aggregated=False)
+    versions.start_round()
+    assert versions.news == {"block_2", "heads"}

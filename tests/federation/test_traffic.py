@@ -39,6 +39,17 @@ def test_lw_fedssl_downloads_the_newest_block_and_once_the_finished_one(tiny: Ti
     ]
 
 
+def test_handed_over_is_the_finished_block_once_and_never_what_is_under_training(tiny: Tiny) -> None:
+    """Two rounds a stage, three clients: L_1 with its stem in round 2, L_2 in round 4."""
+    witness = Witness(prepare(tiny(strategy="lw_fedssl@v4")))
+    finished = {2: ("encoder.stem", "encoder.blocks.0."), 4: ("encoder.blocks.1.",)}
+    sizes = {key: value.nbytes for key, value in witness.final[-1].items()}
+    for record in witness.records:
+        names = finished.get(record.round_index, ())
+        block = sum(size for key, size in sizes.items() if names and key.startswith(names))
+        assert record.hand_over_bytes == 3 * block
+
+
 def test_prog_fedssl_downloads_all_blocks_so_far(tiny: Tiny) -> None:
     assert [len(groups - ALWAYS) - 1 for groups in downloads(tiny(strategy="prog_fedssl"))] == [1, 1, 2, 2, 3, 3]
 
