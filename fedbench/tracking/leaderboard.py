@@ -129,6 +129,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "GFLOPs = 10^9 FLOPs, 1 multiply-add = 2 FLOPs; MiB = 2^20 bytes; MB = 10^6 bytes.",
         "(0.50x): this row / the `fedssl` row of the same SSL method that agrees in all that costs depend on.",
         f"Seeds {_list(seeds)}; data {first.data_hash}, judged on {judged}; wall time on {machines}.",
+        *kernels(rows),
         *code(rows),
     ]
 
@@ -140,6 +141,14 @@ def code(rows: Sequence[Row]) -> list[str]:
     if len(found) == 1:
         return [f"Code: {found[0]}{changed}."]
     return [f"SEVERAL STATES OF THE CODE, whose figures may differ: {', '.join(found)}{changed}."]
+
+
+def kernels(rows: Sequence[Row]) -> list[str]:
+    """Where runs of several kinds of CPU kernels meet: bit for bit the same configuration would differ."""
+    found = sorted({one for row in rows for one in row.numerics})
+    if len(found) == 1:
+        return [f"CPU kernels: {found[0]}; on another kind the same seed gives another figure."]
+    return [f"SEVERAL KINDS OF CPU KERNELS, which round differently, so seeds do not pair: {', '.join(found)}."]
 
 
 def references(rows: Sequence[Row]) -> list[str]:

@@ -26,6 +26,7 @@ LIBRARIES = (
     "pydantic",
     "wandb",
 )
+KERNEL_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR")
 SOURCES = ("fedbench", "methods", "configs", "pyproject.toml")  # what can change a result
 
 
@@ -105,6 +106,24 @@ def machine(accelerator: str) -> dict[str, Any]:
         "logical_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if cuda else None,
+        "numerics": numerics(),
+    }
+
+
+def numerics() -> dict[str, Any]:
+    """What chooses among kernels that round differently: where it agrees, the same configuration has the same bits.
+
+    torch says which vector instructions its own kernels use. oneDNN and MKL choose by the processor and do not say
+    what they chose, only what they were told by the environment.
+    """
+    import torch
+
+    told = {name: os.environ[name] for name in KERNEL_SETTINGS if name in os.environ}
+    return {
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "onednn": torch.backends.mkldnn.is_available(),
+        "mkl": torch.backends.mkl.is_available(),
+        "environment": told,
     }
 
 

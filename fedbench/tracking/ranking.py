@@ -66,6 +66,7 @@ class Row:
     data_hash: str  # of pre-training
     evaluation_data_hash: str
     machine: str
+    numerics: tuple[str, ...]  # vector instructions of the CPU kernels that ran it
     code: tuple[str, ...]  # commits that ran it, with `+` where files differed
 
 
@@ -149,6 +150,7 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
         data_hash=str(manifest["data_hash"]),
         evaluation_data_hash=judged.data_hash,
         machine=str(manifest.get("accelerator") or manifest.get("processor") or "unknown"),
+        numerics=tuple(sorted({run.numerics for run in cell.runs})),
         code=tuple(sorted({run.code for run in cell.runs})),
     )
 

@@ -45,6 +45,13 @@ class Run:
         return f"{commit[:12]}{'+' if self.manifest.get('dirty') else ''}" if commit else f"fedbench {version}"
 
     @property
+    def numerics(self) -> str:
+        """The vector instructions of the CPU kernels that ran it, by which the last bits differ."""
+        known = self.manifest.get("numerics") or {}
+        told = " ".join(f"{key}={value}" for key, value in (known.get("environment") or {}).items())
+        return " ".join(filter(None, [str(known.get("cpu_capability", "unknown")), told]))
+
+    @property
     def kind(self) -> str:
         """`untrained` (no rounds), `centralised` (one client has all the data), or "" for a federation."""
         federation = self.manifest["config"]["federation"]

@@ -13,7 +13,7 @@ import torch
 
 import fedbench
 from fedbench.config import load_config
-from fedbench.tracking.manifest import git_state, manifest
+from fedbench.tracking.manifest import git_state, machine, manifest
 
 
 def test_the_manifest_names_configuration_code_and_machine() -> None:
@@ -97,3 +97,10 @@ def test_no_tracking_module_imports_torch_wandb_or_matplotlib_by_being_imported(
     root = Path(__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_manifest_says_which_vector_kernels_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    found = machine("cpu")["numerics"]
+    assert found["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert found["environment"]["ATEN_CPU_CAPABILITY"] == "default"
