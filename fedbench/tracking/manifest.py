@@ -111,7 +111,7 @@ def machine(accelerator: str) -> dict[str, Any]:
 
 
 def numerics() -> dict[str, Any]:
-    """What chooses among kernels that round differently: where it agrees, the same configuration has the same bits.
+    """What chooses among kernels that round differently: where it agrees, a configuration has the same bits.
 
     torch says which vector instructions its own kernels use. oneDNN and MKL choose by the processor and do not say
     what they chose, only what they were told by the environment.
