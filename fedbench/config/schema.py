@@ -311,7 +311,7 @@ class Config(Section):
     probe: ProbeConfig = ProbeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"  # auto: what torch finds, else the CPU
     threads: PositiveInt = (
         2  # of torch on the CPU; sums are split among them, so their number reaches the last bits
     )

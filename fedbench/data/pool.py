@@ -3,29 +3,34 @@
 import torch
 from torch import Tensor
 
-SHARE = 0.5  # of the GPU's free memory that images may take; the rest is the model's
+SHARE = 0.5  # of the accelerator's free memory that images may take; the rest is the model's
 
 
 class HostImages:
-    """Images uint8 (N, C, H, W) that are too many for the GPU: a batch is copied there when it is asked for."""
+    """Images uint8 (N, C, H, W) that are too many for the device: a batch is copied there when it is asked for."""
 
-    nbytes = 0  # that it takes of the GPU's memory
+    nbytes = 0  # that it takes of the device's memory
 
     def __init__(self, images: Tensor, device: torch.device) -> None:
-        self.images, self.device, self.is_cuda = images, device, device.type == "cuda"
+        self.images, self.device = images, device
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, indices: Tensor) -> Tensor:
-        return self.images[indices.cpu()].to(self.device)
+        return self.images[indices].to(self.device)
 
 
 Pool = Tensor | HostImages
 
 
+def beside(images: Pool, indices: Tensor) -> Tensor:
+    """`indices` (int64) of images, where they are looked up: no batch of them crosses over."""
+    return indices.to((images.images if isinstance(images, HostImages) else images).device)
+
+
 def place(images: Tensor, device: torch.device) -> Pool:
     """On `device` as one tensor, if that is the CPU or has room."""
-    if device.type == "cuda" and images.nbytes > SHARE * torch.cuda.mem_get_info(device)[0]:
+    if device.type != "cpu" and images.nbytes > SHARE * torch.accelerator.get_memory_info(device)[0]:
         return HostImages(images, device)
     return images.to(device)

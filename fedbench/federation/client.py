@@ -15,7 +15,7 @@ from fedbench.data import Views
 from fedbench.data.pool import Pool
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.diagnostics import effective_rank
-from fedbench.federation.local import LocalTask, Term, build_fabric, fit
+from fedbench.federation.local import LocalTask, Received, Term, build_fabric, fit
 from fedbench.federation.model import freeze_all_but
 from fedbench.federation.payload import StateDict, decode, encode, received_bytes, select
 from fedbench.federation.plan import StagePlan, group_of
@@ -68,7 +68,7 @@ class Worker:
         self.states = states
         self.fabric = build_fabric(config, images.device)
         self.task: LocalTask | None = None
-        self._received: dict[str, tuple[int, StateDict]] = {}  # group -> version and values, as last decoded
+        self._received: dict[str, tuple[int, StateDict]] = {}  # group -> version and CPU values, as last decoded
         self._payload: bytes | None = None  # the latest
         self._received_bytes = 0  # of it
         self._loaded: dict[str, int] = {}  # group -> version of its values in the working model
@@ -80,15 +80,14 @@ class Worker:
         model.to(self.images.device)
         self.task = LocalTask(model, self.terms, self.config.optimizer, self.views, self.images)
         self.task.to(self.images.device)
-        self.task.received = model.online_state()  # until the first payload comes
+        self._reference = Received(model.online_state(), self.images.device)  # until the first payload comes
+        self.task.received = self._reference
         self.plan = plan
         self.stage = stage
 
     def resume(self, received: Mapping[str, tuple[int, StateDict]]) -> None:
         """Take over what earlier payloads of a run that was stopped brought here: group -> version and values."""
-        device = self.images.device
-        for group, (version, values) in received.items():
-            self._received[group] = (version, {key: value.to(device) for key, value in values.items()})
+        self._received |= received
 
     def train(
         self, client: int, indices: Tensor, round_index: int, download: Download, active: Sequence[int]
@@ -110,15 +109,16 @@ class Worker:
         if download.data is not self._payload:  # clients in a row are mostly sent the very same bytes
             self._decode(download)
         missing: StateDict = {}
-        self.task.received = {}
+        received: StateDict = {}
         for group, needed in download.versions.items():
             version, values = self._received[group]
             assert version == needed, f"{group}: version {needed} is needed, {version} came as payload"
             if self._loaded.get(group) != version:
                 missing |= values
                 self._loaded[group] = version
-            self.task.received |= values
+            received |= values
         self.task.method.load_online(missing)
+        self.task.received = self._reference = self._reference.renewed(received)
         return self.task
 
     def _decode(self, download: Download) -> None:
@@ -126,7 +126,7 @@ class Worker:
         self._payload, self._received_bytes = download.data, received_bytes(download.data, payload)
         arrived: dict[str, StateDict] = {}
         for key, value in payload.items():
-            arrived.setdefault(group_of(key), {})[key] = value.to(self.images.device)
+            arrived.setdefault(group_of(key), {})[key] = value
         self._received |= {group: (download.versions[group], values) for group, values in arrived.items()}
 
     def _load_teachers(self, task: LocalTask, client: int, round_index: int) -> None:
@@ -139,6 +139,8 @@ class Worker:
         if kept is not None:
             values["previous"] = values["received"] | kept
         task.teachers = {name: task.all_teachers[name] for name in values if name in task.all_teachers}  # type: ignore[misc]
+        for name, teacher in task.all_teachers.items():
+            teacher.to(self.images.device if name in task.teachers else "cpu")  # a client has those that there are
         for name, teacher in task.teachers.items():
             teacher.load(values[name])
 

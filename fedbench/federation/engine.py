@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from fedbench.config.schema import Config
-from fedbench.data.pool import place
+from fedbench.data.pool import beside, place
 from fedbench.errors import UserError
 from fedbench.federation.client import Upload, Worker
 from fedbench.federation.client_states import ClientStates
@@ -81,7 +81,7 @@ class InProcess:
     def train(self, visits: Iterable[Visit]) -> Iterator[tuple[Visit, Upload]]:
         """See `Engine`."""
         for visit in visits:
-            indices = self.experiment.client_indices[visit.client].to(self.experiment.device)
+            indices = beside(self.worker.images, self.experiment.client_indices[visit.client])
             download, active = visit.download, visit.active
             yield visit, self.worker.train(visit.client, indices, visit.round_index, download, active)
 

@@ -67,7 +67,7 @@ def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], l
     check_plans(plans, blocks)
     plans = line_up(plans)
     rounds_per_stage = _rounds_per_stage(config, num_stages)
-    if choose_device(config.accelerator).type == "cuda" and config.engine == "processes":
+    if choose_device(config.accelerator).type != "cpu" and config.engine == "processes":
         raise UserError("engine=processes on a GPU; allowed: accelerator=cpu, or engine=in_process")
     return strategy, mechanisms, plans, rounds_per_stage
 
@@ -190,11 +190,16 @@ def _spare(order: Tensor, clients: list[Tensor], least: int) -> Tensor:
 
 
 def choose_device(accelerator: str) -> torch.device:
-    """`auto` is the GPU if there is one.
+    """`auto` is torch's accelerator on this machine, if there is one.
 
     Raises:
-        UserError: `cuda` was asked for and torch sees no GPU.
+        UserError: an accelerator was asked for that torch does not see here.
     """
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise UserError("accelerator='cuda', but torch sees no GPU; allowed here: auto, cpu")
-    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    cpu = torch.device("cpu")
+    best = torch.accelerator.current_accelerator(check_available=True) or cpu
+    if accelerator not in ("auto", "cpu", best.type):
+        allowed = ", ".join(dict.fromkeys(("auto", "cpu", best.type)))
+        raise UserError(
+            f"accelerator={accelerator!r}, but torch sees no GPU of that kind; allowed here: {allowed}"
+        )
+    return cpu if accelerator == "cpu" else best

@@ -2,13 +2,14 @@
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Protocol
 
 import torch
 from lightning import Fabric, LightningModule
+from lightning.fabric.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
 
 from fedbench.config.schema import Config, OptimizerConfig
@@ -63,6 +64,33 @@ class LocalStep:
     teachers: Mapping[str, Teacher]
 
 
+class Received(Mapping[str, Tensor]):
+    """The values that a client received, by key: kept on the CPU, those that a loss term reads on the device too.
+
+    A term of this stage that has read a value will read it in later visits as well: there it is on the device from
+    the beginning, like all that a client needs for a step.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], device: torch.device, read: Iterable[str] = ()) -> None:
+        self._values, self._device = values, device
+        self._read = {key: values[key].to(device) for key in read if key in values}
+
+    def __getitem__(self, key: str) -> Tensor:
+        if key not in self._read:
+            self._read[key] = self._values[key].to(self._device)
+        return self._read[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def renewed(self, values: Mapping[str, Tensor]) -> "Received":
+        """The same for another visit."""
+        return Received(values, self._device, self._read)
+
+
 class Term(Protocol):
     """Something with a loss term: the strategy, and each of its mechanisms."""
 
@@ -89,7 +117,7 @@ class LocalTask(LightningModule):
         self.views = views
         self.images = images  # uint8 (N, C, H, W); a batch of them is on the device
         self.generator = torch.Generator(images.device)
-        self.received: dict[str, Tensor] = {}
+        self.received: Mapping[str, Tensor] = {}
         self.trained = self._trained()
         names = frozenset[str]().union(*(term.teachers for term in terms))
         self.all_teachers = nn.ModuleDict({name: Teacher(method) for name in sorted(names)})
@@ -184,7 +212,10 @@ def local_batches(indices: Tensor, batch_size: int, epochs: int, shuffle: torch.
 
 def build_fabric(config: Config, device: torch.device) -> Fabric:
     """Lightning's part in a local step: the precision it is computed in, and its backward pass."""
-    return Fabric(accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, precision=config.precision)
+    precision = Precision() if config.precision == "32-true" else MixedPrecision(config.precision, device.type)
+    return Fabric(
+        accelerator="cpu", devices=1, plugins=precision
+    )  # it moves nothing: our tensors are there already
 
 
 def fit(fabric: Fabric, task: LocalTask, indices: Tensor, epochs: int, config: Config, *key: str | int) -> int:
@@ -197,6 +228,7 @@ def fit(fabric: Fabric, task: LocalTask, indices: Tensor, epochs: int, config: C
     """
     task.method.rebuild_target()
     task.losses.zero_()
+    task.projections = torch.zeros(0)  # of another client
     task.generator.manual_seed(stream(config.seed, "augment", *key))
     _seed_noise(stream(config.seed, "noise", *key), task.images.device)
     shuffle = generator(config.seed, "shuffle", *key)
@@ -210,11 +242,12 @@ def fit(fabric: Fabric, task: LocalTask, indices: Tensor, epochs: int, config: C
         optimizer.step()
         task.method.update_target()
     task.memory = cuda_memory.read(task.images.device)
+    optimizer.zero_grad()  # gradients are this client's alone
     return len(batches)
 
 
 def _seed_noise(seed: int, device: torch.device) -> None:
     """Dropout, and whatever a plugin draws. Without a GPU `torch.manual_seed` writes a traceback every time."""
     torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

@@ -9,7 +9,6 @@ from time import perf_counter
 import torch
 from safetensors import SafetensorError
 
-from fedbench.data.pool import place
 from fedbench.errors import UserError
 from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.client import Upload
@@ -48,8 +47,9 @@ class Federation:
         self.server = Server(Dispatch(federation.num_clients, federation.client_memory == "kept"))
         self.worker = build_worker(experiment, folder)
         self.engine = build_engine(experiment, self.worker, self.server, folder)
-        auxiliary = place(experiment.auxiliary, experiment.device)
-        self.server_training = ServerTraining(self.config, self.server, experiment.views, auxiliary)
+        self.server_training = ServerTraining(
+            self.config, self.server, experiment.views, experiment.auxiliary, experiment.device
+        )
         self.stage = 0  # the last one that has begun
         self.rounds_done = 0
         self._costs: dict[tuple[object, ...], StepCost] = {}

@@ -1,12 +1,14 @@
 """The server trains: its own working model, its own auxiliary images, everything that exists at the stage."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from fedbench.config.schema import Config
 from fedbench.data import Views
-from fedbench.data.pool import Pool
+from fedbench.data.pool import Pool, beside, place
 from fedbench.federation.local import LocalTask, build_fabric, fit
 from fedbench.federation.model import freeze_all_but
 from fedbench.federation.plan import StagePlan
@@ -17,22 +19,23 @@ from fedbench.ssl import SSLMethod
 class ServerTraining:
     """What a mechanism's `server_step` is handed: the server's model, and a way to train it."""
 
-    def __init__(self, config: Config, server: Server, views: Views, auxiliary: Pool) -> None:
+    def __init__(
+        self, config: Config, server: Server, views: Views, auxiliary: Tensor, device: torch.device
+    ) -> None:
         self.config = config
         self.server = server
         self.views = views
-        self.auxiliary = auxiliary  # uint8 (N, C, H, W); a batch of them is on the device
-        self.fabric = build_fabric(config, auxiliary.device)
+        self.auxiliary = auxiliary  # uint8 (N, C, H, W)
+        self.device = device
+        self.fabric = build_fabric(config, device)
         self.num_steps = 0  # taken in this round
-        self.task: LocalTask | None = None
+        self.task: LocalTask | None = None  # on the CPU: what a step costs is read off it
 
     def start_stage(self, model: SSLMethod, plan: StagePlan) -> None:
         """A new working model, of which all blocks are trained."""
         blocks: Sequence[int] = range(plan.depth)
         freeze_all_but(model, StagePlan(plan.depth, blocks, blocks).trained_groups)
-        model.to(self.auxiliary.device)
-        self.task = LocalTask(model, (), self.config.optimizer, self.views, self.auxiliary)
-        self.task.to(self.auxiliary.device)
+        self.task = self._task(model, self.auxiliary)
 
     def start_round(self, round_index: int) -> None:
         """Every round has its own random streams."""
@@ -47,10 +50,21 @@ class ServerTraining:
             base_lr: as `optimizer.base_lr`, which it is if None.
         """
         assert self.task is not None, "start_stage comes first"
-        if base_lr is not None:
-            self.task.optimizer_config = self.config.optimizer.model_copy(update={"base_lr": base_lr})
-        self.task.method.load_online(self.server.state)
-        indices = torch.arange(len(self.auxiliary), device=self.auxiliary.device)
-        self.num_steps += fit(self.fabric, self.task, indices, epochs, self.config, self.round_index, "server")
-        values = {key: value.cpu() for key, value in self.task.method.online_state().items()}
+        with self._on_device(self.task.method) as task:
+            if base_lr is not None:
+                task.optimizer_config = self.config.optimizer.model_copy(update={"base_lr": base_lr})
+            task.method.load_online(self.server.state)
+            indices = beside(task.images, torch.arange(len(self.auxiliary)))
+            self.num_steps += fit(self.fabric, task, indices, epochs, self.config, self.round_index, "server")
+            values = {key: value.cpu() for key, value in task.method.online_state().items()}
         self.server.apply(values, aggregated=False)
+
+    @contextmanager
+    def _on_device(self, model: SSLMethod) -> Iterator[LocalTask]:
+        """Model and images are on the device while the server trains: a client's memory has no part of them."""
+        model.to(self.device)
+        yield self._task(model, place(self.auxiliary, self.device))
+        model.to("cpu")
+
+    def _task(self, model: SSLMethod, images: Pool) -> LocalTask:
+        return LocalTask(model, (), self.config.optimizer, self.views, images)

@@ -1,8 +1,11 @@
-"""CUDA memory of one client's training: the allocator's peaks, and beside them what the driver says.
+"""Memory of one client's training on a GPU: the allocator's peaks, and beside them what the driver says.
 
 Three figures that differ by design: `max_memory_allocated` (live tensors), `max_memory_reserved` (with the
 allocator's cache and rounding) and NVML's figure of the process (with the CUDA context and every library's
-workspace). Where there is no GPU they are absent, never zero.
+workspace). Where there is no GPU they are absent, never zero; where it is none of CUDA's, NVML's is.
+
+While a client trains, the device holds what the client has, and the pool of all clients' images. The server's
+model and images, and what was received beyond what a loss term reads, are on the CPU.
 """
 
 import os
@@ -14,7 +17,10 @@ import torch
 
 @dataclass(frozen=True)
 class CudaMemory:
-    """Bytes. `process_bytes` is None where NVML does not know this process, as inside most containers."""
+    """Bytes, the pool of images included.
+
+    `process_bytes` is None where NVML does not know this process, as inside most containers.
+    """
 
     max_allocated_bytes: int
     max_reserved_bytes: int
@@ -31,22 +37,26 @@ def largest(figures: Iterable[CudaMemory]) -> dict[str, int | None]:
 
 def start(device: torch.device) -> None:
     """Open the bracket: forget earlier peaks, and the cache that earlier clients left."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
+        torch.accelerator.reset_peak_memory_stats(device)
 
 
 def read(device: torch.device) -> CudaMemory | None:
-    """Close the bracket, while all that the training needs is still there; None on a CPU."""
-    if device.type != "cuda":
+    """Close the bracket, while all that the training needs is still there.
+
+    None on a CPU, and on a device whose allocator does not tell torch: it says 0.
+    """
+    if device.type == "cpu" or not torch.accelerator.max_memory_allocated(device):
         return None
-    allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
-    return CudaMemory(allocated, reserved, _process_bytes(device))
+    allocated = torch.accelerator.max_memory_allocated(device)
+    reserved = torch.accelerator.max_memory_reserved(device)
+    return CudaMemory(allocated, reserved, _process_bytes(device) if device.type == "cuda" else None)
 
 
 def _process_bytes(device: torch.device) -> int | None:
     """NVML's figure now, not a peak: the allocator has kept what it reserved."""
-    import pynvml  # not needed without a GPU
+    import pynvml  # not needed without a GPU of CUDA's
 
     try:
         pynvml.nvmlInit()

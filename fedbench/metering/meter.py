@@ -3,6 +3,7 @@
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -58,9 +59,18 @@ class Meter(TorchDispatchMode):
         for tensor in tensors:
             self._labels[self._see(tensor)] = label
 
-    def label_used(self, label: str, tensors: Iterable[Tensor]) -> None:
-        """List these tensors under `label`, those that an operation has used."""
-        self.label(label, (tensor for tensor in tensors if tensor.untyped_storage()._cdata in self._alive))
+    def hold_used(self, label: str, tensors: Iterable[Tensor]) -> None:
+        """Of these tensors, which exist outside, count those that an operation has used, under `label`.
+
+        They count from the beginning: whoever uses them later has to keep them until then.
+        """
+        used = [tensor for tensor in tensors if tensor.untyped_storage()._cdata in self._alive]
+        self.label(label, used)
+        numbers = {self._see(tensor) for tensor in used}
+        self._log.sort(key=lambda entry: entry[0] not in numbers)  # stable: the rest keeps its order
+        sums = list(accumulate(num_bytes for _, num_bytes in self._log))
+        self.peak_bytes = max(sums, default=0)
+        self._peak_time = sums.index(self.peak_bytes) + 1 if sums else 0
 
     def peak(self) -> dict[str, int]:
         """Bytes by label at the moment of the peak; they add up to `peak_bytes`."""

@@ -48,9 +48,10 @@ def trace_step(task: LocalTask, batch_size: int, image_shape: tuple[int, int, in
 def measure_step(task: LocalTask, views: tuple[Tensor, Tensor], precision: str) -> StepCost:
     """Meter one step of `task`, on whatever kind of tensors it is made of."""
     optimizer = task.configure_optimizers()
+    parts = [task.method, *task.teachers.values()]
     meter = Meter(
         {
-            "frozen copies": [*task.parameters(), *task.buffers()],
+            "frozen copies": [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())],
             "parameters": task.method.online_state().values(),
             "batch": views,
         }
@@ -63,7 +64,7 @@ def measure_step(task: LocalTask, views: tuple[Tensor, Tensor], precision: str) 
         meter.flops.clear()
         _step(task, optimizer, views, precision, meter)
         meter.label("gradients", (weight.grad for weight in trained if weight.grad is not None))
-        meter.label_used("frozen copies", task.received.values())
+        meter.hold_used("frozen copies", task.received.values())
     return StepCost(sum(meter.flops.values()), meter.peak_bytes, dict(meter.flops), meter.peak())
 
 
@@ -99,8 +100,10 @@ def _state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 def _fake_copy(task: LocalTask) -> LocalTask:
     """The task with fake CPU tensors for its parameters and buffers, and for what it received."""
-    real = {id(tensor): tensor for tensor in [*task.parameters(), *task.buffers(), *task.received.values()]}
+    real = {id(tensor): tensor for tensor in [*task.parameters(), *task.buffers()]}
     replaced: dict[int, object] = {number: _fake(tensor) for number, tensor in real.items()}
+    own = task.method.state_dict(keep_vars=True)
+    replaced[id(task.received)] = {key: _fake(own[key]) for key in task.received}  # of the model's shapes
     shared = (task.images, task.generator, task.views, task.terms, task.optimizer_config)
     untouched = (*shared, task.losses, task.projections)  # by a step of `step_loss`
     replaced |= {id(value): value for value in untouched}

@@ -95,17 +95,17 @@ def library_versions() -> dict[str, str | None]:
 
 
 def machine(accelerator: str) -> dict[str, Any]:
-    """Python, operating system, processor and, unless the configuration says `cpu`, the CUDA device."""
+    """Python, operating system, processor and, unless the configuration says `cpu`, the accelerator."""
     import torch
 
-    cuda = accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.accelerator.current_accelerator(check_available=True) if accelerator != "cpu" else None
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": processor_name(),
         "logical_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if cuda else None,
+        "accelerator": _device_name(torch.get_device_module(device)) or device.type if device else None,
         "numerics": numerics(),
     }
 
@@ -125,6 +125,11 @@ def numerics() -> dict[str, Any]:
         "mkl": torch.backends.mkl.is_available(),
         "environment": told,
     }
+
+
+def _device_name(module: Any) -> str | None:
+    """As the accelerator's own module tells it; not every one does."""
+    return module.get_device_name() if hasattr(module, "get_device_name") else None
 
 
 def processor_name() -> str:

@@ -7,7 +7,7 @@ import torch
 from exhaustive import all_but
 
 from fedbench.data.pool import HostImages, place
-from fedbench.federation import loop
+from fedbench.federation import engine, server_training
 from fedbench.federation.experiment import prepare
 from fedbench.federation.loop import Federation
 
@@ -24,7 +24,8 @@ def trained(config, folder) -> dict[str, torch.Tensor]:
 def test_batches_from_main_memory_give_the_same_bits(tiny, tmp_path, monkeypatch, strategy):
     config = tiny({"strategy": strategy})
     whole = trained(config, tmp_path / "whole")
-    monkeypatch.setattr(loop, "place", HostImages)
+    for module in (engine, server_training):
+        monkeypatch.setattr(module, "place", HostImages)
     batches = trained(config, tmp_path / "batches")
     assert whole.keys() == batches.keys()
     assert all(torch.equal(whole[key], batches[key]) for key in whole)
@@ -32,7 +33,7 @@ def test_batches_from_main_memory_give_the_same_bits(tiny, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(("size", "kept"), [(500, False), (501, True)])
 def test_images_stay_in_main_memory_if_they_need_more_than_half_of_what_a_gpu_has_free(monkeypatch, size, kept):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", lambda device: (1000, 9000))
     copied = SimpleNamespace(nbytes=size, to=lambda device: "on the device")
     assert isinstance(place(copied, torch.device("cuda")), HostImages) == kept
 

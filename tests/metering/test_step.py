@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedbench.config import Config
+from fedbench.federation import LocalStep, Mechanism
 from fedbench.federation.experiment import prepare
 from fedbench.federation.local import LocalTask, build_fabric, fit
 from fedbench.federation.model import build_model, freeze_all_but
@@ -122,6 +124,55 @@ def test_the_meter_follows_storages_not_tensors() -> None:
         assert meter.current_bytes == 400 + 360
     assert meter.peak_bytes == 400 + 400 + 360
     assert meter.peak() == {"start": 400, "activations": 760}
+
+
+def test_a_tensor_that_is_used_after_the_peak_counts_at_the_peak_if_it_was_there() -> None:
+    """By hand: 400 + 1200 bytes at the peak, 200 that are read when the 1200 are gone, 4000 that nothing reads."""
+    start, late, unread = torch.zeros(100), torch.zeros(50), torch.zeros(1000)
+    with Meter({"start": [start]}) as meter:
+        big = start.repeat(3)
+        del big
+        small = start[:50] + late
+        meter.hold_used("copies", [late, unread])
+    assert small.nbytes == 200
+    assert meter.peak_bytes == 400 + 1200 + 200
+    assert meter.peak() == {"start": 400, "activations": 1200, "copies": 200}
+
+
+class PeakFirst(Mechanism):
+    """Needs a million floats for a moment; `reads`: and then the received values."""
+
+    reads = False
+
+    def local_loss(self, step: LocalStep) -> Tensor:
+        loss = step.output["loss"].detach() * torch.zeros(10**6).sum()
+        terms = [(weight - step.received[key]).sum() for key, weight in step.trained.items() if self.reads]
+        return torch.stack([loss, *terms]).sum()
+
+
+class ReadsAfterThePeak(PeakFirst):
+    reads = True
+
+
+def test_received_values_count_from_the_beginning_of_the_step_if_a_term_reads_them(tiny: Tiny) -> None:
+    costs = []
+    for term in (PeakFirst(), ReadsAfterThePeak()):
+        task = task_of(tiny(strategy="lw_fedssl"), stage=2)
+        task.terms, task.received = (term,), task.method.online_state()
+        costs.append(trace_step(task, 8, SHAPE, "32-true"))
+    without, with_reference = costs
+    trained = sum(weight.nbytes for weight in task.trained.values())
+    assert with_reference.memory["frozen copies"] - without.memory["frozen copies"] == trained
+    assert with_reference.peak_memory_bytes - without.peak_memory_bytes == trained
+
+
+def test_a_teacher_that_there_is_not_yet_takes_no_memory(tiny: Tiny) -> None:
+    task = task_of(tiny(strategy={"name": "fedssl", "moon": True}))
+    both = trace_step(task, 8, SHAPE, "32-true")
+    task.teachers = {"received": task.teachers["received"]}
+    one = trace_step(task, 8, SHAPE, "32-true")
+    teacher = sum(value.nbytes for value in task.teachers["received"].state_dict().values())
+    assert both.memory["frozen copies"] - one.memory["frozen copies"] == teacher
 
 
 def test_tracing_leaves_the_task_as_it_was(tiny: Tiny) -> None:

@@ -1,0 +1,45 @@
+"""Every strategy, SSL method and mechanism on a second device: the CPU's results, and no step that waits.
+
+Two copies of every experiment are run, one on the CPU and one on the device.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from small import REAL, Trained
+
+from fedbench.plugins import builtin_files
+
+Train = Callable[..., Trained]
+STRATEGIES = ["fedssl", "prog_fedssl", "lw_fedssl@v3", "lw_fedssl@v4"]
+OPTIONS = {"depth_dropout": {"max_depth": 1}}
+
+
+def with_mechanism(strategy: str, mechanism: str) -> dict[str, Any]:
+    """Two rounds in every stage for the one that needs a second visit."""
+    rounds = {"federation": {"rounds": 4}} if mechanism == "moon" and strategy != "fedssl" else {}
+    return {"strategy": {"name": strategy, mechanism: OPTIONS.get(mechanism, True)}, **rounds}
+
+
+def same(one: Trained, other: Trained) -> bool:
+    """Bit for bit on the stand-in, which computes on the CPU; another device rounds otherwise."""
+    first, second = (done.records[0].mean("loss") for done in (one, other))
+    if REAL:
+        return first == pytest.approx(second, rel=1e-2)
+    return first == second and all(torch.equal(value, other.values[key]) for key, value in one.values.items())
+
+
+@pytest.mark.parametrize("mechanism", builtin_files("mechanisms"))
+@pytest.mark.parametrize("ssl", builtin_files("ssl"))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.usefixtures("accelerator", "untraced")
+def test_the_device_computes_what_the_cpu_does_and_no_step_waits(
+    train: Train, strategy: str, ssl: str, mechanism: str
+) -> None:
+    trees = with_mechanism(strategy, mechanism)
+    device, cpu = train(trees, ssl=ssl), train(trees, ssl=ssl, accelerator="cpu")
+    assert device.federation.experiment.device.type != "cpu"
+    assert same(device, cpu)
+    assert all(trained.waits == 0 and trained.copies <= 1 for trained in device.crossed)  # 1: an epoch's order
