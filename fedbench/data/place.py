@@ -5,11 +5,12 @@ from pathlib import Path
 
 from fedbench.config.schema import DataConfig
 from fedbench.errors import UserError
+from fedbench.files import user_path
 
 
 def root_of(data: DataConfig) -> Path:
     """`data.path`, or `data/NAME` where it is not given."""
-    return Path(data.path or f"data/{data.name}").expanduser()
+    return user_path(data.path or f"data/{data.name}")
 
 
 def existing_folder(data: DataConfig) -> Path:

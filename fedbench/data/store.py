@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from fedbench.data.images import Images
 from fedbench.errors import UserError
+from fedbench.files import user_path
 
 Shape = tuple[int, int, int, int]
 
@@ -40,7 +41,7 @@ def decoded(images: Images, rows: Tensor, image_size: int, in_channels: int, nam
 def folder() -> Path:
     """`fedbench` in the user's cache folder, which XDG_CACHE_HOME names."""
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path("~/.cache").expanduser()) / "fedbench"
+    return user_path(home or "~/.cache") / "fedbench"
 
 
 def _key(images: Images, rows: Tensor, shape: Shape) -> str:

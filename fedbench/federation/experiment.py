@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from fedbench.errors import UserError
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan, check_plans, split_rounds
 from fedbench.federation.strategy import Strategy, load_mechanisms, load_strategy
+from fedbench.files import user_path
 from fedbench.plugins import blamed, load_plugin, source_hash
 from fedbench.random import generator
 from fedbench.ssl import SSLMethod
@@ -140,7 +140,7 @@ def _data_hash(dataset: Dataset, groups: str | None) -> str:
     """Hash of the images and labels and, where a file says whose they are, of that file."""
     if groups is None:
         return dataset.content_hash
-    return sha256(dataset.content_hash.encode() + Path(groups).expanduser().read_bytes()).hexdigest()
+    return sha256(dataset.content_hash.encode() + user_path(groups).read_bytes()).hexdigest()
 
 
 def _sources(config: Config, strategy: Strategy, mechanisms: list[Mechanism]) -> dict[str, str]:
