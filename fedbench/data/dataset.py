@@ -9,20 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fedbench.config.schema import DataConfig, EncoderConfig, PartitionConfig, SplitName
 from fedbench.data.images import BATCH, convert
 from fedbench.data.source import DataSource, Part, Source
+from fedbench.data.split import Rows, hold_out, keep, split_off_test, whole
 from fedbench.data.store import decoded
 from fedbench.errors import UserError
 from fedbench.plugins import load_plugin
-from fedbench.random import generator
-
-TEST_SHARE = 0.2  # of sources without a test part of their own
-VALIDATION_SHARE = 0.1  # of the images that a probe learns from, where the split `validation` is scored
 
 
 class Labelled(NamedTuple):
@@ -69,13 +65,6 @@ class Dataset:
         return digest.hexdigest()
 
 
-class Rows(NamedTuple):
-    """Some of a part: ascending rows (M,)."""
-
-    part: Part
-    rows: Tensor
-
-
 def data_source(data: DataConfig) -> DataSource:
     """The plugin that `data.name` names. UserError: there is none, or it does not allow what `data` asks for."""
     source = load_plugin("datasets", data.name, DataSource)()  # type: ignore[type-abstract]
@@ -103,13 +92,13 @@ def _load(data: DataConfig, image_size: int, in_channels: int, split: SplitName)
     source = data_source(data).load(data, image_size)
     _check_parts(source, _where(data))
     _check_classes(source, _where(data))
-    train, scored = _split(source, _where(data))
-    probe = _all(source.downstream) if source.downstream else None
+    train, scored = split_off_test(source, _where(data))
+    probe = whole(source.downstream) if source.downstream else None
     if split == "validation" and probe is not None:
-        probe, scored = _hold_out(probe, _where(data))
+        probe, scored = hold_out(probe, _where(data))
     elif split == "validation":
-        train, scored = _hold_out(train, _where(data))
-    train = _keep(train, data.num_train)
+        train, scored = hold_out(train, _where(data))
+    train = keep(train, data.num_train)
 
     def take(chosen: Rows, name: str) -> Labelled:
         return _take(chosen, image_size, in_channels, f"{source.name} {name}")
@@ -149,57 +138,6 @@ def _check_classes(source: Source, where: str) -> None:
     for name, count in zip(classes, labels[labels >= 0].bincount(minlength=len(classes)).tolist(), strict=True):
         if not count:
             raise UserError(f"{where}: class {name!r} has no image to learn from; add some, or remove it")
-
-
-def _split(source: Source, where: str) -> tuple[Rows, Rows]:
-    """Rows of the training and the test part."""
-    if source.test is not None:
-        return _all(source.train), _all(source.test)
-    if not source.class_names:
-        return _all(source.train), Rows(source.train, torch.arange(0))
-    try:
-        return _stratified(_all(source.train), TEST_SHARE)
-    except ValueError as error:
-        raise UserError(
-            f"{where} cannot be split 80/20 by class ({error}); add images or ship a test part"
-        ) from error
-
-
-def _hold_out(chosen: Rows, where: str) -> tuple[Rows, Rows]:
-    """What is left to learn from, and the validation images: a tenth of those that have a label."""
-    labelled = chosen.part.labels[chosen.rows] >= 0
-    try:
-        rest, held = _stratified(Rows(chosen.part, chosen.rows[labelled]), VALIDATION_SHARE)
-    except ValueError as error:
-        raise UserError(
-            f"evaluation.split=validation: {where} has too few labelled images to hold a tenth of each class out "
-            f"({error}); allowed: test, or more images"
-        ) from error
-    return Rows(chosen.part, torch.cat([rest.rows, chosen.rows[~labelled]]).sort().values), held
-
-
-def _stratified(chosen: Rows, share: float) -> tuple[Rows, Rows]:
-    """The rows without a fixed `share` of each class, and these. ValueError: a class has too few."""
-    from sklearn.model_selection import train_test_split  # takes a second, and most data have a test part
-
-    labels = chosen.part.labels[chosen.rows]
-    parts = train_test_split(chosen.rows.numpy(), test_size=share, random_state=0, stratify=labels)
-    kept, taken = (Rows(chosen.part, torch.from_numpy(np.sort(rows))) for rows in parts)
-    return kept, taken
-
-
-def _all(part: Part) -> Rows:
-    return Rows(part, torch.arange(len(part.labels)))
-
-
-def _keep(chosen: Rows, num_train: int | None) -> Rows:
-    if num_train is None:
-        return chosen
-    count = len(chosen.rows)
-    if num_train > count:
-        raise UserError(f"data.num_train={num_train} exceeds the training part; allowed: 1 to {count}")
-    order = torch.randperm(count, generator=generator(0, "data.num_train"))
-    return Rows(chosen.part, chosen.rows[order[:num_train].sort().values])
 
 
 def _take(chosen: Rows, image_size: int, in_channels: int, name: str) -> Labelled:
