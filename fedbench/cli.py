@@ -153,6 +153,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"fedbench: {error}", file=sys.stderr)
         return 2
+    except MemoryError as error:
+        print(f"fedbench: this needs more memory than there is: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("fedbench: interrupted; the same command goes on after the last whole round", file=sys.stderr)
         return 130

@@ -21,6 +21,7 @@ from fedbench.errors import UserError
 BATCH = 512  # images of an array converted at a time: bounds the copies
 FILES = 256  # image files decoded at a time
 MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})  # PIL's, of 8 bits a channel
+MAX_PIXELS = 89_478_485  # that an image may announce; from here on PIL warns of a bomb. As RGB: 268 MB
 
 
 class Images(ABC):
