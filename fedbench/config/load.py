@@ -198,8 +198,8 @@ def config_hash(config: Config) -> str:
         "accelerator": True,
         "engine": True,
         "workers": True,
-        "data": {"path": True, "partition": {"file": True}},
-        "evaluation": {"data": {"path": True}},
+        "data": {"path": True, "skip_broken": True, "partition": {"file": True}},
+        "evaluation": {"data": {"path": True, "skip_broken": True}},
     }
     content = config.model_dump(mode="json", exclude=without)
     if config.evaluation == EvaluationConfig():

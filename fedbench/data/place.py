@@ -16,7 +16,7 @@ def root_of(data: DataConfig) -> Path:
 def existing_folder(data: DataConfig) -> Path:
     """`data.path`; UserError if it is no folder."""
     if not root_of(data).is_dir():
-        raise UserError(f"data.path={data.path}: no such folder; allowed: a folder with one folder per class")
+        raise UserError(f"data.path={data.path}: no such folder; allowed: a folder of images or of classes")
     return root_of(data)
 
 

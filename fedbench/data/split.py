@@ -28,7 +28,7 @@ def split_off_test(source: Source, where: str) -> tuple[Rows, Rows]:
     if not source.class_names:
         return whole(source.train), Rows(source.train, torch.arange(0))
     try:
-        return _stratified(whole(source.train), TEST_SHARE)
+        return _take_away(whole(source.train), TEST_SHARE)
     except ValueError as error:
         raise UserError(
             f"{where} cannot be split 80/20 by class ({error}); add images or ship a test part"
@@ -37,25 +37,24 @@ def split_off_test(source: Source, where: str) -> tuple[Rows, Rows]:
 
 def hold_out(chosen: Rows, where: str) -> tuple[Rows, Rows]:
     """What is left to learn from, and the validation images: a tenth of those that have a label."""
-    labelled = chosen.part.labels[chosen.rows] >= 0
     try:
-        rest, held = _stratified(Rows(chosen.part, chosen.rows[labelled]), VALIDATION_SHARE)
+        return _take_away(chosen, VALIDATION_SHARE)
     except ValueError as error:
         raise UserError(
             f"evaluation.split=validation: {where} has too few labelled images to hold a tenth of each class out "
             f"({error}); allowed: test, or more images"
         ) from error
-    return Rows(chosen.part, torch.cat([rest.rows, chosen.rows[~labelled]]).sort().values), held
 
 
-def _stratified(chosen: Rows, share: float) -> tuple[Rows, Rows]:
-    """The rows without a fixed `share` of each class, and these. ValueError: a class has too few."""
+def _take_away(chosen: Rows, share: float) -> tuple[Rows, Rows]:
+    """The rows without a fixed `share` of each class, and these, all labelled. ValueError: a class has too few."""
     from sklearn.model_selection import train_test_split  # takes a second, and most data have a test part
 
     labels = chosen.part.labels[chosen.rows]
-    parts = train_test_split(chosen.rows.numpy(), test_size=share, random_state=0, stratify=labels)
-    kept, taken = (Rows(chosen.part, torch.from_numpy(np.sort(rows))) for rows in parts)
-    return kept, taken
+    labelled, others = chosen.rows[labels >= 0], chosen.rows[labels < 0]
+    parts = train_test_split(labelled.numpy(), test_size=share, random_state=0, stratify=labels[labels >= 0])
+    kept, taken = (torch.from_numpy(np.sort(rows)) for rows in parts)
+    return Rows(chosen.part, torch.cat([kept, others]).sort().values), Rows(chosen.part, taken)
 
 
 def whole(part: Part) -> Rows:
