@@ -8,7 +8,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +162,8 @@ def _decode(file: Path, image_size: int, in_channels: int) -> NDArray[np.uint8] 
     try:
         with Image.open(file, formats=FORMATS) as opened:
             _check_size(opened.size)
-            picture = _plain(_upright(opened)).convert("L" if in_channels == 1 else "RGB")
+            ImageOps.exif_transpose(opened, in_place=True)
+            picture = _plain(opened).convert("L" if in_channels == 1 else "RGB")
     except MemoryError as error:
         raise UserError(f"data.path: image {file} needs more memory than there is") from error
     except Exception as error:  # damage makes PIL's decoders raise whatever comes of their arithmetic
@@ -177,13 +177,6 @@ def _check_size(size: tuple[int, int]) -> None:
     """Before there is memory for the pixels. UserError: they are too many."""
     if size[0] * size[1] > MAX_PIXELS:
         raise UserError(f"it announces {size[0]} x {size[1]} pixels; allowed: {MAX_PIXELS:,} in all")
-
-
-def _upright(opened: Image.Image) -> Image.Image:
-    opened.load()
-    with suppress(Exception):  # a damaged EXIF header says nothing of the orientation
-        ImageOps.exif_transpose(opened, in_place=True)
-    return opened
 
 
 def _plain(picture: Image.Image) -> Image.Image:
