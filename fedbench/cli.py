@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fedbench.conventions import CONVENTIONS, ConventionName
 from fedbench.errors import UserError
+from fedbench.files import user_path
 from fedbench.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="CONFIG | key=value[,value]",
         help="preset or YAML file, and overrides; a key with several values runs a cell for each",
     )
-    run.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: runs, or runs/GRID)")
+    run.add_argument("--out", type=user_path, metavar="DIR", help="where results go (default: runs, or runs/GRID)")
     run.add_argument("--dry-run", action="store_true", help="list the cells and what they will cost")
     run.add_argument("--jobs", type=positive, default=1, metavar="N", help="cells at a time (default: 1)")
     run.add_argument("--shard", type=part, default=(1, 1), metavar="I/N", help="the I-th of N parts of the cells")
@@ -62,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument(
         "words", nargs="+", metavar="GRID | key=value", help="a grid with a section `tune`, and overrides"
     )
-    search.add_argument("--out", type=Path, metavar="DIR", help="where trials go (default: runs/tune-GRID)")
+    search.add_argument("--out", type=user_path, metavar="DIR", help="where trials go (default: runs/tune-GRID)")
     search.add_argument("--dry-run", action="store_true", help="list the trials and what they will cost")
     search.add_argument("--jobs", type=positive, default=1, metavar="N", help="trials at a time (default: 1)")
     search.set_defaults(action=tune_command)
@@ -85,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     )
     split.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="preset or YAML file, and overrides")
     split.add_argument(
-        "--out", type=Path, default=Path("partition.png"), metavar="FILE.png", help="(default: %(default)s)"
+        "--out", type=user_path, default=Path("partition.png"), metavar="FILE.png", help="(default: %(default)s)"
     )
     split.set_defaults(action=partition_command)
 
@@ -97,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
         "report", allow_abbrev=False, help="compare finished runs: tables, and a page to look at"
     )
     show.add_argument("words", nargs="+", metavar="RUNS", help="run directories, or folders of them")
-    show.add_argument("--out", type=Path, default=Path("report"), metavar="DIR", help="(default: report)")
+    show.add_argument("--out", type=user_path, default=Path("report"), metavar="DIR", help="(default: report)")
     show.add_argument(
         "--wandb", action="store_true", help="show the leaderboard in W&B too; tracking.KEY=VALUE says where"
     )
@@ -119,8 +120,8 @@ def parser() -> argparse.ArgumentParser:
     judge.set_defaults(action=evaluate_command)
 
     out = commands.add_parser("export", allow_abbrev=False, help="a run's encoder for timm or torchvision")
-    out.add_argument("run", type=Path, metavar="RUN", help="directory of a finished run")
-    out.add_argument("--out", type=Path, metavar="FILE", help=".safetensors file (default: in the run directory)")
+    out.add_argument("run", type=user_path, metavar="RUN", help="directory of a finished run")
+    out.add_argument("--out", type=user_path, metavar="FILE", help=".safetensors file (default: in RUN)")
     out.set_defaults(action=export_command)
 
     check = commands.add_parser("check", allow_abbrev=False, help="does a strategy keep to what all must keep to")
@@ -151,6 +152,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     except OSError as error:
         print(f"fedbench: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"fedbench: this needs more memory than there is: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fedbench: interrupted; the same command goes on after the last whole round", file=sys.stderr)
@@ -357,7 +361,7 @@ def report_command(arguments: argparse.Namespace) -> None:
 
     check_out(arguments.out)
     words = [word for word in arguments.words if word.startswith("tracking.") and "=" in word]
-    paths = [Path(word) for word in arguments.words if word not in words]
+    paths = [user_path(word) for word in arguments.words if word not in words]
     if words and not arguments.wandb:
         raise UserError(f"{words[0]}: allowed only with --wandb")
     overrides = parse_overrides(words)
@@ -380,7 +384,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     from fedbench.config import parse_overrides
 
     words = [*arguments.words, *(word for word in arguments.data if "=" not in word)]
-    paths = [Path(word) for word in words if "=" not in word]
+    paths = [user_path(word) for word in words if "=" not in word]
     data = parse_overrides(word for word in arguments.data if "=" in word)
     overrides = parse_overrides(word for word in words if "=" in word)
     with uncollected():
@@ -436,7 +440,7 @@ def selected_cells(arguments: argparse.Namespace) -> tuple[list["Config"], Path]
     words = list(arguments.words)
     grid = arguments.grid
     if (
-        grid is not None and "=" in grid and not Path(grid).is_file()
+        grid is not None and "=" in grid and not user_path(grid).is_file()
     ):  # `run --grid seed=1`: argparse takes the override for the name
         words, grid = [grid, *words], DEFAULT_GRID
     asked = read_words(words)

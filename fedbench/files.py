@@ -10,6 +10,11 @@ from socket import gethostname
 LOCK = ".lock"
 
 
+def user_path(text: str | Path) -> Path:
+    """A path as a user wrote it: `~` is the home folder, as in a shell, which leaves it in `--out=~/runs`."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111  (Path.expanduser fails on an unknown user's `~name`)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` in one step: a reader sees the old content or the new, never a part."""
     part = path.with_name(f".{path.name}.{gethostname()}.{os.getpid()}.part")

@@ -87,7 +87,7 @@ def _case(run: Run, protocols: Sequence[str], data: Tree, overrides: Tree) -> Ca
             "because of its images the run has seen none"
         )
     try:
-        dataset = load_dataset(config.evaluation.data, config.encoder, split)
+        dataset = load_dataset(config.evaluation.data, config.encoder, split, "evaluation.data")
     except UserError as error:
         raise UserError(f"{path.name}: {error}; --data path=PATH says where the images are now") from error
     if not data.keys() - {"path"} and dataset.content_hash != known:

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Literal, TypeGuard, TypeVar
 
 from fedbench.errors import UserError
+from fedbench.files import user_path
 
 Kind = Literal["strategies", "mechanisms", "ssl", "datasets"]
 PACKAGES: dict[Kind, tuple[str, str]] = {  # a package that imports no torch, and the one inside it
@@ -94,7 +95,7 @@ def _load(kind: Kind, name: str, base: type[Plugin]) -> type[Plugin]:
         return _subclass(points[name].load(), base, name)
     target, _, attribute = name.partition(":")
     if target.endswith(".py"):
-        module = _import_file(Path(target))
+        module = _import_file(user_path(target))
     elif "." in target or ":" in name:
         module = _import_dotted(target, kind)
     else:

@@ -16,7 +16,7 @@ from fedbench.data.augment import MEAN, STD, normalize
 from fedbench.encoders import Encoder, build_encoder
 from fedbench.encoders.twin import Twin
 from fedbench.errors import UserError
-from fedbench.files import write_atomically
+from fedbench.files import user_path, write_atomically
 from fedbench.tracking.run_directory import ENCODER, MANIFEST, SUMMARY, RunDirectory
 
 
@@ -60,7 +60,7 @@ def load_encoder(path: str | Path) -> PretrainedEncoder:
     Raises:
         UserError: where there is no finished run, or its files are damaged.
     """
-    run, config = _finished_run(Path(path))
+    run, config = _finished_run(user_path(path))
     state = _read_state(run.path / ENCODER)
     with torch.random.fork_rng(devices=[]):  # building draws weights, which are not kept
         encoder = build_encoder(config, config.depth)
@@ -84,7 +84,7 @@ def export(path: str | Path, out: Path | None = None) -> tuple[Path, str]:
     Raises:
         UserError: as `load_encoder`, and for an `out` that is not to be written to.
     """
-    run, config = _finished_run(Path(path))
+    run, config = _finished_run(user_path(path))
     twin: Twin = import_module(f"fedbench.encoders.{config.name}").twin(config)
     file = out or run.path / f"encoder.{twin.library}.safetensors"
     if file.suffix != ".safetensors" or file.is_dir() or file.resolve() == (run.path / ENCODER).resolve():

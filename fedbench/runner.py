@@ -47,6 +47,12 @@ def cell_name(experiment: Experiment) -> str:
     return f"{plain}-{identity(experiment)[:8]}"
 
 
+def _data_facts(experiment: Experiment) -> dict[str, Any]:
+    """For the manifest: what the data are called, and how many images could not be read."""
+    own, judging = experiment.dataset, experiment.evaluation_dataset
+    return {"data": own.facts} | ({} if judging is own else {"evaluation_data": judging.facts})
+
+
 def _other_code(directory: RunDirectory) -> str:
     """Loudly, if the rounds that are there were made by another commit; else nothing."""
     then, now = directory.manifest()["commit"], git_state(Path(fedbench.__file__).parents[1])["commit"]
@@ -79,6 +85,7 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
         found, complaints = _resume(federation, directory, cell_hash)
         data_hash, device = experiment.data_hash, experiment.device.type
         described = manifest(config, data_hash, experiment.sources, device, cell_hash, name)
+        described |= _data_facts(experiment)
         if found is None:
             directory.start(described)
         elif not directory.is_described():

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from fedbench.config.schema import Config, EvaluationConfig
 from fedbench.errors import UserError
+from fedbench.files import user_path
 
 Tree = dict[str, Any]
 UNTRAINED = "untrained"  # what a run of no rounds is called
@@ -30,7 +31,7 @@ def resolve_file(name_or_path: str, kind: str) -> Path:
     """A shipped name, or a path to a YAML file of the user's."""
     if name_or_path in config_names(kind):
         return Path(str(resources.files("fedbench.configs") / kind / f"{name_or_path}.yaml"))
-    path = Path(name_or_path)
+    path = user_path(name_or_path)
     if path.is_file():
         return path
     allowed = ", ".join(config_names(kind))
@@ -197,8 +198,8 @@ def config_hash(config: Config) -> str:
         "accelerator": True,
         "engine": True,
         "workers": True,
-        "data": {"path": True, "partition": {"file": True}},
-        "evaluation": {"data": {"path": True}},
+        "data": {"path": True, "skip_broken": True, "partition": {"file": True}},
+        "evaluation": {"data": {"path": True, "skip_broken": True}},
     }
     content = config.model_dump(mode="json", exclude=without)
     if config.evaluation == EvaluationConfig():

@@ -125,6 +125,8 @@ class DataConfig(Section):
     num_train: Annotated[int, Field(ge=2)] | None = (
         None  # samples kept for pre-training and probe training; None = all
     )
+    labels: bool = Field(default=True, exclude_if=lambda value: value)  # false: folders are no classes
+    skip_broken: bool = Field(default=False, exclude_if=lambda value: not value)  # images that cannot be read
     partition: PartitionConfig = PartitionConfig()
 
 

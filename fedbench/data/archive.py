@@ -1,11 +1,11 @@
 """Arrays of an npz archive, never unpickled: labels at once, images as a stream larger than memory."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
-from zipfile import BadZipFile, ZipFile
-from zlib import error as ZlibError
+from typing import IO, NamedTuple
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -13,11 +13,26 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedbench.data.images import BATCH, ArrayImages, Images, convert
+from fedbench.data.images import BATCH, MAX_PIXELS, ArrayImages, Images, convert
 from fedbench.errors import UserError
 
-BROKEN = (OSError, ValueError, AttributeError, TypeError, EOFError, BadZipFile, ZlibError)
-ALLOWED_IMAGES = "uint8 (N, H, W) or (N, H, W, C), C = 1 or 3, not empty"
+ALLOWED_IMAGES = f"uint8 (N, H, W) or (N, H, W, C), C = 1 or 3, not empty, {MAX_PIXELS:,} pixels an image at most"
+CHUNK = 1 << 28  # bytes of an array read at a time
+DEFLATED = 1032  # bytes that one byte of an archive can become (zlib's format)
+
+
+class Header(NamedTuple):
+    """What an array says of itself; `offset` is where its values begin."""
+
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: "np.dtype[np.generic]"
+    offset: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its values, as a whole number that does not overflow."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class ArchiveImages(Images):
@@ -49,11 +64,12 @@ class ArchiveImages(Images):
 
     def _batches(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """The whole array piece by piece, (B, H, W, C), each with the row at which it begins."""
-        num_bytes = int(np.prod(self.shape_NHWC[1:]))
+        num_bytes = math.prod(self.shape_NHWC[1:])
+        size = max(1, min(BATCH, CHUNK // num_bytes))
         with _reading(self.path), ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as file:
-            _header(file)
-            for start in range(0, len(self), BATCH):
-                data = file.read(num_bytes * min(BATCH, len(self) - start))
+            _read_header(file)
+            for start in range(0, len(self), size):
+                data = file.read(num_bytes * min(size, len(self) - start))
                 yield start, np.frombuffer(data, np.uint8).reshape(-1, *self.shape_NHWC[1:])
 
 
@@ -68,11 +84,8 @@ def read_pair(path: Path, prefix: str, label_shape: str = "(N,)") -> tuple[Image
 
     UserError: one is missing, or its type, shape or length is wrong.
     """
-    found = names(path)
-    for name in (f"{prefix}images", f"{prefix}labels"):
-        if name not in found:
-            raise UserError(f"data.path={path}: array `{name}` is missing; found: {found}")
-    images, labels = _read_images(path, f"{prefix}images"), read_array(path, f"{prefix}labels")
+    _check_there(path, f"{prefix}images", f"{prefix}labels")
+    images, labels = read_images(path, f"{prefix}images"), read_array(path, f"{prefix}labels")
     fits = labels.shape[1:] == ((1,) if label_shape == "(N, 1)" else ())
     if labels.dtype.kind not in "iu" or labels.ndim == 0 or not fits:
         raise wrong(path, f"{prefix}labels", labels.dtype, labels.shape, f"integers {label_shape}")
@@ -82,11 +95,19 @@ def read_pair(path: Path, prefix: str, label_shape: str = "(N,)") -> tuple[Image
     return images, labels.reshape(-1)
 
 
-def _read_images(path: Path, name: str) -> Images:
-    with _reading(path), ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-        shape, fortran_order, dtype = _header(file)
+def _check_there(path: Path, *wanted: str) -> None:
+    found = names(path)
+    for name in wanted:
+        if name not in found:
+            raise UserError(f"data.path={path}: array `{name}` is missing; found: {found}")
+
+
+def read_images(path: Path, name: str) -> Images:
+    """The array `name`, without its values. UserError: it is missing, or its type or shape is wrong."""
+    _check_there(path, name)
+    shape, fortran_order, dtype, _ = _header(path, name)
     channels_fit = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    if dtype != np.uint8 or not channels_fit or 0 in shape:
+    if dtype != np.uint8 or not channels_fit or min(shape) < 1 or shape[1] * shape[2] > MAX_PIXELS:
         raise wrong(path, name, dtype, shape, ALLOWED_IMAGES)
     if fortran_order:  # its rows do not lie together
         array = read_array(path, name).astype(np.uint8, copy=False)
@@ -96,6 +117,7 @@ def _read_images(path: Path, name: str) -> Images:
 
 def read_array(path: Path, name: str) -> NDArray[np.generic]:
     """The array `name`, in memory. UserError: it holds Python objects, or the file is broken."""
+    _header(path, name)
     with _reading(path), np.load(path, allow_pickle=False) as archive:
         array: NDArray[np.generic] = archive[name]
         return array
@@ -106,10 +128,23 @@ def wrong(path: Path, name: str, dtype: object, shape: tuple[int, ...], allowed:
     return UserError(f"data.path={path}: `{name}` is {dtype} {shape}; allowed: {allowed}")
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype[np.generic]"]:
-    """Shape, whether in Fortran order, and type; the file is then at the first value."""
+def _header(path: Path, name: str) -> Header:
+    """Of the array `name`, before there is memory for it. UserError: the archive cannot hold what it announces."""
+    with _reading(path), ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        header, member = _read_header(file), archive.getinfo(f"{name}.npy")
+        packed = min(member.compress_size, path.stat().st_size)
+        held = min(member.file_size, packed * DEFLATED) - header.offset
+    if min(header.shape, default=0) < 0 or (not header.dtype.hasobject and header.num_bytes > held):
+        allowed = f"a shape whose values are in the file, which holds at most {max(held, 0):,} bytes of them"
+        raise wrong(path, name, header.dtype, header.shape, allowed)
+    return header
+
+
+def _read_header(file: IO[bytes]) -> Header:
+    """The file is then at the first value."""
     version = npy.read_magic(file)
-    return npy.read_array_header_1_0(file) if version == (1, 0) else npy.read_array_header_2_0(file)
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    return Header(*read(file), file.tell())
 
 
 @contextmanager
@@ -120,5 +155,11 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise UserError(f"data.path={path}: no such file; allowed: a .npz file") from None
-    except BROKEN as error:
-        raise UserError(f"data.path={path}: not a .npz file of plain arrays ({error})") from error
+    except MemoryError as error:
+        raise UserError(f"data.path={path}: its arrays need more memory than there is ({error})") from error
+    except Exception as error:  # damage makes zipfile, zlib and numpy raise many kinds
+        raise UserError(f"data.path={path}: not a .npz file of plain arrays ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

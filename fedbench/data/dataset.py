@@ -4,25 +4,22 @@ Shapes: N images, C channels, H x W pixels.
 """
 
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fedbench.config.schema import DataConfig, EncoderConfig, PartitionConfig, SplitName
-from fedbench.data.images import BATCH, convert
+from fedbench.data.images import BATCH, convert, listing
 from fedbench.data.source import DataSource, Part, Source
+from fedbench.data.split import Rows, hold_out, keep, split_off_test, whole
 from fedbench.data.store import decoded
 from fedbench.errors import UserError
 from fedbench.plugins import load_plugin
-from fedbench.random import generator
-
-TEST_SHARE = 0.2  # of sources without a test part of their own
-VALIDATION_SHARE = 0.1  # of the images that a probe learns from, where the split `validation` is scored
 
 
 class Labelled(NamedTuple):
@@ -41,6 +38,7 @@ class Dataset:
         test_images: what is scored, of the split that was asked for; none where the set has no labels.
         downstream: what a probe learns from, where that is not the clients' images.
         train_names: what a file of groups calls the clients' images.
+        left_out: images that cannot be read and were left out, as `data.skip_broken` allows.
     """
 
     name: str
@@ -51,11 +49,19 @@ class Dataset:
     class_names: tuple[str, ...]
     downstream: Labelled | None = None
     train_names: Sequence[str] = ()
+    left_out: int = 0
+
+    @cached_property
+    def probe_part(self) -> Labelled:
+        """What a probe learns from: images with labels."""
+        if self.downstream or (known := self.train_labels >= 0).all():
+            return self.downstream or Labelled(self.train_images, self.train_labels)
+        return Labelled(self.train_images[known], self.train_labels[known])
 
     @property
-    def probe_part(self) -> Labelled:
-        """What a probe learns from."""
-        return self.downstream or Labelled(self.train_images, self.train_labels)
+    def facts(self) -> dict[str, Any]:
+        """For a manifest."""
+        return {"name": self.name, "train_images": len(self.train_labels), "left_out": self.left_out}
 
     @cached_property
     def content_hash(self) -> str:
@@ -69,13 +75,6 @@ class Dataset:
         return digest.hexdigest()
 
 
-class Rows(NamedTuple):
-    """Some of a part: ascending rows (M,)."""
-
-    part: Part
-    rows: Tensor
-
-
 def data_source(data: DataConfig) -> DataSource:
     """The plugin that `data.name` names. UserError: there is none, or it does not allow what `data` asks for."""
     source = load_plugin("datasets", data.name, DataSource)()  # type: ignore[type-abstract]
@@ -83,7 +82,9 @@ def data_source(data: DataConfig) -> DataSource:
     return source
 
 
-def load_dataset(data: DataConfig, encoder: EncoderConfig, split: SplitName = "test") -> Dataset:
+def load_dataset(
+    data: DataConfig, encoder: EncoderConfig, split: SplitName = "test", scored_as: str = ""
+) -> Dataset:
     """Load what `data` names, at the encoder's size and channels, on the CPU.
 
     The test part is the source's own, else a fixed 20 % of it, stratified by label. `data.num_train` then
@@ -92,36 +93,60 @@ def load_dataset(data: DataConfig, encoder: EncoderConfig, split: SplitName = "t
     labelled training images, stratified by label, is taken away before and scored instead. The last two loaded are
     kept (what a run trains on, what it is judged on), for the other cells of a grid.
 
-    Errors: UserError naming the key, file or array.
+    Args:
+        data: what to load.
+        encoder: for which the images are resized and converted.
+        split: what is scored.
+        scored_as: the section of the configuration that must name labels to score on; "": none is needed.
+
+    Errors: UserError naming the key, file or array; all images that cannot be read are named at once.
     """
     of_the_images = data.model_copy(update={"partition": PartitionConfig()})
-    return _load(of_the_images, encoder.image_size, encoder.in_channels, split)
+    return _load(of_the_images, encoder.image_size, encoder.in_channels, split, scored_as)
 
 
 @lru_cache(maxsize=2)
-def _load(data: DataConfig, image_size: int, in_channels: int, split: SplitName) -> Dataset:
+def _load(data: DataConfig, image_size: int, in_channels: int, split: SplitName, scored_as: str) -> Dataset:
     source = data_source(data).load(data, image_size)
     _check_parts(source, _where(data))
-    _check_classes(source, _where(data))
-    train, scored = _split(source, _where(data))
-    probe = _all(source.downstream) if source.downstream else None
-    if split == "validation" and probe is not None:
-        probe, scored = _hold_out(probe, _where(data))
-    elif split == "validation":
-        train, scored = _hold_out(train, _where(data))
-    train = _keep(train, data.num_train)
+    _check_classes(source.class_names, (source.downstream or source.train).labels, _where(data))
+    train, scored, probe = _chosen(source, data, split)
+    if scored_as and not len(scored.rows):
+        raise UserError(
+            f"{scored_as}.name={data.name} has no labels to score on; allowed: "
+            "evaluation.data={name: NAME, path: PATH}, a set that has"
+        )
 
-    def take(chosen: Rows, name: str) -> Labelled:
+    def take(chosen: Rows, name: str) -> Taken:
         return _take(chosen, image_size, in_channels, f"{source.name} {name}")
 
-    return Dataset(
+    clients, judged = take(train, "train"), take(scored, split)
+    learned = take(probe, "downstream") if probe else None
+    taken = [part for part in (clients, judged, learned) if part]
+    _check_readable(taken, data)
+    dataset = Dataset(
         source.name,
-        *take(train, "train"),
-        *take(scored, split),
+        *clients.readable,
+        *judged.readable,
         source.class_names,
-        take(probe, "downstream") if probe else None,
-        _names(train),
+        learned.readable if learned else None,
+        clients.names,
+        sum(len(part.broken) for part in taken),
     )
+    if dataset.left_out:
+        _check_classes(source.class_names, dataset.probe_part.labels, _where(data))
+    return dataset
+
+
+def _chosen(source: Source, data: DataConfig, split: SplitName) -> tuple[Rows, Rows, Rows | None]:
+    """Rows of the clients, rows to score, and rows that a probe learns from, where these are others."""
+    train, scored = split_off_test(source, _where(data))
+    probe = whole(source.downstream) if source.downstream else None
+    if split == "validation" and probe is not None:
+        probe, scored = hold_out(probe, _where(data))
+    elif split == "validation":
+        train, scored = hold_out(train, _where(data))
+    return keep(train, data.num_train), scored, probe
 
 
 def _check_parts(source: Source, where: str) -> None:
@@ -134,87 +159,61 @@ def _check_parts(source: Source, where: str) -> None:
     for part in parts:
         if not 0 < len(part.images) == len(part.labels) or int(part.labels.max()) > highest:
             raise UserError(f"{where}: allowed: one image or more, each with a label of 0 to {highest} (-1: none)")
+        if part is not source.train and int(part.labels.min()) < 0:
+            raise UserError(f"{where}: an image to score, or for a probe, has no label; allowed: 0 to {highest}")
 
 
 def _channels(part: Part) -> int | None:
     return part.images.shape[1] if isinstance(part.images, Tensor) else part.images.channels
 
 
-def _check_classes(source: Source, where: str) -> None:
+def _check_classes(classes: Sequence[str], labels: Tensor, where: str) -> None:
     """UserError: a single class, or one without an image to learn from. (No classes at all is allowed.)"""
-    classes = source.class_names
     if len(classes) == 1:
-        raise UserError(f"{where} has 1 class; allowed: 2 classes or more")
-    labels = (source.downstream or source.train).labels
+        raise UserError(f"{where} has 1 class; allowed: 2 classes or more, or data.labels=false where it is none")
     for name, count in zip(classes, labels[labels >= 0].bincount(minlength=len(classes)).tolist(), strict=True):
         if not count:
             raise UserError(f"{where}: class {name!r} has no image to learn from; add some, or remove it")
 
 
-def _split(source: Source, where: str) -> tuple[Rows, Rows]:
-    """Rows of the training and the test part."""
-    if source.test is not None:
-        return _all(source.train), _all(source.test)
-    if not source.class_names:
-        return _all(source.train), Rows(source.train, torch.arange(0))
-    try:
-        return _stratified(_all(source.train), TEST_SHARE)
-    except ValueError as error:
-        raise UserError(
-            f"{where} cannot be split 80/20 by class ({error}); add images or ship a test part"
-        ) from error
+class Taken(NamedTuple):
+    """Of the images of a part those that can be read, their names, and by place why the others cannot."""
+
+    readable: Labelled
+    names: list[str]
+    broken: Mapping[str, str] = {}
 
 
-def _hold_out(chosen: Rows, where: str) -> tuple[Rows, Rows]:
-    """What is left to learn from, and the validation images: a tenth of those that have a label."""
-    labelled = chosen.part.labels[chosen.rows] >= 0
-    try:
-        rest, held = _stratified(Rows(chosen.part, chosen.rows[labelled]), VALIDATION_SHARE)
-    except ValueError as error:
-        raise UserError(
-            f"evaluation.split=validation: {where} has too few labelled images to hold a tenth of each class out "
-            f"({error}); allowed: test, or more images"
-        ) from error
-    return Rows(chosen.part, torch.cat([rest.rows, chosen.rows[~labelled]]).sort().values), held
-
-
-def _stratified(chosen: Rows, share: float) -> tuple[Rows, Rows]:
-    """The rows without a fixed `share` of each class, and these. ValueError: a class has too few."""
-    from sklearn.model_selection import train_test_split  # takes a second, and most data have a test part
-
-    labels = chosen.part.labels[chosen.rows]
-    parts = train_test_split(chosen.rows.numpy(), test_size=share, random_state=0, stratify=labels)
-    kept, taken = (Rows(chosen.part, torch.from_numpy(np.sort(rows))) for rows in parts)
-    return kept, taken
-
-
-def _all(part: Part) -> Rows:
-    return Rows(part, torch.arange(len(part.labels)))
-
-
-def _keep(chosen: Rows, num_train: int | None) -> Rows:
-    if num_train is None:
-        return chosen
-    count = len(chosen.rows)
-    if num_train > count:
-        raise UserError(f"data.num_train={num_train} exceeds the training part; allowed: 1 to {count}")
-    order = torch.randperm(count, generator=generator(0, "data.num_train"))
-    return Rows(chosen.part, chosen.rows[order[:num_train].sort().values])
-
-
-def _take(chosen: Rows, image_size: int, in_channels: int, name: str) -> Labelled:
+def _take(chosen: Rows, image_size: int, in_channels: int, name: str) -> Taken:
     """The images at their size: of `Images`, decoded to a file that is mapped into memory."""
     (part, rows), images = chosen, chosen.part.images
     if isinstance(images, Tensor):
-        return Labelled(convert(images[rows], image_size, in_channels), part.labels[rows])
+        return Taken(Labelled(convert(images[rows], image_size, in_channels), part.labels[rows]), _names(chosen))
     if not len(rows):
-        return Labelled(torch.empty(0, in_channels, image_size, image_size, dtype=torch.uint8), part.labels[rows])
-    return Labelled(decoded(images, rows, image_size, in_channels, name), part.labels[rows])
+        nothing = torch.empty(0, in_channels, image_size, image_size, dtype=torch.uint8)
+        return Taken(Labelled(nothing, part.labels[rows]), [])
+    found, broken = decoded(images, rows, image_size, in_channels, name)
+    left = rows[~torch.isin(rows, torch.tensor(list(broken), dtype=rows.dtype))]
+    reasons = {images.place(row): why for row, why in broken.items()}
+    return Taken(Labelled(found, part.labels[left]), _names(Rows(part, left)), reasons)
 
 
 def _names(chosen: Rows) -> list[str]:
     names, rows = chosen.part.names, chosen.rows.tolist()
     return [str(row) for row in rows] if names is None else [names[row] for row in rows]
+
+
+def _check_readable(taken: Sequence[Taken], data: DataConfig) -> None:
+    """Tell of the images that cannot be read. UserError: they may not be left out, or nothing would be left."""
+    broken = {place: why for part in taken for place, why in part.broken.items()}
+    if not broken:
+        return
+    found = f"{_where(data)}: {listing(broken, sum(len(part.names) for part in taken) + len(broken))}"
+    if not data.skip_broken:
+        raise UserError(f"{found}\nreplace or remove them, or leave them out: data.skip_broken=true")
+    if any(part.broken and not part.names for part in taken):
+        raise UserError(f"{found}\nwithout them nothing is left to learn from, or to score")
+    print(f"fedbench: {found}\nfedbench: they are left out (data.skip_broken=true)", file=sys.stderr)
 
 
 def _where(data: DataConfig) -> str:

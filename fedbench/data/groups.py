@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedbench.config.schema import PartitionConfig
 from fedbench.errors import UserError
+from fedbench.files import user_path
 
 COLUMNS = ("image", "group")
 
@@ -19,7 +20,7 @@ def by_groups(names: Sequence[str], num_clients: int, config: PartitionConfig) -
     UserError: an image is in no group, or there are not `num_clients` groups of `config.min_size` images or more.
     """
     assert config.file is not None
-    group_of = read_groups(Path(config.file).expanduser())
+    group_of = read_groups(user_path(config.file))
     members: dict[str, list[int]] = {group: [] for group in group_of.values()}
     for index, name in enumerate(names):
         if name not in group_of:

@@ -4,15 +4,16 @@ Shapes: N images in all, B at a time, C channels, H x W pixels as published, S x
 """
 
 import os
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
@@ -20,7 +21,27 @@ from fedbench.errors import UserError
 
 BATCH = 512  # images of an array converted at a time: bounds the copies
 FILES = 256  # image files decoded at a time
-MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})  # PIL's, of 8 bits a channel
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # PIL's other decoders see no file: one of them runs Ghostscript
+ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})  # PIL's modes with a channel of transparency
+MODES = ALPHA | {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}  # of 8 bits a channel
+RULES = b"upright, on white, the upper 8 of 16 bits"  # what becomes of a file besides PIL's decoding
+MAX_PIXELS = 89_478_485  # that an image may announce; from here on PIL warns of a bomb. As RGB: 268 MB
+LISTED = 20  # images that cannot be read of which each is named
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `_check_size` refuses those
+
+
+class BrokenImagesError(UserError):
+    """Images that cannot be read.
+
+    Attributes:
+        reasons: row -> why.
+    """
+
+    def __init__(self, reasons: Mapping[int, str], images: "Images") -> None:
+        self.reasons = dict(reasons)
+        named = {images.place(row): why for row, why in reasons.items()}
+        super().__init__(f"data.path: {listing(named, len(images))}")
 
 
 class Images(ABC):
@@ -36,13 +57,20 @@ class Images(ABC):
     def __len__(self) -> int:
         """N."""
 
+    def place(self, row: int) -> str:
+        """Where a person finds the image."""
+        return f"image {row}"
+
     @abstractmethod
     def content(self, rows: Tensor) -> Iterator[bytes]:
         """All that decides the pixels of `rows`: the key under which the decoded images are kept."""
 
     @abstractmethod
     def read(self, rows: Tensor, image_size: int, in_channels: int) -> Iterator[Tensor]:
-        """The images `rows` in batches, uint8 (B, C, S, S). UserError: names the file that cannot be read."""
+        """The images `rows` in batches, uint8 (B, C, S, S).
+
+        UserError: they cannot be read. `BrokenImagesError`: some cannot; raised after the batches of the others.
+        """
 
 
 class ArrayImages(Images):
@@ -68,7 +96,11 @@ class ArrayImages(Images):
 
 
 class FileImages(Images):
-    """Image files of any size and of any number of 8-bit channels, which PIL converts."""
+    """Image files of any size and kind, which PIL converts.
+
+    They are turned upright as their EXIF orientation says; what is transparent is laid on white; of 16 bits the
+    upper 8 are kept, as PIL does it with colours; palettes, CMYK and YCbCr become RGB without colour profiles.
+    """
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = files
@@ -76,24 +108,35 @@ class FileImages(Images):
     def __len__(self) -> int:
         return len(self.files)
 
+    def place(self, row: int) -> str:
+        """Its file."""
+        return str(self.files[row])
+
     def content(self, rows: Tensor) -> Iterator[bytes]:
-        """The bytes of the files."""
+        """The rules of the conversion, and the bytes of the files, or why there are none."""
+        yield RULES
         for row in rows.tolist():
             try:
                 yield self.files[row].read_bytes()
             except OSError as error:
-                raise _unreadable(self.files[row], error) from error
+                yield repr(error).encode()
 
     def read(self, rows: Tensor, image_size: int, in_channels: int) -> Iterator[Tensor]:
         """Another size is reached by PIL (bilinear, antialiased), the aspect ratio not kept."""
 
-        def decode(row: int) -> NDArray[np.uint8]:
+        def decode(row: int) -> NDArray[np.uint8] | str:
             return _decode(self.files[row], image_size, in_channels)
 
+        reasons: dict[int, str] = {}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for chunk in rows.split(FILES):
-                images_BHWC = torch.from_numpy(np.stack(list(pool.map(decode, chunk.tolist()))))
-                yield images_BHWC.permute(0, 3, 1, 2).contiguous()
+                found = dict(zip(chunk.tolist(), pool.map(decode, chunk.tolist()), strict=True))
+                reasons |= {row: why for row, why in found.items() if isinstance(why, str)}
+                images = [image for image in found.values() if not isinstance(image, str)]
+                if images:
+                    yield torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        if reasons:
+            raise BrokenImagesError(reasons, self)
 
 
 def convert(images_BCHW: Tensor, image_size: int, in_channels: int) -> Tensor:
@@ -106,19 +149,52 @@ def convert(images_BCHW: Tensor, image_size: int, in_channels: int) -> Tensor:
     return torch.cat([tv.resize(part, size, antialias=True) for part in images_BCHW.split(BATCH)])
 
 
-def _decode(file: Path, image_size: int, in_channels: int) -> NDArray[np.uint8]:
-    """Pixels (S, S, C)."""
+def listing(reasons: Mapping[str, str], total: int) -> str:
+    """How many of `total` images cannot be read, and of the first of them, by place, why."""
+    lines = [f"  {place}: {why}" for place, why in list(reasons.items())[:LISTED]]
+    if len(reasons) > LISTED:
+        lines.append(f"  ... and {len(reasons) - LISTED} more")
+    return "\n".join([f"{len(reasons)} of {total} images cannot be read:", *lines])
+
+
+def _decode(file: Path, image_size: int, in_channels: int) -> NDArray[np.uint8] | str:
+    """Pixels (S, S, C), or why there are none."""
     try:
-        with Image.open(file) as opened:
-            mode, picture = opened.mode, opened.convert("L" if in_channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(file, error) from error
-    if mode not in MODES:
-        raise UserError(f"data.path: image {file} has pixels of kind {mode!r}; allowed: 8 bits a channel")
+        with Image.open(file, formats=FORMATS) as opened:
+            _check_size(opened.size)
+            ImageOps.exif_transpose(opened, in_place=True)
+            picture = _plain(opened).convert("L" if in_channels == 1 else "RGB")
+    except MemoryError as error:
+        raise UserError(f"data.path: image {file} needs more memory than there is") from error
+    except Exception as error:  # damage makes PIL's decoders raise whatever comes of their arithmetic
+        return _why(error)
     if picture.size != (image_size, image_size):
         picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(picture).reshape(image_size, image_size, in_channels)
 
 
-def _unreadable(file: Path, error: Exception) -> UserError:
-    return UserError(f"data.path: cannot read image {file} ({error}); replace or remove it")
+def _check_size(size: tuple[int, int]) -> None:
+    """Before there is memory for the pixels. UserError: they are too many."""
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UserError(f"it announces {size[0]} x {size[1]} pixels; allowed: {MAX_PIXELS:,} in all")
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """The same with 8 bits a channel and nothing transparent. UserError: other kinds of pixels."""
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode not in MODES:
+        raise UserError(f"its pixels are of the kind {picture.mode!r}; allowed: 8 bits a channel, or 16 of grey")
+    if picture.mode in ALPHA or "transparency" in picture.info:
+        coloured = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
+    return picture
+
+
+def _why(error: Exception) -> str:
+    """In words, without the file's name."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"no whole image in the format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

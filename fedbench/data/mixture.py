@@ -1,6 +1,6 @@
 """What a partition did: samples and classes of each client, how far clients differ, and the picture of it.
 
-Shapes: M clients, K classes; of images without labels, K = 1.
+Shapes: M clients, K classes, one more if there are images without labels.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def mixture(dataset: Dataset, clients: Sequence[Tensor]) -> Mixture:
     """Counted over the clients' indices into the training images."""
     labels, names = dataset.train_labels, dataset.class_names
     if labels.min() < 0:
-        labels, names = torch.zeros_like(labels), ("without label",)
+        labels, names = labels + 1, ("without label", *(names if labels.max() >= 0 else ()))
     counts = [labels[indices].bincount(minlength=len(names)) for indices in clients]
     return Mixture(torch.stack(counts), names)
 

@@ -5,17 +5,18 @@ from pathlib import Path
 
 from fedbench.config.schema import DataConfig
 from fedbench.errors import UserError
+from fedbench.files import user_path
 
 
 def root_of(data: DataConfig) -> Path:
     """`data.path`, or `data/NAME` where it is not given."""
-    return Path(data.path or f"data/{data.name}").expanduser()
+    return user_path(data.path or f"data/{data.name}")
 
 
 def existing_folder(data: DataConfig) -> Path:
     """`data.path`; UserError if it is no folder."""
     if not root_of(data).is_dir():
-        raise UserError(f"data.path={data.path}: no such folder; allowed: a folder with one folder per class")
+        raise UserError(f"data.path={data.path}: no such folder; allowed: a folder of images or of classes")
     return root_of(data)
 
 

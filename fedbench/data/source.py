@@ -44,8 +44,8 @@ class Source:
     Attributes:
         train: the clients' images.
         class_names: K names; none for a set without labels.
-        test: what is scored; None: a fixed fifth of `train`.
-        downstream: what a probe learns from; None: `train`.
+        test: what is scored, all labelled; None: a fixed fifth of the labelled images of `train`.
+        downstream: what a probe learns from, all labelled; None: the labelled images of `train`.
     """
 
     name: str
@@ -61,11 +61,13 @@ class DataSource(ABC):
     Attributes:
         needs_path: whether `data.path` must be given.
         downloads: whether it can fetch itself, which it does with `data.download=true` only.
+        labels_optional: whether `data.labels=false` makes a set without labels of it.
         sizes: the sizes in pixels in which it is published, for `data.size`; none: in one.
     """
 
     needs_path: ClassVar[bool] = False
     downloads: ClassVar[bool] = False
+    labels_optional: ClassVar[bool] = False
     sizes: ClassVar[tuple[int, ...]] = ()
 
     @abstractmethod
@@ -81,6 +83,8 @@ class DataSource(ABC):
             raise UserError(f"data.path is missing; data.name={data.name} needs the path of its files")
         if data.download and not self.downloads:
             raise UserError(f"data.download=true; allowed with data.name={data.name}: false, there is no download")
+        if not data.labels and not self.labels_optional:
+            raise UserError(f"data.labels=false; allowed with data.name={data.name}: true")
         if data.size is not None and data.size not in self.sizes:
             allowed = ", ".join(map(str, self.sizes)) or "none, it is published in one size"
             raise UserError(f"data.size={data.size}; allowed with data.name={data.name}: {allowed}")

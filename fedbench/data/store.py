@@ -1,16 +1,18 @@
 """Decoded images, kept in files that are mapped into memory: decoded once, larger than memory if need be.
 
 A file is named by a hash of what decides its pixels: the published bytes, which of the images, the size, the
-channels and the versions of the decoders. It holds one array uint8 (M, C, S, S) and may be deleted at any time.
+channels and the versions of the decoders. It holds one array uint8 (M, C, S, S) of the images that can be read; a
+JSON file beside it says which of the others cannot, and why. Both may be deleted at any time.
 """
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import PIL
@@ -19,28 +21,37 @@ import torchvision
 from torch import Tensor
 from tqdm import tqdm
 
-from fedbench.data.images import Images
+from fedbench.data.images import BrokenImagesError, Images
 from fedbench.errors import UserError
+from fedbench.files import user_path, write_atomically
 
 Shape = tuple[int, int, int, int]
 
 
-def decoded(images: Images, rows: Tensor, image_size: int, in_channels: int, name: str) -> Tensor:
-    """The images `rows` (M,), ascending, as uint8 (M, C, S, S), mapped into memory; `name` is for the bar.
+class Decoded(NamedTuple):
+    """Images uint8 (M, C, S, S), mapped into memory, without those that cannot be read: row -> why."""
 
-    UserError: an image cannot be read, or the disk is full.
+    images: Tensor
+    broken: dict[int, str]
+
+
+def decoded(images: Images, rows: Tensor, image_size: int, in_channels: int, name: str) -> Decoded:
+    """The images `rows` (M,), ascending; `name` is for the bar.
+
+    UserError: they cannot be read at all, or the disk is full.
     """
     shape = (len(rows), in_channels, image_size, image_size)
     path = folder() / f"{_key(images, rows, shape)}.npy"
-    if not _is_whole(path):
+    if not _is_whole(path, len(rows)):
         _write(path, shape, _with_bar(images.read(rows, image_size, in_channels), len(rows), name))
-    return torch.from_numpy(np.load(path, mmap_mode="c"))  # c: torch wants it writable; the file is not written
+    array = np.load(path, mmap_mode="c")  # c: torch wants it writable; the file is not written
+    return Decoded(torch.from_numpy(array), _broken(path))
 
 
 def folder() -> Path:
     """`fedbench` in the user's cache folder, which XDG_CACHE_HOME names."""
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path("~/.cache").expanduser()) / "fedbench"
+    return user_path(home or "~/.cache") / "fedbench"
 
 
 def _key(images: Images, rows: Tensor, shape: Shape) -> str:
@@ -51,12 +62,30 @@ def _key(images: Images, rows: Tensor, shape: Shape) -> str:
     return digest.hexdigest()
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(path: Path, count: int) -> bool:
+    """Whether every one of `count` images is in it or known to be broken."""
     try:
-        np.load(path, mmap_mode="r")
+        return len(np.load(path, mmap_mode="r")) + len(_broken(path)) == count
     except (OSError, ValueError, EOFError):  # absent, or cut short by somebody else
         return False
-    return True
+
+
+def _broken(path: Path) -> dict[int, str]:
+    """Row -> why the image is not in the array."""
+    try:
+        reasons = json.loads(path.with_suffix(".json").read_bytes())
+    except FileNotFoundError:
+        return {}
+    return {int(row): why for row, why in reasons.items()}
+
+
+def _note(path: Path, broken: dict[int, str]) -> None:
+    """What `_broken` reads; no file where there is nothing to say."""
+    file = path.with_suffix(".json")
+    if broken:
+        write_atomically(file, json.dumps(broken).encode())
+    else:
+        file.unlink(missing_ok=True)
 
 
 def _write(path: Path, shape: Shape, batches: Iterator[Tensor]) -> None:
@@ -65,11 +94,12 @@ def _write(path: Path, shape: Shape, batches: Iterator[Tensor]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_space(path.parent, int(np.prod(shape)))
-        with part.open("ab") as file:
+        with open(part, "r+b", opener=_opener) as file:  # Path.open takes no opener
             fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_whole(path):  # by another process, in the meantime; then `file` may be that file
+            if _is_whole(path, shape[0]):  # by another process, in the meantime; then `file` may be that file
                 return
-            _fill(file, shape, batches)
+            broken = _fill(file, shape, batches)
+            _note(path, broken)
             part.replace(path)
     except OSError as error:
         raise UserError(
@@ -78,18 +108,36 @@ def _write(path: Path, shape: Shape, batches: Iterator[Tensor]) -> None:
         ) from error
 
 
-def _fill(file: BinaryIO, shape: Shape, batches: Iterator[Tensor]) -> None:
-    """Write the array and bring it to the disk; if that fails, the file is empty."""
+def _fill(file: BinaryIO, shape: Shape, batches: Iterator[Tensor]) -> dict[int, str]:
+    """Write the array and bring it to the disk; returns what is not in it. If it fails, the file is empty."""
     file.truncate(0)  # what a process left that was killed
+    broken: dict[int, str] = {}
     try:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for batch in batches:
-            file.write(batch.numpy().data)
+        begin = _write_header(file, shape)
+        try:
+            for batch in batches:
+                file.write(batch.numpy().data)
+        except BrokenImagesError as error:
+            broken = error.reasons
+            assert _write_header(file, (shape[0] - len(broken), *shape[1:])) == begin  # numpy leaves room for it
         file.flush()
         os.fsync(file.fileno())
     except BaseException:
         file.truncate(0)
         raise
+    return broken
+
+
+def _write_header(file: BinaryIO, shape: Shape) -> int:
+    """At the begin of the file; returns where the pixels begin."""
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.tell()
+
+
+def _opener(path: str, flags: int) -> int:
+    """To read and write anywhere in a file that is there or not, and keep what is in it."""
+    return os.open(path, flags | os.O_CREAT, 0o666)
 
 
 def _check_space(where: Path, needed: int) -> None:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from fedbench.errors import UserError
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan, check_plans, line_up, split_rounds
 from fedbench.federation.strategy import Strategy, load_mechanisms, load_strategy
+from fedbench.files import user_path
 from fedbench.plugins import blamed, load_plugin, source_hash
 from fedbench.random import generator
 from fedbench.ssl import SSLMethod
@@ -92,19 +92,14 @@ def _rounds_per_stage(config: Config, num_stages: int) -> list[int]:
 def prepare(config: Config) -> Experiment:
     """Check the configuration, load the data, hold out the server's part, split the rest over the clients."""
     strategy, mechanisms, plans, rounds_per_stage = check(config)
-    dataset, client_indices, auxiliary = share_out(config, mechanisms)
     judges, split = config.evaluation.data, config.evaluation.split
+    dataset, client_indices, auxiliary = share_out(config, mechanisms, scored_as="" if judges else "data")
     if judges and split == "validation" and (judges.name, judges.path) == (config.data.name, config.data.path):
         raise UserError(
             "evaluation.split=validation with evaluation.data naming the clients' own images; allowed: without "
             "evaluation.data, so that a tenth of them is held out before the clients get theirs"
         )
-    evaluation_dataset = load_dataset(judges, config.encoder, split) if judges else dataset
-    if not len(evaluation_dataset.test_labels):
-        named = f"evaluation.data.name={judges.name}" if judges else f"data.name={config.data.name}"
-        raise UserError(
-            f"{named} has no labels to score on; allowed: evaluation.data={{name: NAME}}, a set that has"
-        )
+    evaluation_dataset = load_dataset(judges, config.encoder, split, "evaluation.data") if judges else dataset
     return Experiment(
         config,
         _sources(config, strategy, mechanisms),
@@ -122,11 +117,12 @@ def prepare(config: Config) -> Experiment:
     )
 
 
-def share_out(config: Config, mechanisms: list[Mechanism]) -> tuple[Dataset, list[Tensor], Tensor]:
-    """The data, the indices of each client's images in it, and the server's images."""
-    dataset = load_dataset(
-        config.data, config.encoder, "test" if config.evaluation.data else config.evaluation.split
-    )
+def share_out(
+    config: Config, mechanisms: list[Mechanism], scored_as: str = ""
+) -> tuple[Dataset, list[Tensor], Tensor]:
+    """The data, the indices of each client's images in it, and the server's images; see `load_dataset`."""
+    split = "test" if config.evaluation.data else config.evaluation.split
+    dataset = load_dataset(config.data, config.encoder, split, scored_as)
     clients = partition(
         dataset.train_labels,
         config.federation.num_clients,
@@ -141,7 +137,7 @@ def _data_hash(dataset: Dataset, groups: str | None) -> str:
     """Hash of the images and labels and, where a file says whose they are, of that file."""
     if groups is None:
         return dataset.content_hash
-    return sha256(dataset.content_hash.encode() + Path(groups).expanduser().read_bytes()).hexdigest()
+    return sha256(dataset.content_hash.encode() + user_path(groups).read_bytes()).hexdigest()
 
 
 def _sources(config: Config, strategy: Strategy, mechanisms: list[Mechanism]) -> dict[str, str]:

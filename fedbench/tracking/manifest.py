@@ -11,6 +11,7 @@ from typing import Any
 
 import fedbench
 from fedbench.config import Config
+from fedbench.files import user_path
 
 LIBRARIES = (
     "torch",
@@ -35,9 +36,9 @@ def manifest(
 ) -> dict[str, Any]:
     """Content of `manifest.json`.
 
-    An absolute path in the configuration is shortened to its last part and the W&B entity left out, so that
-    run directories can be published; what was there is named by `data_hash`, and by `sources`, the hashes of
-    the files that define the strategy and the SSL method.
+    A path from the root or from `~` in the configuration is shortened to its last part and the W&B entity left
+    out, so that run directories can be published; what was there is named by `data_hash`, and by `sources`, the
+    hashes of the files that define the strategy and the SSL method.
     """
     return {
         "cell_name": cell_name,
@@ -59,7 +60,7 @@ def _shareable(value: Any) -> Any:
         return {key: _shareable(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_shareable(item) for item in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    return Path(value).name if isinstance(value, str) and user_path(value).is_absolute() else value
 
 
 def git_state(source: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Finished runs, each as one protocol sees it, and why a folder holds none."""
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ NEEDED = {"config", "data_hash", "device", "sources", "started"}
 LABELS = ("strategy", "ssl", "convention", "memory_source", "diverged")
 FIGURES = ("client/flops", "client/peak_memory_bytes", "client/download_bytes", "client/upload_bytes", "seconds")
 OF_UNTRAINED = ("data", "encoder.", "evaluation.", "device", "threads")  # what reaches an encoder of no rounds
-HOW = ("accelerator", "engine", "workers", "tracking", "data.path", "data.partition.file")  # no bit depends on it
+HOW = ("accelerator", "engine", "workers", "tracking", "data.path", "data.skip_broken", "data.partition.file")
+# No bit depends on what is in HOW; the images are named by their hash.
 LEFT_OUT = ("seed", "probe.", "evaluation.", "tuning", *HOW)
 UNFINISHED = "it is not finished"
 LATER = ("client/local_steps", "server/peak_memory_bytes", "total/flops")  # figures that older runs have not
@@ -157,7 +159,7 @@ def describe(run: Run) -> str:
     patch = f", patch {encoder['patch_size']}, width {encoder['width']}" if encoder["name"] == "vit" else ""
     elsewhere = "" if judged.data_hash == run.manifest["data_hash"] else f" on {judged.data}"
     return (
-        f"{data['name']} on {config['federation']['num_clients']} clients ({split.words}), "
+        f"{_data_words(run)} on {config['federation']['num_clients']} clients ({split.words}), "
         f"{encoder['name']} ({encoder['image_size']} px{patch}, {encoder['depth']} blocks), "
         f"protocol {judged.protocol}{elsewhere}{_split(judged.settings)}"
     )
@@ -165,3 +167,10 @@ def describe(run: Run) -> str:
 
 def _split(settings: Mapping[str, Any]) -> str:
     return f", {settings['split']} split" if "split" in settings else ""
+
+
+def _data_words(run: Run) -> str:
+    """`cifar10`; of the user's own images `image_folder:pets`, by the last part of their path."""
+    kind = re.sub(r".*/", "", run.manifest["config"]["data"]["name"])
+    name = run.manifest.get("data", {}).get("name", kind)  # a run from before the manifest had it
+    return kind if name == kind else f"{kind}:{name}"

@@ -36,7 +36,7 @@ def noise(seed: int = 0) -> Counted:
 
 
 def decode(images: Counted, size: int = 4, channels: int = 3, rows: torch.Tensor = ROWS) -> torch.Tensor:
-    return store.decoded(images, rows, size, channels, "noise")
+    return store.decoded(images, rows, size, channels, "noise").images
 
 
 def test_images_are_decoded_once_and_read_from_the_file_after_it(cache):
@@ -62,8 +62,8 @@ def test_other_content_of_the_same_files_is_decoded_anew(tmp_path):
     file = tmp_path / "a.png"
     for colour in (1, 200):
         Image.new("L", (4, 4), colour).save(file)
-        images = store.decoded(FileImages([file]), torch.tensor([0]), 4, 1, "one")
-        assert images.unique().tolist() == [colour]
+        found = store.decoded(FileImages([file]), torch.tensor([0]), 4, 1, "one")
+        assert found.images.unique().tolist() == [colour]
 
 
 def test_a_file_that_was_cut_short_is_written_anew(cache):

@@ -32,10 +32,11 @@ def test_the_manifest_names_configuration_code_and_machine() -> None:
     assert datetime.fromisoformat(content["started"]).utcoffset() is not None
 
 
-def test_the_manifest_shows_no_absolute_path_host_or_wandb_account() -> None:
+@pytest.mark.parametrize("folder", ["/home/somebody/secret", "~/somebody/secret"])
+def test_the_manifest_shows_no_path_from_the_root_or_home_no_host_and_no_wandb_account(folder: str) -> None:
     keys = {
-        "strategy": "/home/somebody/secret/mine.py",
-        "data": {"name": "npz", "path": "/home/somebody/secret/cells.npz"},
+        "strategy": f"{folder}/mine.py",
+        "data": {"name": "npz", "path": f"{folder}/cells.npz"},
         "tracking": {"entity": "somebody"},
     }
     content = manifest(load_config(keys), "d1", {}, "cpu", "c1", "cell")
