@@ -20,7 +20,10 @@ class Verdict:
 
 def verdicts(one: Profile, budgets: Mapping[str, float]) -> list[Verdict]:
     """One for each budget."""
-    return [_memory(one, limit) if name == "memory" else _sum(one, name, limit) for name, limit in budgets.items()]
+    kinds = {"memory": _memory, "total_flops": _total}
+    return [
+        kinds[name](one, limit) if name in kinds else _sum(one, name, limit) for name, limit in budgets.items()
+    ]
 
 
 def _memory(one: Profile, limit: float) -> Verdict:
@@ -30,6 +33,13 @@ def _memory(one: Profile, limit: float) -> Verdict:
     if worst.peak_memory_bytes > limit:
         breaks = f"stage {first.stage}: {_largest(first.memory, first.peak_memory_bytes)}"
     return Verdict("memory", worst.peak_memory_bytes, limit, breaks)
+
+
+def _total(one: Profile, limit: float) -> Verdict:
+    """Of everybody over the whole run; what breaks it is whoever does most."""
+    shares = {"clients": one.total_flops - one.server_flops, "server": one.server_flops}
+    breaks = _largest(shares, one.total_flops) if one.total_flops > limit else ""
+    return Verdict("total_flops", one.total_flops, limit, breaks)
 
 
 def _sum(one: Profile, resource: str, limit: float) -> Verdict:
@@ -68,11 +78,12 @@ def render_budgets(profiles: Sequence[Profile], budgets: Mapping[str, float]) ->
     ]
     table = markdown(["strategy", "resource", "budget", "needed", "verdict"], rows, left=2)
     notes = bullets(
-        "Convention `step`; memory: the highest peak; the others: totals of one client over the whole run.",
+        "Convention `step`; memory: the highest peak; the others: totals of one client over the whole run; "
+        "total_flops: of all clients and the server.",
         "NO: the first stage that exceeds the budget (of a total: in which it is used up), and its largest term.",
     )
     return f"{table}\n\n{notes}"
 
 
 def _shown(resource: str, value: float) -> str:
-    return f"{number(value / 1e9)} GFLOPs" if resource == "flops" else f"{number(value / 1e6)} MB"
+    return f"{number(value / 1e9)} GFLOPs" if resource.endswith("flops") else f"{number(value / 1e6)} MB"

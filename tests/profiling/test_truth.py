@@ -8,6 +8,7 @@ import pytest
 from exhaustive import crossed, exhaustive
 from tiny_config import UNEVEN
 
+from fedbench.budgets import parse_budgets
 from fedbench.config import Config
 from fedbench.conformance.witness import Witness
 from fedbench.errors import AccountingError, UserError
@@ -18,6 +19,7 @@ from fedbench.federation.record import LEDGER_COLUMNS, RoundRecord
 from fedbench.federation.server_training import ServerTraining
 from fedbench.plugins import builtin_files
 from fedbench.profiling import Profile, profile
+from fedbench.profiling.budget import verdicts
 from fedbench.profiling.rehearsal import server_epochs
 
 Tiny = Callable[..., Config]
@@ -181,3 +183,15 @@ class ReadsTheModel(Mechanism):
 def test_a_server_step_that_cannot_be_rehearsed_is_named() -> None:
     with pytest.raises(UserError, match=r"a mechanism's server_step reads 'model'; allowed .* train"):
         server_epochs([ReadsTheModel()])
+
+
+def test_a_budget_may_count_everybody_and_the_server(tiny: Tiny) -> None:
+    one = profile(tiny(strategy={"name": "fedssl", "calibration": {"epochs": 3}}))
+    budgets = parse_budgets([f"total_flops={one.total_flops}"])
+    (fits,) = verdicts(one, budgets)
+    assert (fits.needed, fits.breaks) == (one.total_flops, "")
+    (breaks,) = verdicts(one, {"total_flops": one.total_flops - 1})
+    share = (one.total_flops - one.server_flops) / one.total_flops
+    assert breaks.breaks == f"clients ({share:.0%} of it)"
+    with pytest.raises(UserError, match="total_flops=1GB: '1GB' is no amount"):
+        parse_budgets(["total_flops=1GB"])
