@@ -189,7 +189,7 @@ def _diverged(rounds: Sequence[Mapping[str, Any]]) -> bool:
 
 def _evaluate(experiment: Experiment, encoder: Encoder) -> dict[str, float]:
     """The trained encoder, and the same encoder untrained: the floor."""
-    floor = _judged(experiment, untrained_encoder(experiment.config), "untrained", "untrained")
+    floor = _judged(experiment, untrained_encoder(experiment.config), "untrained", "untrained_features")
     return _judged(experiment, encoder, "probe", "features") | floor
 
 

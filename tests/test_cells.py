@@ -133,9 +133,11 @@ def test_a_dry_run_lists_what_a_run_costs_and_what_is_done(
     assert not (tmp_path / "out").exists()
     main([*words, "--shard", "1/2"])
     table = capsys.readouterr().out
-    row = next(line for line in table.splitlines() if "| fedssl" in line)
-    for column in before[2].split("|")[3:7]:
-        assert f"{column.strip()} (1.00x)" in row
+    rows = " ".join(line for line in table.splitlines() if "| fedssl" in line)
+    flops, server, *others = (column.strip() for column in before[2].split("|")[3:8])
+    assert server == "0"
+    for cost in (flops, *others):
+        assert f"{cost} (1.00x)" in rows
     main([*words, "--dry-run"])
     after = capsys.readouterr().out.splitlines()
     assert [line.split("|")[2].strip() for line in after[2:4]] == ["finished", "waiting"]

@@ -103,7 +103,7 @@ def test_the_summary_says_how_the_features_lie_trained_and_untrained(finished: P
         experiment, summary = prepare(config), json.loads((run / "summary.json").read_text())
         trained = build_encoder(config.encoder, config.encoder.depth)
         trained.load_state_dict(load_file(run / "encoder.safetensors"))
-        for kind, encoder in (("features", trained), ("untrained", untrained_encoder(config))):
+        for kind, encoder in (("features", trained), ("untrained_features", untrained_encoder(config))):
             lie = describe_features(encoder, experiment.dataset.test_images, experiment.views, config.seed)
             assert {key: summary[f"{kind}/{key}"] for key in lie} == pytest.approx(lie)
 

@@ -57,7 +57,7 @@ def test_the_wheel_runs_the_quick_start_from_another_directory(wheel: Path, tmp_
     rows = json.loads((tmp_path / "results" / "leaderboard.json").read_text())
     assert sorted(row["strategy"] for row in rows) == [
         "fedssl",
-        "lw_fedssl@v3(calibration.epochs=3, calibration.base_lr=0.004)",
+        "lw_fedssl@v3(calibration.epochs=3, calibration.base_lr=0.004432)",
         "lw_fedssl@v4",
         "prog_fedssl",
     ]
