@@ -58,7 +58,7 @@ class Panel:
 
 PANELS = (
     Panel("flops", "compute", "GFLOPs", GFLOPS),
-    Panel("total_flops", "compute of all and the server", "GFLOPs", GFLOPS),
+    Panel("total_flops", "compute of everybody", "GFLOPs", GFLOPS),
     Panel("peak_memory_bytes", "peak memory", "MiB", MIB),
     Panel("download_bytes", "download", "MB", MB),
     Panel("upload_bytes", "upload", "MB", MB),
