@@ -55,6 +55,13 @@ class Module:
 
     manual_seed_all = manual_seed
 
+    def get_rng_state(self, device: object = None) -> torch.Tensor:
+        """As `torch.random.fork_rng` asks of every accelerator that a process knows."""
+        return noise.get_state()
+
+    def set_rng_state(self, state: torch.Tensor, device: object = None) -> None:
+        noise.set_state(state)
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
 
