@@ -66,6 +66,14 @@ def test_other_content_of_the_same_files_is_decoded_anew(tmp_path):
         assert found.images.unique().tolist() == [colour]
 
 
+def test_files_converted_by_other_rules_are_decoded_anew(tmp_path, cache, monkeypatch):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    for rules in (b"of today", b"of tomorrow"):
+        monkeypatch.setattr("fedbench.data.images.RULES", rules)
+        store.decoded(FileImages([tmp_path / "a.png"]), torch.tensor([0]), 4, 1, "one")
+    assert len(list(cache.glob("*.npy"))) == 2
+
+
 def test_a_file_that_was_cut_short_is_written_anew(cache):
     images = noise()
     whole = decode(images).clone()
