@@ -211,11 +211,12 @@ def local_batches(indices: Tensor, batch_size: int, epochs: int, shuffle: torch.
 
 
 def build_fabric(config: Config, device: torch.device) -> Fabric:
-    """Lightning's part in a local step: the precision it is computed in, and its backward pass."""
+    """Lightning's part in a local step: the precision it is computed in, and its backward pass.
+
+    It moves nothing, so it need not know the device: tensors are there already.
+    """
     precision = Precision() if config.precision == "32-true" else MixedPrecision(config.precision, device.type)
-    return Fabric(
-        accelerator="cpu", devices=1, plugins=precision
-    )  # it moves nothing: our tensors are there already
+    return Fabric(accelerator="cpu", devices=1, plugins=precision)
 
 
 def fit(fabric: Fabric, task: LocalTask, indices: Tensor, epochs: int, config: Config, *key: str | int) -> int:

@@ -47,9 +47,9 @@ def read(device: torch.device) -> CudaMemory | None:
 
     None on a CPU, and on a device whose allocator does not tell torch: it says 0.
     """
-    if device.type == "cpu" or not torch.accelerator.max_memory_allocated(device):
+    allocated = 0 if device.type == "cpu" else torch.accelerator.max_memory_allocated(device)
+    if not allocated:
         return None
-    allocated = torch.accelerator.max_memory_allocated(device)
     reserved = torch.accelerator.max_memory_reserved(device)
     return CudaMemory(allocated, reserved, _process_bytes(device) if device.type == "cuda" else None)
 

@@ -190,3 +190,13 @@ def test_mixed_precision_is_that_of_the_device(precision: Literal["32-true", "bf
     with fabric.autocast():
         assert torch.is_autocast_enabled("standin") == (precision == "bf16-mixed")
         assert not torch.is_autocast_enabled("cpu")
+
+
+def test_noise_on_the_device_comes_from_the_clients_own_stream(second: ModuleType) -> None:
+    ones = torch.ones(50, device="standin")
+    draws = []
+    for seed in (7, 7, 8):
+        local._seed_noise(seed, second.DEVICE)
+        draws.append(torch.nn.functional.dropout(ones))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
