@@ -52,6 +52,10 @@ class StagePlan:
         """Groups that such a client sends back."""
         return self.uploaded_groups - self._idle(active)
 
+    def passes(self, active: Iterable[int]) -> tuple[bool, ...]:
+        """Of each block that it runs whether it is trained: what a step costs, where blocks are alike."""
+        return tuple(block in self.trainable for block in active)
+
     def _idle(self, active: Iterable[int]) -> frozenset[str]:
         return frozenset(f"block_{block + 1}" for block in set(range(self.depth)).difference(active))
 
