@@ -118,11 +118,12 @@ class LocalTask(LightningModule):
         self.images = images  # uint8 (N, C, H, W); a batch of them is on the device
         self.generator = torch.Generator(images.device)
         self.received: Mapping[str, Tensor] = {}
-        self.trained = self._trained()
         names = frozenset[str]().union(*(term.teachers for term in terms))
         self.all_teachers = nn.ModuleDict({name: Teacher(method) for name in sorted(names)})
         self.teachers: Mapping[str, Teacher] = dict(self.all_teachers.items())  # type: ignore[arg-type]
         self.encoders = [module for module in self.modules() if isinstance(module, Encoder)]  # of all branches
+        self.active: Sequence[int] = ()
+        self.run_blocks(range(len(method.encoder.blocks)))  # whatever an earlier task with the same model ran
         self.prefix = self._share_prefix()
         self.losses = torch.zeros(2, device=images.device)  # sums over steps: the SSL loss, the added terms
         self.memory: CudaMemory | None = None  # of the last training, on a GPU
@@ -130,17 +131,15 @@ class LocalTask(LightningModule):
 
     def run_blocks(self, active: Sequence[int]) -> None:
         """Let every encoder run these blocks only; what is not run is not trained."""
-        if list(active) == list(self.method.encoder.active):
+        if list(active) == list(self.active):
             return
+        self.active = active
         for encoder in self.encoders:
             encoder.active = active
         idle = {f"block_{number + 1}" for number in range(len(self.method.encoder.blocks)) if number not in active}
-        self.trained = self._trained()
+        self.trained = {key: value for key, value in self.method.named_parameters() if value.requires_grad}
         for key in [key for key in self.trained if group_of(key) in idle]:
             self.trained.pop(key).grad = None  # of the client before
-
-    def _trained(self) -> dict[str, Tensor]:
-        return {key: value for key, value in self.method.named_parameters() if value.requires_grad}
 
     def _share_prefix(self) -> SharedPrefix | None:
         """Frozen blocks hold the received values in both branches and in the teachers: run them once for all."""

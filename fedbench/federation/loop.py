@@ -193,7 +193,7 @@ class Federation:
                 mechanism.server_step(self.server_training)
         record.server_steps = self.server_training.num_steps
         if record.server_steps:
-            cost = self._cost(self.server_training.task, len(self.server_training.auxiliary), depth)
+            cost = self._cost(self.server_training.task, len(self.server_training.auxiliary), (True,) * depth)
             record.server_flops = cost.flops * record.server_steps
             record.server_peak_memory_bytes = cost.peak_memory_bytes
 
@@ -203,20 +203,13 @@ class Federation:
         assert task is not None
         task.run_blocks(visit.active)
         task.teachers = {name: task.all_teachers[name] for name in upload.teachers}  # type: ignore[misc]
-        return self._cost(task, upload.num_samples, len(visit.active))
+        return self._cost(task, upload.num_samples, self.worker.plan.passes(visit.active))
 
-    def _cost(self, task: LocalTask | None, num_samples: int, num_active: int) -> StepCost:
+    def _cost(self, task: LocalTask | None, num_samples: int, passes: tuple[bool, ...]) -> StepCost:
         """Traced once for each stage, side, batch size, what is run and trained, and set of teachers."""
         assert task is not None
         batch_size = min(self.config.optimizer.batch_size, num_samples)
-        key = (
-            self.worker.stage,
-            task is self.worker.task,
-            batch_size,
-            num_active,
-            len(task.trained),
-            tuple(task.teachers),
-        )
+        key = (self.worker.stage, task is self.worker.task, batch_size, passes, tuple(task.teachers))
         if key not in self._costs:
             encoder = self.config.encoder
             shape = (encoder.in_channels, encoder.image_size, encoder.image_size)

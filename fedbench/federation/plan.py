@@ -21,13 +21,13 @@ class StagePlan:
         depth: blocks that the encoder has.
         trainable: blocks that a client trains.
         upload: blocks that a client sends back.
-        grown_from: blocks that there were before this stage; set where the stages are lined up.
+        older: blocks that are not this stage's newest; set where the stages are lined up.
     """
 
     depth: int
     trainable: Sequence[int]
     upload: Sequence[int]
-    grown_from: int = 0
+    older: int = 0
 
     @property
     def trained_groups(self) -> frozenset[str]:
@@ -41,8 +41,8 @@ class StagePlan:
 
     @property
     def newest(self) -> range:
-        """Blocks that this stage added; of a first stage, which added all, the last one."""
-        return range(self.grown_from or self.depth - 1, self.depth)
+        """Blocks that this stage added; where nothing grows, the last one."""
+        return range(self.older, self.depth)
 
     def trained_by(self, active: Iterable[int]) -> frozenset[str]:
         """Groups with gradients on a client that runs the blocks `active` only."""
@@ -52,14 +52,19 @@ class StagePlan:
         """Groups that such a client sends back."""
         return self.uploaded_groups - self._idle(active)
 
+    def passes(self, active: Iterable[int]) -> tuple[bool, ...]:
+        """Of each block that it runs whether it is trained: what a step costs, where blocks are alike."""
+        return tuple(block in self.trainable for block in active)
+
     def _idle(self, active: Iterable[int]) -> frozenset[str]:
         return frozenset(f"block_{block + 1}" for block in set(range(self.depth)).difference(active))
 
 
 def line_up(plans: Sequence[StagePlan]) -> list[StagePlan]:
-    """The plans of a run's stages, each with the depth that it grows from."""
-    depths = [0, *(plan.depth for plan in plans[:-1])]
-    return [replace(plan, grown_from=depth) for plan, depth in zip(plans, depths, strict=True)]
+    """The plans of a run's stages, each told which of its blocks are older than the stage itself."""
+    depths = [plan.depth for plan in plans]
+    older = [0, *depths[:-1]] if len(plans) > 1 else [depths[0] - 1]
+    return [replace(plan, older=number) for plan, number in zip(plans, older, strict=True)]
 
 
 def _groups(blocks: Iterable[int]) -> frozenset[str]:

@@ -29,7 +29,7 @@ PAPER_RULES: tuple[ConventionName, ...] = ("paper-v4", "paper-v3")
 PARTS = ("encoder", "heads", "buffers", "hand_over", "catch_up", "framing")
 PAPER_GB = 1000 * 2**20  # bytes: what [LW] v4 calls a GB
 Number = int | float
-Traced = dict[tuple[str, int, int, int, bool], StepCost]
+Traced = dict[tuple[str, int, int, tuple[bool, ...], bool], StepCost]
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class _Stage:
         return min(batch_size, num_samples), num_steps(num_samples, batch_size, epochs)
 
     def _cost(self, batch: int, visit: Visit) -> StepCost:
-        key = (self._alike, self.stage, batch, len(visit.active), visit.first)
+        key = (self._alike, self.stage, batch, self.plan.passes(visit.active), visit.first)
         if key not in self._traced:
             task = self._task(self.terms, self.plan)
             task.run_blocks(visit.active)
@@ -240,7 +240,7 @@ class _Stage:
         steps = self.rounds * sum(num_steps(num_samples, batch_size, epochs) for epochs in self._server_epochs)
         if not steps or not trace:
             return NOTHING, steps
-        key = (f"{self._alike} server", self.stage, min(batch_size, num_samples), self.plan.depth, False)
+        key = (f"{self._alike} server", self.stage, min(batch_size, num_samples), (True,) * self.plan.depth, False)
         if key not in self._traced:
             blocks = range(self.plan.depth)
             task = self._task((), StagePlan(self.plan.depth, blocks, blocks))

@@ -14,7 +14,11 @@ from fedbench.federation import Mechanism, StagePlan
 
 @dataclass(frozen=True)
 class DepthDropout(Mechanism):
-    """At most `max_depth` blocks are run (6 in the paper's table); the newest ones always, whatever is trained."""
+    """At most `max_depth` blocks are run (6 in the paper's table), the newest ones always (`StagePlan.newest`).
+
+    [LW] says of Prog-FedSSL and FedSSL that earlier blocks are skipped. FedSSL has no newest block in that sense;
+    ours: the last one, as under a Prog-FedSSL that has come to its end.
+    """
 
     max_depth: Annotated[int, Field(ge=1)] = 6
 

@@ -160,6 +160,19 @@ def test_trained_blocks_that_a_client_does_not_run_are_neither_trained_nor_excha
         assert thin.download_bytes < full.download_bytes
 
 
+def test_what_a_stage_adds_is_run_by_everybody_however_many_blocks_that_are(tiny: Tiny) -> None:
+    """LW-FedSSL freezes them for good when their stage ends."""
+    dropout = {"name": "lw_fedssl", "blocks_per_stage": 2, "depth_dropout": {"max_depth": 1}}
+    witness = Witness(prepare(tiny(strategy=dropout)))
+    assert {(visit.stage, visit.active) for visit in witness.visits} == {(1, (0, 1)), (2, (2,))}
+
+
+def test_layer_wise_over_all_blocks_at_once_drops_what_fedssl_drops(tiny: Tiny) -> None:
+    dropout = {"depth_dropout": {"max_depth": 2}}
+    at_once = {"name": "lw_fedssl", "blocks_per_stage": 3, **dropout}
+    assert_same(tiny(strategy=at_once), tiny(strategy={"name": "fedssl", **dropout}))
+
+
 def test_an_entry_is_averaged_over_those_who_sent_it() -> None:
     from fedbench.federation.strategy import ClientUpdate, weighted_mean
 

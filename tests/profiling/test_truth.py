@@ -12,7 +12,7 @@ from fedbench.budgets import parse_budgets
 from fedbench.config import Config
 from fedbench.conformance.witness import Witness
 from fedbench.errors import AccountingError, UserError
-from fedbench.federation import GrowingStrategy, Mechanism, StagePlan
+from fedbench.federation import GrowingStrategy, Mechanism, StagePlan, Strategy
 from fedbench.federation import shipment as shipment_module
 from fedbench.federation.experiment import prepare
 from fedbench.federation.record import LEDGER_COLUMNS, RoundRecord
@@ -41,6 +41,15 @@ class UploadsMore(GrowingStrategy):
     def plan(self, stage: int, num_blocks: int) -> StagePlan:
         newest = self.newest_blocks(stage, num_blocks)
         return StagePlan(newest.stop, trainable=newest, upload=range(newest.stop))
+
+
+@dataclass(frozen=True)
+class TrainsTheFirstAndTheLast(Strategy):
+    """Which of the blocks that are run is trained depends on which are run."""
+
+    def plan(self, stage: int, num_blocks: int) -> StagePlan:
+        ends = (0, num_blocks - 1)
+        return StagePlan(num_blocks, trainable=ends, upload=ends)
 
 
 def predicted(one: Profile) -> dict[str, float]:
@@ -90,8 +99,12 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
         {"strategy": "lw_fedssl@v3", "federation": {"client_memory": "none"}},
         {"strategy": {"name": "lw_fedssl@v4", "moon": True}},
         {"strategy": {"name": "lw_fedssl", "depth_dropout": {"max_depth": 2}}},
+        {"strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}}, "federation": UNRELIABLE},
+        {"strategy": {"name": "fedssl", "depth_dropout": {"max_depth": 2}, "calibration": {}}, **UNEVEN},
+        {"strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}, "moon": True, "alignment": True}},
         {"strategy": {"name": "fedssl", "proximal": {"mu": 0.1}}},
         {"strategy": f"{__name__}:UploadsMore"},
+        {"strategy": {"name": f"{__name__}:TrainsTheFirstAndTheLast", "depth_dropout": {"max_depth": 2}}},
         {"strategy": "lw_fedssl@v4", "federation": {"dropout_after": 0.6}},
         {
             "strategy": {"name": "prog_fedssl", "calibration": {"epochs": 3, "share": 0.2}},
