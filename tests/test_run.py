@@ -81,6 +81,14 @@ def test_totals_are_the_sums_of_the_rounds(finished: Path) -> None:
         assert summary["client/flops"] == summary["all_clients/flops"] / 3
 
 
+def test_a_clients_share_is_of_all_that_are_registered_drawn_or_not(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(federation={"rounds": 1, "participants": 2})
+    run_cell(prepare(config), tmp_path)
+    summary = json.loads((run_of(config, tmp_path) / "summary.json").read_text())
+    for cost in ("flops", "download_bytes", "upload_bytes"):
+        assert summary[f"client/{cost}"] == summary[f"all_clients/{cost}"] / 3 > 0
+
+
 def test_the_byte_ledger_adds_up_to_the_rounds(finished: Path) -> None:
     for run in (RunDirectory(path) for path in finished.iterdir() if path.is_dir()):
         lines = run.ledger()
