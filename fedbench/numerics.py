@@ -78,11 +78,10 @@ def settle(config: "Config") -> None:
     if not torch.backends.mkl.is_available():
         raise UserError("numerics=portable, but torch was built without MKL; allowed: a torch from PyPI")
     if torch.backends.cpu.get_cpu_capability() != "DEFAULT":
-        raise UserError(
-            "numerics=portable, but torch chose its kernels already; allowed: before torch is imported"
-        )
-    torch.backends.mkldnn.enabled = False  # oneDNN and NNPACK have no such mode: torch's own kernels instead
-    torch.backends.nnpack.set_flags(False)
+        raise UserError("numerics=portable, but torch has chosen its kernels; allowed: before torch is imported")
+    # oneDNN and NNPACK have no such mode: torch's own kernels instead.
+    torch.backends.mkldnn.set_flags(_enabled=False)
+    torch.backends.nnpack.set_flags(_enabled=False)
 
 
 def fingerprint() -> str:

@@ -128,5 +128,5 @@ def test_settle_would_notice_kernels_that_are_not_portable(tiny):
 
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         pytest.skip("this process has portable kernels already")
-    with pytest.raises(UserError, match="torch chose its kernels already"):
+    with pytest.raises(UserError, match="torch has chosen its kernels"):
         settle(tiny(numerics="portable"))
