@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint stress setup clean
+.PHONY: demo test test-all lint stress golden setup clean
 
 demo: setup
 	$(BIN)/python -m fedbench run --grid
@@ -25,6 +25,10 @@ lint: setup
 # A run killed twenty times at random moments must end with the same bits.
 stress: setup
 	FEDBENCH_KILLS=20 $(BIN)/python -m pytest tests/test_resume.py -k killed
+
+# After a change that moves numbers on purpose: the losses that tests/test_numerics.py compares with.
+golden: setup
+	$(BIN)/python tests/golden_losses.py --write
 
 setup: $(VENV)/.installed
 

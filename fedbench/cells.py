@@ -49,6 +49,8 @@ def prepare_cells(configs: Sequence[Config], out: Path) -> list[Task]:
         UserError: if any cell cannot be run.
     """
     tasks: dict[str, Task] = {}
+    if len({config.numerics for config in configs}) > 1:
+        raise UserError("numerics=portable in some cells only; allowed: in all or none, they share a process")
     for config in configs:
         experiment = prepare(config)
         name = cell_name(experiment)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fedbench.conventions import CONVENTIONS, ConventionName
 from fedbench.errors import UserError
 from fedbench.files import user_path
+from fedbench.numerics import EnvironmentNeededError, require, restart
 from fedbench.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -147,6 +148,11 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has read enough; without this, Python's exit would try to write the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except EnvironmentNeededError as error:
+        if words is None:
+            restart()
+        print(f"fedbench: {error}", file=sys.stderr)
+        return 2
     except UserError as error:
         print(f"fedbench: {error}", file=sys.stderr)
         return 2
@@ -200,6 +206,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     """Check every cell, then run them, then print the leaderboard; 1 if a cell failed."""
     configs, out = selected_cells(arguments)
     check_out(out)
+    for config in configs:
+        require(config)  # before torch is imported, which would be for nothing
     print(f"fedbench: {len(configs)} cell(s) into {out}", file=sys.stderr)
     in_workers = arguments.jobs > 1 or any(config.engine == "processes" for config in configs)
     if in_workers and not arguments.dry_run:

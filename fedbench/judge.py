@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 import fedbench
 from fedbench.config import Config, load_config
 from fedbench.config.load import digest
@@ -16,6 +14,7 @@ from fedbench.data import Dataset, load_dataset
 from fedbench.errors import UserError
 from fedbench.evaluation import description, evaluate, untrained_encoder
 from fedbench.federation.experiment import choose_device
+from fedbench.numerics import require, settle
 from fedbench.pretrained import load_encoder
 from fedbench.protocols import PROTOCOLS, ProtocolName
 from fedbench.tables import bullets, markdown
@@ -78,6 +77,7 @@ def _case(run: Run, protocols: Sequence[str], data: Tree, overrides: Tree) -> Ca
     config = load_config(
         trained, {"evaluation": wanted}, {"evaluation": {"data": data} if data else {}}, overrides
     )
+    require(config)
     choose_device(config.accelerator)
     assert config.evaluation.data is not None
     split, before = config.evaluation.split, trained.get("evaluation", {}).get("split", "test")
@@ -98,7 +98,7 @@ def _case(run: Run, protocols: Sequence[str], data: Tree, overrides: Tree) -> Ca
 def _judge(case: Case, name: ProtocolName) -> list[str]:
     """Evaluate, write the file; returns a line of the table."""
     config, device = case.config, choose_device(case.config.accelerator)
-    torch.set_num_threads(config.threads)
+    settle(config)
     facts = description(name, case.dataset, config)
     figures: dict[str, float] = {}
     for who, encoder in (("probe", load_encoder(case.path).encoder), ("untrained", untrained_encoder(config))):

@@ -21,6 +21,7 @@ from fedbench.federation.loop import Federation
 from fedbench.federation.record import LEDGER_COLUMNS
 from fedbench.files import exclusive
 from fedbench.metering.forward import forward_macs
+from fedbench.numerics import settle
 from fedbench.tracking.manifest import git_state, manifest
 from fedbench.tracking.run_directory import RunDirectory
 from fedbench.tracking.wandb_mirror import WandbMirror
@@ -80,7 +81,7 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
             return Outcome("elsewhere", "is being run by another process")
         if directory.is_finished(cell_hash):
             return Outcome("finished", f"was finished already{_other_code(directory)}")
-        torch.set_num_threads(config.threads)
+        settle(config)
         federation = ends.enter_context(closing(Federation(experiment, directory.path / "clients")))
         found, complaints = _resume(federation, directory, cell_hash)
         data_hash, device = experiment.data_hash, experiment.device.type

@@ -317,6 +317,7 @@ class Config(Section):
     threads: PositiveInt = (
         2  # of torch on the CPU; sums are split among them, so their number reaches the last bits
     )
+    numerics: Literal["portable"] | None = LATER  # kernels that every x86-64 has; None: what the processor has
     engine: Literal["in_process", "processes"] = "in_process"  # who trains the clients; no bit depends on it
     workers: PositiveInt | None = None  # processes of `engine: processes`; None: as many as cores / threads
     tracking: TrackingConfig = TrackingConfig()
@@ -331,6 +332,16 @@ class Config(Section):
     def _workers(self) -> "Config":
         if self.workers is not None and self.engine != "processes":
             raise ValueError(f"workers={self.workers} with engine={self.engine}; allowed: with engine=processes")
+        return self
+
+    @model_validator(mode="after")
+    def _portable(self) -> "Config":
+        needed = {"threads": 1, "accelerator": "cpu", "precision": "32-true"}
+        for key, value in needed.items():
+            if self.numerics is not None and getattr(self, key) != value:
+                raise ValueError(
+                    f"numerics={self.numerics} with {key}={getattr(self, key)}; allowed: with {key}={value}"
+                )
         return self
 
     @field_validator("strategy")

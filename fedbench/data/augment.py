@@ -114,7 +114,10 @@ def crop_boxes(images_BCHW: Tensor, min_scale: float, generator: torch.Generator
     draws_2BA = _rand((2, len(images_BCHW), CROP_ATTEMPTS), images_BCHW, generator)
     area_BA = (min_scale + (1 - min_scale) * draws_2BA[0]) * side**2
     aspect_BA = torch.exp((2 * draws_2BA[1] - 1) * math.log(MAX_ASPECT))
-    shape_2BA = torch.stack((area_BA / aspect_BA, area_BA * aspect_BA)).sqrt_().round_()
+    # round(sqrt(x)): how many (k + 1/2)^2 are below x. The last bit of a root depends on the processor.
+    halves = (torch.arange(side + 1, device=images_BCHW.device) + 0.5).square()
+    squared_2BA = torch.stack((area_BA / aspect_BA, area_BA * aspect_BA))
+    shape_2BA = torch.bucketize(squared_2BA, halves).to(squared_2BA.dtype)
     fits_BA = ((shape_2BA >= 1) & (shape_2BA <= side)).all(dim=0)
     first_B = fits_BA.int().argmax(dim=1)  # 0 when none fits
     shape_2B = shape_2BA.gather(2, first_B.expand(2, -1)[..., None])[..., 0]

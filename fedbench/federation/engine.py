@@ -26,6 +26,7 @@ from fedbench.federation.model import build_model
 from fedbench.federation.payload import decode
 from fedbench.federation.plan import group_of
 from fedbench.federation.server import Download, Server
+from fedbench.numerics import settle
 from fedbench.workers import worker_context
 
 DEATHS = 3  # of workers over one client: then it is the client's doing
@@ -226,7 +227,7 @@ class Remote:
 def serve(connection: Connection, config: Config, folder: Path) -> None:
     """A worker process: train what comes until the connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
-    torch.set_num_threads(config.threads)
+    settle(config)
     attendant = Attendant(prepare(config), folder)
     while True:
         try:

@@ -14,6 +14,7 @@ from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan, check_plans, line_up, split_rounds
 from fedbench.federation.strategy import Strategy, load_mechanisms, load_strategy
 from fedbench.files import user_path
+from fedbench.numerics import require
 from fedbench.plugins import blamed, load_plugin, source_hash
 from fedbench.random import generator
 from fedbench.ssl import SSLMethod
@@ -91,6 +92,7 @@ def _rounds_per_stage(config: Config, num_stages: int) -> list[int]:
 
 def prepare(config: Config) -> Experiment:
     """Check the configuration, load the data, hold out the server's part, split the rest over the clients."""
+    require(config)
     strategy, mechanisms, plans, rounds_per_stage = check(config)
     judges, split = config.evaluation.data, config.evaluation.split
     dataset, client_indices, auxiliary = share_out(config, mechanisms, scored_as="" if judges else "data")

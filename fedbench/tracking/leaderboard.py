@@ -146,6 +146,8 @@ def code(rows: Sequence[Row]) -> list[str]:
 def kernels(rows: Sequence[Row]) -> list[str]:
     """Where runs of several kinds of CPU kernels meet: bit for bit the same configuration would differ."""
     found = sorted({one for row in rows for one in row.numerics})
+    if found == ["portable"]:
+        return ["CPU kernels: portable; the same seed gives the same figure on every x86-64 processor."]
     if len(found) == 1:
         return [f"CPU kernels: {found[0]}; on another kind the same seed gives another figure."]
     return [f"SEVERAL KINDS OF CPU KERNELS, which round differently, so seeds do not pair: {', '.join(found)}."]

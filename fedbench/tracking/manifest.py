@@ -12,6 +12,7 @@ from typing import Any
 import fedbench
 from fedbench.config import Config
 from fedbench.files import user_path
+from fedbench.numerics import PORTABLE, fingerprint
 
 LIBRARIES = (
     "torch",
@@ -27,7 +28,7 @@ LIBRARIES = (
     "pydantic",
     "wandb",
 )
-KERNEL_SETTINGS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR")
+KERNEL_SETTINGS = (*PORTABLE, "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 SOURCES = ("fedbench", "methods", "configs", "pyproject.toml")  # what can change a result
 
 
@@ -115,14 +116,15 @@ def numerics() -> dict[str, Any]:
     """What chooses among kernels that round differently: where it agrees, a configuration has the same bits.
 
     torch says which vector instructions its own kernels use. oneDNN and MKL choose by the processor and do not say
-    what they chose, only what they were told by the environment.
+    what they chose, only what they were told by the environment; the fingerprint is of what they compute.
     """
     import torch
 
     told = {name: os.environ[name] for name in KERNEL_SETTINGS if name in os.environ}
     return {
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "onednn": torch.backends.mkldnn.is_available(),
+        "fingerprint": fingerprint(),
+        "onednn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
         "mkl": torch.backends.mkl.is_available(),
         "environment": told,
     }

@@ -66,7 +66,7 @@ class Row:
     data_hash: str  # of pre-training
     evaluation_data_hash: str
     machine: str
-    numerics: tuple[str, ...]  # vector instructions of the CPU kernels that ran it
+    numerics: tuple[str, ...]  # CPU kernels that ran it
     code: tuple[str, ...]  # commits that ran it, with `+` where files differed
 
 

@@ -17,7 +17,8 @@ from fedbench.tracking.run_directory import ERROR, MANIFEST, SUMMARY, RunDirecto
 NEEDED = {"config", "data_hash", "device", "sources", "started"}
 LABELS = ("strategy", "ssl", "convention", "memory_source", "diverged")
 FIGURES = ("client/flops", "client/peak_memory_bytes", "client/download_bytes", "client/upload_bytes", "seconds")
-OF_UNTRAINED = ("data", "encoder.", "evaluation.", "device", "threads")  # what reaches an encoder of no rounds
+# What reaches an encoder of no rounds.
+OF_UNTRAINED = ("data", "encoder.", "evaluation.", "device", "threads", "numerics")
 HOW = ("accelerator", "engine", "workers", "tracking", "data.path", "data.skip_broken", "data.partition.file")
 # No bit depends on what is in HOW; the images are named by their hash.
 LEFT_OUT = ("seed", "probe.", "evaluation.", "tuning", *HOW)
@@ -48,10 +49,8 @@ class Run:
 
     @property
     def numerics(self) -> str:
-        """The vector instructions of the CPU kernels that ran it, by which the last bits differ."""
-        known = self.manifest.get("numerics") or {}
-        told = " ".join(f"{key}={value}" for key, value in (known.get("environment") or {}).items())
-        return " ".join(filter(None, [str(known.get("cpu_capability", "unknown")), told]))
+        """The CPU kernels that ran it, by which the last bits differ; see `kernels`."""
+        return kernels(self.manifest)
 
     @property
     def kind(self) -> str:
@@ -72,6 +71,16 @@ class Run:
         if self.kind == UNTRAINED:
             return {key: value for key, value in settings.items() if key.startswith(OF_UNTRAINED)}
         return settings
+
+
+def kernels(manifest: Mapping[str, Any]) -> str:
+    """`portable`; or torch's vector instructions, what the libraries were told, and the fingerprint."""
+    if manifest["config"].get("numerics"):
+        return str(manifest["config"]["numerics"])
+    known = manifest.get("numerics") or {}
+    told = (f"{key}={value}" for key, value in (known.get("environment") or {}).items())
+    words = [known.get("cpu_capability", "unknown"), *told, known.get("fingerprint", "")]
+    return " ".join(filter(None, words))
 
 
 def read_runs(folder: Path) -> list[Run]:

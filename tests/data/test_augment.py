@@ -127,6 +127,19 @@ def test_crop_boxes_lie_in_the_image_and_reach_all_four_of_its_borders():
     assert (top.min(), left.min(), (top + height).max(), (left + width).max()) == (0, 0, 8, 8)
 
 
+@pytest.mark.parametrize("side", [8, 224])
+def test_a_crops_sides_are_the_rounded_roots_of_what_was_drawn(monkeypatch, side):
+    draws = torch.rand((2, 500, augment.CROP_ATTEMPTS), generator=seeded(2))
+    monkeypatch.setattr(augment, "_rand", lambda shape, *_: draws if len(shape) == 3 else draws[..., 0])
+    boxes = augment.crop_boxes(torch.zeros(500, 1, side, side), 0.1, seeded(0))
+    areas, aspects = (0.1 + 0.9 * draws[0].double()) * side**2, (4 / 3) ** (2 * draws[1].double() - 1)
+    for box, *attempts in zip(boxes.tolist(), areas.tolist(), aspects.tolist(), strict=True):
+        shapes = [
+            (round((area / by) ** 0.5), round((area * by) ** 0.5)) for area, by in zip(*attempts, strict=True)
+        ]
+        assert tuple(box[2:]) == next((shape for shape in shapes if max(shape) <= side), (side, side))
+
+
 def test_a_box_that_never_fits_becomes_the_whole_image(monkeypatch):
     monkeypatch.setattr(augment, "_rand", lambda shape, like, generator: torch.full(shape, 0.99))
     boxes = augment.crop_boxes(torch.zeros(2, 1, 16, 16), 0.9, seeded(0))  # 0.99 of the area, aspect 4/3

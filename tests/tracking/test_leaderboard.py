@@ -313,8 +313,10 @@ def test_runs_of_different_code_are_said_to_be(fake_run: Fake, tmp_path: Path) -
 def test_runs_of_different_kernels_are_said_to_be(fake_run: Fake, tmp_path: Path) -> None:
     for strategy, capability in (("fedssl", "AVX2"), ("lw_fedssl", "AVX512")):
         path = fake_run(strategy, 0.7).path / "manifest.json"
-        numerics = {"cpu_capability": capability, "environment": {}}
+        numerics = {"cpu_capability": capability, "environment": {}, "fingerprint": "022f2756"}
         path.write_text(json.dumps({**json.loads(path.read_text()), "numerics": numerics}))
         text = " ".join(render(leaderboard(read_runs(tmp_path / "runs"))).split())
-        assert ("CPU kernels: AVX2;" in text) == (strategy == "fedssl")
-    assert "SEVERAL KINDS OF CPU KERNELS, which round differently, so seeds do not pair: AVX2, AVX512." in text
+        assert ("CPU kernels: AVX2 022f2756;" in text) == (strategy == "fedssl")
+    assert (
+        "SEVERAL KINDS OF CPU KERNELS, which round differently, so seeds do not pair: AVX2 022f2756, AVX" in text
+    )

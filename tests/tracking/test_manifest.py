@@ -105,3 +105,14 @@ def test_the_manifest_says_which_vector_kernels_ran(monkeypatch: pytest.MonkeyPa
     found = machine("cpu")["numerics"]
     assert found["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert found["environment"]["ATEN_CPU_CAPABILITY"] == "default"
+
+
+def test_the_fingerprint_tells_kernels_apart_that_round_differently() -> None:
+    command = [sys.executable, "-c", "from fedbench.numerics import fingerprint; print(fingerprint())"]
+    settings = [{}, {}, {"ATEN_CPU_CAPABILITY": "default"}, {"MKL_CBWR": "COMPATIBLE"}]
+    found = [
+        subprocess.run(command, env={**os.environ, **one}, capture_output=True, text=True, check=True).stdout
+        for one in settings
+    ]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
