@@ -101,9 +101,26 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("words", nargs="+", metavar="RUNS", help="run directories, or folders of them")
     show.add_argument("--out", type=user_path, default=Path("report"), metavar="DIR", help="(default: report)")
     show.add_argument(
+        "--results", type=Path, metavar="FILE.json", help="write the rows such that `reproduce` can run them again"
+    )
+    show.add_argument(
         "--wandb", action="store_true", help="show the leaderboard in W&B too; tracking.KEY=VALUE says where"
     )
     show.set_defaults(action=report_command)
+
+    again = commands.add_parser(
+        "reproduce", allow_abbrev=False, help="run a committed row again, and compare every figure"
+    )
+    again.add_argument(
+        "words",
+        nargs="+",
+        metavar="RESULT.json | key=value",
+        help="what `report --results` wrote; where the data are",
+    )
+    again.add_argument("--row", default="1", metavar="N|NAME", help="(default: the first)")
+    again.add_argument("--seed", type=int, metavar="N", help="(default: the row's first)")
+    again.add_argument("--out", type=Path, metavar="DIR", help="where it is trained (default: reproduced/RESULT)")
+    again.set_defaults(action=reproduce_command)
 
     judge = commands.add_parser(
         "evaluate", allow_abbrev=False, help="judge finished runs by other protocols or data"
@@ -368,6 +385,8 @@ def report_command(arguments: argparse.Namespace) -> None:
     from fedbench.config import parse_overrides
 
     check_out(arguments.out)
+    if arguments.results:
+        check_out(arguments.results.parent)
     words = [word for word in arguments.words if word.startswith("tracking.") and "=" in word]
     paths = [user_path(word) for word in arguments.words if word not in words]
     if words and not arguments.wandb:
@@ -380,11 +399,29 @@ def report_command(arguments: argparse.Namespace) -> None:
 
     runs, _ = gather(paths)
     tracking = tracking_of(runs, overrides) if arguments.wandb else None
-    print(report(paths, arguments.out))
+    print(report(paths, arguments.out, arguments.results))
     page = arguments.out / "report.html"
     print(f"fedbench: {page} is the page, beside it .md, .csv, .json, .png", file=sys.stderr)
     if tracking:
         mirror_leaderboard(runs, tracking, arguments.out)
+
+
+def reproduce_command(arguments: argparse.Namespace) -> int:
+    """Run a committed row again, print the comparison; 1 if a figure is not what it must be."""
+    from fedbench.config import parse_overrides
+
+    files = [user_path(word) for word in arguments.words if "=" not in word]
+    if len(files) != 1:
+        raise UserError(f"reproduce: {len(files)} files of results; allowed: one")
+    overrides = parse_overrides(word for word in arguments.words if "=" in word)
+    out = arguments.out or Path("reproduced") / files[0].stem
+    check_out(out)
+    with uncollected():
+        from fedbench.reproduce import reproduce
+
+    text, right = reproduce(files[0], arguments.row, arguments.seed, out, overrides)
+    print(text)
+    return int(not right)
 
 
 def evaluate_command(arguments: argparse.Namespace) -> None:

@@ -13,12 +13,16 @@ from fedbench.tracking.leaderboard import Column, csv_text, section
 from fedbench.tracking.page import html_page
 from fedbench.tracking.pareto import FRONT_NOTE, PANELS, front, front_names, plot
 from fedbench.tracking.ranking import Row, by_table, ranked
+from fedbench.tracking.results import results
 from fedbench.tracking.run_directory import write_json
 from fedbench.tracking.runs import gather
 
 
-def report(paths: Iterable[Path], out: Path) -> str:
+def report(paths: Iterable[Path], out: Path, results_file: Path | None = None) -> str:
     """Read the runs, write `report.md`, `.csv`, `.json`, `.png` and `.html` into `out`; returns the Markdown.
+
+    Args:
+        results_file: where rows are written such that `reproduce` can run them again.
 
     Raises:
         UserError: for a path that is no folder, or where there is no finished run at all.
@@ -37,6 +41,8 @@ def report(paths: Iterable[Path], out: Path) -> str:
     write_json(out / "report.json", to_dict(rows, left_out))
     plot(rows, out / "report.png")
     write_atomically(out / "report.html", html_page(tables, _lines(left_out)).encode())
+    if results_file:
+        write_json(results_file, results(tables))
     return text
 
 
