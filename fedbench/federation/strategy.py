@@ -61,7 +61,9 @@ class ClientUpdate:
 class Strategy(ABC):
     """A row of [LW] Table 1. `plan` is required; the rest has the defaults of federated averaging."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     teachers: ClassVar[frozenset[str]] = frozenset()
     """Frozen models that `local_loss` needs (`Mechanism.teachers`)."""
@@ -95,8 +97,10 @@ class Strategy(ABC):
 class GrowingStrategy(Strategy):
     """A strategy whose encoder grows by `blocks_per_stage` blocks a stage; the last stage takes the rest."""
 
-    blocks_per_stage: Annotated[int, Field(ge=1)] = 1  # [LW] Table 3 varies this
-    init: Literal["random", "copy_previous"] = "random"  # of a new block: @v4 random, @v3 copies
+    blocks_per_stage: Annotated[int, Field(ge=1)] = 1
+    """Blocks that a stage adds; [LW] Table 3 varies this."""
+    init: Literal["random", "copy_previous"] = "random"
+    """Values of a new block at the start of its stage: [LW] v4 random, [LW] v3 the block before it."""
 
     def num_stages(self, num_blocks: int) -> int:
         """S = blocks / blocks per stage, rounded up."""
