@@ -171,7 +171,12 @@ def load_strategy(config: Mapping[str, Any]) -> Strategy:
 
 
 def load_mechanisms(config: Mapping[str, Any]) -> list[Mechanism]:
-    """The mechanisms that a strategy's configuration switches on, in the order of their names.
+    """The mechanisms that a strategy's configuration switches on, in the order of their names."""
+    return list(active_mechanisms(config).values())
+
+
+def active_mechanisms(config: Mapping[str, Any]) -> dict[str, Mechanism]:
+    """Name -> mechanism, of those that a strategy's configuration switches on, in the order of their names.
 
     `true` and `{}` stand for the defaults, `false` and `null` for off.
 
@@ -179,7 +184,7 @@ def load_mechanisms(config: Mapping[str, Any]) -> list[Mechanism]:
         UserError: a field is unknown or of the wrong type.
     """
     cls = load_plugin("strategies", config["name"], Strategy)  # type: ignore[type-abstract]
-    found = []
+    found: dict[str, Mechanism] = {}
     for name in sorted(_mechanisms(config, cls)):
         value = {} if config[name] is True else config[name]
         if value is None or value is False:
@@ -187,7 +192,7 @@ def load_mechanisms(config: Mapping[str, Any]) -> list[Mechanism]:
         if not isinstance(value, Mapping):
             raise UserError(f"strategy.{name}={value!r}; allowed: its fields, true, false or null")
         plugin = load_plugin("mechanisms", name, Mechanism)
-        found.append(_build(plugin, value, f"mechanism {name!r}", f"strategy.{name}", ()))
+        found[name] = _build(plugin, value, f"mechanism {name!r}", f"strategy.{name}", ())
     return found
 
 
