@@ -20,6 +20,7 @@ from fedbench.federation.server_training import ServerTraining
 from fedbench.plugins import builtin_files
 from fedbench.profiling import Profile, profile
 from fedbench.profiling.budget import verdicts
+from fedbench.profiling.profile import PAPER_RULES, counted_bytes
 from fedbench.profiling.rehearsal import server_epochs
 
 Tiny = Callable[..., Config]
@@ -158,6 +159,19 @@ def test_the_ledger_lists_every_byte_once(tiny: Tiny) -> None:
     assert reasons == {"round", "hand_over", "catch_up"}
     sent = [len(visit.upload) for visit in witness.visits]
     assert all(sent)
+
+
+@pytest.mark.parametrize(
+    "strategy", ["prog_fedssl", "lw_fedssl@v4", exhaustive("fedssl"), exhaustive("lw_fedssl@v3")]
+)
+def test_a_runs_ledger_counted_by_the_papers_rules_is_the_profiles_figure(tiny: Tiny, strategy: Any) -> None:
+    config = tiny(strategy=strategy)
+    shipments = [shipment for record in Witness(prepare(config)).records for shipment in record.shipments]
+    one = profile(config, trace=False)
+    for rule in PAPER_RULES:
+        counted = sum(counted_bytes(shipment, rule) for shipment in shipments)
+        predicted = one.total("download_bytes", rule) + one.total("upload_bytes", rule)
+        assert counted / config.federation.num_clients == pytest.approx(predicted, rel=1e-12)
 
 
 def test_a_count_that_differs_stops_the_run_with_both_figures(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
