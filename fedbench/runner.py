@@ -24,6 +24,7 @@ from fedbench.metering.forward import forward_macs
 from fedbench.numerics import settle
 from fedbench.tracking.manifest import git_state, manifest
 from fedbench.tracking.run_directory import RunDirectory
+from fedbench.tracking.runs import wandb_id
 from fedbench.tracking.wandb_mirror import WandbMirror
 
 
@@ -95,8 +96,7 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
         before = found.facts["seconds"] if found else 0.0
         start = perf_counter()
         facts = directory.manifest()
-        run_id = digest([cell_hash, facts["started"]])  # the same one after a resume
-        with WandbMirror(config.tracking, name, facts["config"], directory.path, run_id) as mirror:
+        with WandbMirror(config.tracking, name, facts["config"], directory.path, wandb_id(facts)) as mirror:
             for line in directory.rounds():  # of before a stop, which W&B may not have got
                 mirror.log_round(line, step=line["round"])
             for record in federation.rounds():

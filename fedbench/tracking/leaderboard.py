@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -12,7 +13,7 @@ from fedbench.files import write_atomically
 from fedbench.protocols import PROTOCOLS
 from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number, with_ratio
 from fedbench.tracking.paired import METHOD
-from fedbench.tracking.ranking import REFERENCE, Row, by_table, leaderboard, row_name
+from fedbench.tracking.ranking import REFERENCE, Row, by_table, leaderboard, located, row_name
 from fedbench.tracking.run_directory import write_json
 from fedbench.tracking.runs import Run, read_runs
 
@@ -49,13 +50,14 @@ COSTS: list[Column] = [
 
 def write(rows: Sequence[Row], folder: Path) -> None:
     """Write `leaderboard.md`, `leaderboard.csv` and `leaderboard.json` into `folder`."""
+    rows = [located(row, folder) for row in rows]
     write_atomically(folder / "leaderboard.md", render(rows).encode())
     write_atomically(folder / "leaderboard.csv", csv_text(rows).encode())
     write_json(folder / "leaderboard.json", [asdict(row) for row in rows])
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """A line for each row, in base units; several values of one field stand with spaces between them."""
+    """A line for each row, in base units; several values of one field stand in one cell, see `plain`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
@@ -64,8 +66,8 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def plain(value: object) -> object:
-    """For a cell of a table: several values as one text with spaces between them."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+    """For a cell of a table: several values as one text, spaces between them, quoted where one has a space."""
+    return shlex.join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def render(rows: Sequence[Row]) -> str:
@@ -116,6 +118,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return [
         *gaps(rows),
         *references(rows),
+        *training(rows),
         f"Protocol `{first.protocol}`: {PROTOCOLS[first.protocol]} ({first.protocol_settings}). Mean ± sample "
         "standard deviation over seeds. Floor: the same protocol on the untrained encoder; gain: points above it.",
         f"Convention `{first.convention}`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
@@ -132,6 +135,26 @@ def notes(rows: Sequence[Row]) -> list[str]:
         *kernels(rows),
         *code(rows),
     ]
+
+
+def training(rows: Sequence[Row]) -> list[str]:
+    """How the rows were trained, as far as they share it, and what to look up in each."""
+    trained = [row for row in rows if not row.reference] or [row for row in rows if row.rounds]
+    if not trained:
+        return []
+    first = trained[0]
+    said = {
+        "rounds": f"{first.rounds} rounds",
+        "local_epochs": f"{first.local_epochs} local epoch(s)",
+        "batch_size": f"batch {first.batch_size}",
+        "learning_rate": f"learning rate {first.learning_rate:.4g}",
+        "participants": f"{first.participants} client(s) a round",
+        "augmentation": f"augmentation {first.augmentation}",
+    }
+    shared = [key for key in said if len({getattr(row, key) for row in trained}) == 1]
+    unlike = [key.replace("_", " ") for key in said if key not in shared]
+    alike = f"Trained: {'; '.join(said[key] for key in shared)}." if shared else ""
+    return [" ".join(filter(None, [alike, f"Unlike, see `variant`: {', '.join(unlike)}." if unlike else ""]))]
 
 
 def code(rows: Sequence[Row]) -> list[str]:

@@ -12,7 +12,7 @@ from fedbench.tracking.iso_budget import BUDGET_NOTE, budget_line, iso_budgets
 from fedbench.tracking.leaderboard import Column, csv_text, section
 from fedbench.tracking.page import html_page
 from fedbench.tracking.pareto import FRONT_NOTE, PANELS, front, front_names, plot
-from fedbench.tracking.ranking import Row, by_table, ranked
+from fedbench.tracking.ranking import Row, by_table, located, ranked
 from fedbench.tracking.results import results
 from fedbench.tracking.run_directory import write_json
 from fedbench.tracking.runs import gather
@@ -32,7 +32,7 @@ def report(paths: Iterable[Path], out: Path, results_file: Path | None = None) -
     if not runs:
         found = "".join(f"; left out: {line}" for line in _lines(left_out))
         raise UserError(f"no finished run in {', '.join(map(str, paths))}{found}; `run` makes some")
-    tables = ranked(runs)
+    tables = [[(located(row, out), cell) for row, cell in table] for table in ranked(runs)]
     rows = [row for table in tables for row, _ in table]
     text = render(rows, _lines(left_out))
     out.mkdir(parents=True, exist_ok=True)

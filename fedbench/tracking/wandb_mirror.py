@@ -7,7 +7,9 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
 from fedbench.config import TrackingConfig
+from fedbench.files import write_atomically
 from fedbench.tracking import wandb_server
+from fedbench.tracking.run_directory import WANDB_ADDRESS
 from fedbench.tracking.wandb_server import warn
 
 INIT_TIMEOUT_S = 20
@@ -121,7 +123,11 @@ class WandbMirror:
         import wandb
 
         try:
-            return self._init("online") if wandb_server.SERVER.is_up(self.folder) else None
+            if not wandb_server.SERVER.is_up(self.folder):
+                return None
+            run = self._init("online")
+            write_atomically(self.folder / WANDB_ADDRESS, f"{run.url}\n".encode())
+            return run
         except Exception as error:
             wandb_server.SERVER.lose(str(error).partition("\n")[0], self.folder)
             wandb.teardown()  # else wandb's service takes the run's id for one in use

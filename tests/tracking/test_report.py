@@ -1,9 +1,11 @@
 """`report`, on hand-made runs: what it gathers, whom it calls the best, and a safe and self-contained page."""
 
+import csv
 import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,12 +19,12 @@ import pytest
 from fedbench.cli import main
 from fedbench.errors import UserError
 from fedbench.tracking.iso_budget import best_within, iso_budgets, levels
-from fedbench.tracking.leaderboard import leaderboard
+from fedbench.tracking.leaderboard import leaderboard, render, write
 from fedbench.tracking.pareto import PANELS, front
 from fedbench.tracking.ranking import Row
 from fedbench.tracking.report import report
 from fedbench.tracking.run_directory import RunDirectory
-from fedbench.tracking.runs import gather
+from fedbench.tracking.runs import gather, wandb_id
 
 Fake = Callable[..., RunDirectory]
 COMPUTE, TOTAL, MEMORY, DOWNLOAD, UPLOAD = PANELS
@@ -44,6 +46,49 @@ def add_rounds(run: RunDirectory, *losses: float, accuracy: float | None = None)
         probe = {} if accuracy is None else {"probe/linear_top1": accuracy}
         traffic = {"all_clients/download_bytes": 6_000_000, "all_clients/upload_bytes": 3_000_000}
         run.append_round({"round": number, "stage": 1, "train/loss": loss} | traffic | probe)
+
+
+def test_a_row_names_its_run_directories_from_where_it_is_read(fake_run: Fake, runs: Path, tmp_path: Path) -> None:
+    here = [fake_run("fedssl", 0.8, seed=seed).path for seed in (1, 0)]
+    write(rows_of(runs), runs)
+    report([runs], tmp_path / "a" / "out")
+    for folder, name in ((runs, "leaderboard"), (tmp_path / "a" / "out", "report")):
+        (row,) = json.loads((folder / f"{name}.json").read_text())["rows" if name == "report" else slice(None)]
+        assert [(folder / path).resolve() for path in row["runs"]] == here[::-1]
+        with (folder / f"{name}.csv").open(newline="") as file:
+            (line,) = csv.DictReader(file)
+        assert shlex.split(line["runs"]) == row["runs"]
+
+
+def test_a_row_names_its_wandb_runs_as_they_were_told(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.8, seed=0, overrides={"tracking": {"project": "p"}})
+    online = fake_run("fedssl", 0.8, seed=1).path
+    (online / "wandb").mkdir()
+    (online / "wandb" / "address.txt").write_text("https://here/e/p/runs/i\n")
+    fake_run("fedssl", 0.8, seed=2, overrides={"tracking": {"wandb": "disabled"}})
+    (row,) = rows_of(runs)
+    manifest = json.loads((runs / row.runs[0] / "manifest.json").read_text())
+    assert row.wandb == (f"p/{wandb_id(manifest)}", "https://here/e/p/runs/i", "")
+
+
+def test_the_table_says_how_its_rows_were_trained_and_in_what_they_differ(fake_run: Fake, runs: Path) -> None:
+    keys = {"federation": {"rounds": 6, "local_epochs": 3, "participants": 2}}
+    fake_run("fedssl", 0.8, overrides={**keys, "optimizer": {"batch_size": 128, "base_lr": 0.004}})
+    text = " ".join(render(rows_of(runs)).split())
+    assert (
+        "Trained: 6 rounds; 3 local epoch(s); batch 128; learning rate 0.002; 2 client(s) a round; augmentation "
+        "batched min_scale=0.08 " in text
+    )
+    fake_run("lw_fedssl", 0.8, overrides={**keys, "optimizer": {"batch_size": 64, "base_lr": 0.004}})
+    text = " ".join(render(rows_of(runs)).split())
+    assert "Trained: 6 rounds; 3 local epoch(s); 2 client(s) a round; augmentation batched " in text
+    assert "Unlike, see `variant`: batch size, learning rate." in text
+
+
+def test_two_folders_of_one_name_have_two_titles(fake_run: Fake, runs: Path) -> None:
+    for data_hash in ("0123456789", "abcdef0123"):
+        fake_run("fedssl", 0.8, data_hash=data_hash)
+    assert [row.title[-14:] for row in rows_of(runs)] == [" data 01234567", " data abcdef01"]
 
 
 def page_of(out: Path) -> str:

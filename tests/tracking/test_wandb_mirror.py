@@ -94,6 +94,7 @@ def test_an_online_run_arrives_with_configuration_rounds_and_summary(tmp_path: P
     run = server.sent("UpsertBucket")[0]
     assert (run["project"], run["entity"], run["groupName"], run["tags"]) == ("p", "e", "g", ["t"])
     assert (run["name"], run["displayName"]) == ("id-c", "c")
+    assert (tmp_path / "c" / "wandb" / "address.txt").read_text() == f"{server.url}/me/p/runs/id-c\n"
     assert json.loads(run["config"])["seed"] == {"value": 3}
     rows = [row for _, _, rows in server.history for row in rows]
     assert [(row["_step"], row["train/loss"]) for row in rows] == [(0, 2.0), (1, 1.0), (2, 0.0)]
