@@ -11,7 +11,7 @@ from fedbench.config.load import UNTRAINED
 from fedbench.conventions import CONVENTIONS
 from fedbench.files import write_atomically
 from fedbench.protocols import PROTOCOLS
-from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number, with_ratio
+from fedbench.tables import GFLOPS, MB, MIB, bullets, latex, latex_text, markdown, number, with_ratio
 from fedbench.tracking.paired import METHOD
 from fedbench.tracking.ranking import REFERENCE, Row, by_table, leaderboard, located, row_name
 from fedbench.tracking.run_directory import write_json
@@ -83,11 +83,49 @@ def section(rows: Sequence[Row], more: Sequence[Column] = ()) -> str:
     return f"### {rows[0].title}\n\n{tables}\n\n{bullets(*notes(rows))}\n"
 
 
+def latex_section(rows: Sequence[Row], more: Sequence[Column] = ()) -> str:
+    """The two tables of `section` as booktabs tabulars, title and notes as comments.
+
+    The highest mean is bold only where the intervals separate it from every other row.
+    """
+    tables = [_columns(rows, LEFT, [*ACCURACY, *more]), _columns(rows, LEFT[1:], COSTS)]
+    comments = [f"% {line}" for line in (rows[0].title, *notes(rows)) for line in line.splitlines()]
+    return "\n\n".join(["\n".join(comments), *(_latex(rows, *columns) for columns in tables)]) + "\n"
+
+
+def _latex(rows: Sequence[Row], left: Sequence[Column], right: Sequence[Column]) -> str:
+    def text(header: str, shown: str, row: Row) -> str:
+        bold = header == "top-1 %" and is_first_alone(row, rows)
+        return rf"\textbf{{{latex_text(shown)}}}" if bold else latex_text(shown)
+
+    columns = (*left, *right)
+    cells = [[text(header, cell(row), row) for header, cell in columns] for row in rows]
+    return latex([header for header, _ in columns], cells, left=len(left))
+
+
+def is_first_alone(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether the intervals separate a row from all others that have a rank."""
+    return row.rank == 1 and all(other.rank != 1 for other in rows if other is not row) and _rivals(rows) > 1
+
+
+def _rivals(rows: Sequence[Row]) -> int:
+    return sum(row.rank is not None for row in rows)
+
+
 def _table(rows: Sequence[Row], left: Sequence[Column], right: Sequence[Column]) -> str:
-    left = [column for column in left if column[0] != "variant" or any(row.variant for row in rows)]
-    right = [column for column in right if column[0] != "tuned" or any(row.tuned for row in rows)]
+    left, right = _columns(rows, left, right)
     cells = [[cell(row) for _, cell in (*left, *right)] for row in rows]
     return markdown([header for header, _ in (*left, *right)], cells, left=len(left))
+
+
+def _columns(
+    rows: Sequence[Row], left: Sequence[Column], right: Sequence[Column]
+) -> tuple[list[Column], list[Column]]:
+    """Without those that say nothing of any row."""
+    return (
+        [column for column in left if column[0] != "variant" or any(row.variant for row in rows)],
+        [column for column in right if column[0] != "tuned" or any(row.tuned for row in rows)],
+    )
 
 
 def difference(row: Row) -> str:

@@ -91,6 +91,44 @@ def test_two_folders_of_one_name_have_two_titles(fake_run: Fake, runs: Path) -> 
     assert [row.title[-14:] for row in rows_of(runs)] == [" data 01234567", " data abcdef01"]
 
 
+def latex_rows(out: Path) -> list[list[str]]:
+    """The cells of every line of every tabular."""
+    lines = (out / "report.tex").read_text().splitlines()
+    cells = (re.split(r"(?<!\\)&", line.removesuffix(r"\\")) for line in lines if line.endswith(r" \\"))
+    return [[cell.strip() for cell in row] for row in cells]
+
+
+def test_latex_holds_both_tables_with_what_is_special_in_names_escaped(
+    fake_run: Fake, runs: Path, tmp_path: Path
+) -> None:
+    for seed, top1 in enumerate((0.7, 0.8)):
+        fake_run("fedssl", top1, seed=seed)
+        fake_run("b", top1 - 0.06, seed=seed, figures={"strategy": "a_b&50%$^~\\{x}#\n\\input{y}"})
+    report([runs], tmp_path / "out", latex=True)
+    header, fedssl, hostile, *costs = latex_rows(tmp_path / "out")
+    assert header[:2] == [r"\#", "strategy"]
+    name = r"a\_b\&50\%\$\textasciicircum{}\textasciitilde{}\textbackslash{}\{x\}\# \textbackslash{}input\{y\}"
+    assert hostile[1] == name
+    assert (fedssl[4], hostile[4], hostile[7]) == (
+        r"\textbf{75.0 $\pm$ 7.1}",
+        r"69.0 $\pm$ 7.1",
+        "$-$6.0 {[}$-$6.0, $-$6.0]",
+    )
+    assert [len(row) for row in (header, fedssl, hostile)] == [11] * 3
+    assert [row[0] for row in costs] == ["strategy", "fedssl", name]
+    source = (tmp_path / "out" / "report.tex").read_text()
+    assert source.count(r"\begin{tabular}") == source.count(r"\end{tabular}") == 2
+    assert not [line for line in source.splitlines() if "input{y}" in line and not line.startswith(("%", "  "))]
+
+
+def test_latex_sets_nobody_in_bold_whom_no_interval_separates(fake_run: Fake, runs: Path, tmp_path: Path) -> None:
+    for seed, (one, other) in enumerate(((0.7, 0.6), (0.8, 0.85))):
+        fake_run("fedssl", one, seed=seed)
+        fake_run("b", other, seed=seed)
+    report([runs], tmp_path / "out", latex=True)
+    assert r"\textbf" not in (tmp_path / "out" / "report.tex").read_text()
+
+
 def page_of(out: Path) -> str:
     return (out / "report.html").read_text(encoding="utf-8")
 
