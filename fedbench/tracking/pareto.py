@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#888888",
+)  # Okabe and Ito; grey, not black, also on black
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LOG_SPAN = 5  # a cost that spans more than this factor gets a logarithmic axis
 CROWDED_SPAN = 20  # and above this one fewer ticks, which would run into each other

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
+from report_page import CHROMIUM, add_rounds, browse, page_of, without_bokeh
 
 from fedbench.cli import main
 from fedbench.errors import UserError
@@ -29,7 +29,6 @@ from fedbench.tracking.runs import gather, wandb_id
 Fake = Callable[..., RunDirectory]
 COMPUTE, TOTAL, MEMORY, DOWNLOAD, UPLOAD = PANELS
 HOSTILE = "</script><img src=x onerror=console.error('owned')> $$x$$ | <%= 1 %>"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture
@@ -39,13 +38,6 @@ def runs(tmp_path: Path) -> Path:
 
 def rows_of(*paths: Path) -> list[Row]:
     return leaderboard(gather(paths)[0])
-
-
-def add_rounds(run: RunDirectory, *losses: float, accuracy: float | None = None) -> None:
-    for number, loss in enumerate(losses):
-        probe = {} if accuracy is None else {"probe/linear_top1": accuracy}
-        traffic = {"all_clients/download_bytes": 6_000_000, "all_clients/upload_bytes": 3_000_000}
-        run.append_round({"round": number, "stage": 1, "train/loss": loss} | traffic | probe)
 
 
 def test_a_row_names_its_run_directories_from_where_it_is_read(fake_run: Fake, runs: Path, tmp_path: Path) -> None:
@@ -127,15 +119,6 @@ def test_latex_sets_nobody_in_bold_whom_no_interval_separates(fake_run: Fake, ru
         fake_run("b", other, seed=seed)
     report([runs], tmp_path / "out", latex=True)
     assert r"\textbf" not in (tmp_path / "out" / "report.tex").read_text()
-
-
-def page_of(out: Path) -> str:
-    return (out / "report.html").read_text(encoding="utf-8")
-
-
-def without_bokeh(page: str) -> str:
-    """The page without the library, whose source text is not ours to judge."""
-    return re.sub("<script>.*?</script>", "", page, flags=re.S)
 
 
 def test_seeds_from_several_folders_are_one_row(fake_run: Fake, runs: Path, tmp_path: Path) -> None:
@@ -328,6 +311,8 @@ class Loads(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
+        if tag == "a":  # followed by a reader alone
+            return
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
 
 
@@ -446,19 +431,6 @@ def test_a_report_needs_no_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     code = "import sys; from fedbench.cli import parser; parser(); assert 'bokeh' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def browse(page: Path, profile: Path) -> str:
-    """What Chromium says while it shows the page."""
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--enable-logging=stderr",
-        "--virtual-time-budget=9000",
-    ]
-    command: list[Any] = [CHROMIUM, *flags, f"--user-data-dir={profile}", f"--screenshot={profile}.png", page]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120).stderr
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
