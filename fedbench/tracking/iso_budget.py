@@ -91,7 +91,7 @@ def choices(rows: Sequence[Row]) -> dict[str, Any]:
     """
     sound = [row for row in rows if competes(row) and not row.reference]
     return {
-        "budgets": [{"field": panel.field, "name": panel.label} for panel in PANELS],
+        "budgets": [{"field": panel.field, "name": _asked(rows, panel)} for panel in PANELS],
         "rows": [
             {
                 "name": row_name(row, rows),
@@ -103,6 +103,11 @@ def choices(rows: Sequence[Row]) -> dict[str, Any]:
             for row in sound
         ],
     }
+
+
+def _asked(rows: Sequence[Row], panel: Panel) -> str:
+    several = len(like_measured(rows, panel)) > 1
+    return f"{panel.label}, by several meters" if several else panel.label
 
 
 def _known_cost(row: Row, panel: Panel) -> float | None:

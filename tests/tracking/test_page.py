@@ -93,6 +93,16 @@ def test_what_the_page_answers_from_is_who_is_best_within_a_budget(fake_run: Fak
             assert like == [row.strategy for row in best_within(rows, panel, limit)]
 
 
+def test_the_page_says_that_memories_of_several_meters_are_compared(fake_run: Fake, tmp_path: Path) -> None:
+    def asked() -> list[str]:
+        return [budget["name"] for budget in choices(leaderboard(read_runs(tmp_path / "runs")))["budgets"]]
+
+    fake_run("a", 0.8)
+    assert "client peak memory (MiB)" in asked()
+    fake_run("b", 0.7, figures={"memory_source": "CUDA allocator"})
+    assert "client peak memory (MiB), by several meters" in asked()
+
+
 def test_names_in_the_data_of_the_page_end_no_script(fake_run: Fake, tmp_path: Path) -> None:
     fake_run("a", 0.8, figures={"strategy": "</script><b>&"})
     report([tmp_path / "runs"], tmp_path / "out")
