@@ -295,8 +295,9 @@ class TrackingConfig(Section):
     wandb: Literal["offline", "online", "disabled"] = "offline"
     project: str = "fedbench"
     entity: str | None = None
-    group: str | None = None
+    group: str | None = None  # None: a cell's seeds are a group
     tags: tuple[str, ...] = ()
+    artifact: bool = False  # also upload the trained encoder
 
 
 class Config(Section):

@@ -101,7 +101,15 @@ def test_a_saved_report_shows_the_table_the_picture_and_the_runs_and_is_saved_on
     blocks = {block["type"]: block for block in json.loads(saved["spec"])["blocks"]}
     assert saved["displayName"] == "fedbench leaderboard g"
     assert "| fedssl " in blocks["markdown-block"]["content"]
-    for word in ("pareto", "train/loss", "summary:client/upload_bytes", '"value":"cell"', '"value":"g"'):
+    for word in (
+        "pareto",
+        "train/loss",
+        "summary:run/client/upload_bytes",
+        "summary:run/total/flops",
+        "so_far/all_clients/bytes",
+        '"value":"cell"',
+        '"value":"g"',
+    ):
         assert word in saved["spec"]
 
 
