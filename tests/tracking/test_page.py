@@ -187,3 +187,20 @@ def test_dark_mode_has_light_letters_on_a_dark_page(fake_run: Fake, tmp_path: Pa
     assert play(out, script) == ["rgb(34, 34, 34)", "rgb(255, 255, 255)"]
     dark = play(out, script, "--blink-settings=preferredColorScheme=0")
     assert dark == ["rgb(230, 230, 230)", "rgb(22, 24, 29)"]
+
+
+@in_a_browser
+def test_the_pointer_finds_a_line_between_two_rounds_that_were_measured(fake_run: Fake, tmp_path: Path) -> None:
+    add_rounds(fake_run("a", 0.8), *[3.0] * 12, accuracy=0.7, every=4)
+    report([tmp_path / "runs"], tmp_path / "out")
+    script = """
+      const view = [...Bokeh.index].find((one) => one.model.name === "table1-accuracy-rounds");
+      const line = view.model.renderers.find((one) => one.glyph.type === "Line");
+      const box = view.canvas_view.events_el.getBoundingClientRect();
+      const x = box.left + view.frame.x_scale.compute(8.5), y = box.top + view.frame.y_scale.compute(70);
+      const at = {clientX: x, clientY: y, bubbles: true, composed: true, pointerType: "mouse", isPrimary: true};
+      for (const name of ["pointerenter", "pointermove"]) {
+        view.canvas_view.events_el.dispatchEvent(new PointerEvent(name, at));
+      }
+      return [line.data_source.data.rounds, line.data_source.inspected.line_indices]"""
+    assert play(tmp_path / "out", script) == [[3, 7, 11], [1]]
