@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 KINDS = ("strategies", "mechanisms", "ssl", "encoders", "datasets", "grids", "presets")
 DEFAULT_GRID = "quickstart"
+EXIT_CODES = {"failed": 1, "diverged": 3, "elsewhere": 4}  # of `run`, by how a cell ended, the first that occurs
 PAPER_PRESET = "paper_vit_tiny"
 REFERENCE = "fedssl"
 PAPER_STRATEGIES = "fedssl,lw_fedssl@v3,lw_fedssl@v4,prog_fedssl"
@@ -158,7 +159,8 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
-    0; 1 for a failed check or cell, or output that nobody reads to its end; 2 for bad input; 130 when interrupted.
+    0; 1 for a failed check or cell, or output that nobody reads to its end; 2 for bad input; 3 where a cell
+    diverged; 4 where one is being run by another process, whose result is not there yet; 130 when interrupted.
     """
     arguments = parse(words)
     try:
@@ -223,7 +225,7 @@ def names(kind: str) -> dict[str, str]:
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    """Check every cell, then run them, then print the leaderboard; 1 if a cell failed."""
+    """Check every cell, then run them, then print the leaderboard; the exit code is one of `EXIT_CODES`, or 0."""
     configs, out = selected_cells(arguments)
     check_out(out)
     for config in configs:
@@ -244,7 +246,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a cluster sends ends a grid as Ctrl-C does
     states = run_cells(configs, out, arguments.jobs)
     print(f"fedbench: {', '.join(f'{count} {state}' for state, count in states.items())}", file=sys.stderr)
-    return int(states["failed"] > 0)
+    return next((code for state, code in EXIT_CODES.items() if states[state]), 0)
 
 
 def tune_command(arguments: argparse.Namespace) -> None:
@@ -272,7 +274,7 @@ def tune_command(arguments: argparse.Namespace) -> None:
 def profile_command(arguments: argparse.Namespace) -> None:
     """Print what a configuration will cost; alone, the paper's table beside ours."""
     from fedbench.budgets import parse_budgets
-    from fedbench.config import load_config, read_words, resolve_file, strategy_label
+    from fedbench.config import load_config, read_words, resolve_file
     from fedbench.config.load import read_yaml
 
     budgets = parse_budgets(word for word in arguments.budget or [] if is_budget(word))
@@ -286,15 +288,15 @@ def profile_command(arguments: argparse.Namespace) -> None:
     compare = arguments.compare or (REFERENCE if words else PAPER_STRATEGIES)
     without = [{key: value for key, value in tree.items() if key != "strategy"} for tree in (base, overrides)]
     configs += [load_config(*without, {"strategy": name}) for name in compare.split(",") if name]
-    cells = {strategy_label(config): config for config in configs}
     with uncollected():
+        from fedbench.federation.naming import strategy_label
         from fedbench.profiling import profile
         from fedbench.profiling.budget import render_budgets
         from fedbench.profiling.published import comparison
         from fedbench.profiling.render import to_csv, to_dict, to_text
 
         found = []
-        for label, config in cells.items():
+        for label, config in {strategy_label(config): config for config in configs}.items():
             try:
                 found.append(profile(config, arguments.samples))
             except UserError as error:

@@ -121,15 +121,24 @@ def _unknown(kind: Kind, name: str) -> UserError:
 
 
 def _import_file(path: Path) -> ModuleType:
+    """The module of a file, executed once as long as it does not change; two files of one name are two modules."""
     if not path.is_file():
         raise UserError(f"plugin file {str(path)!r} does not exist")
-    name = f"fedbench_plugin_{path.stem}"
+    content = path.read_bytes()
+    version = hashlib.sha256(str(path.resolve()).encode() + b"\0" + content).hexdigest()[:12]
+    name = f"fedbench_plugin_{path.stem}_{version}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their own module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
 
 
@@ -170,5 +179,5 @@ def _subclass(value: object, base: type[Plugin], name: str) -> type[Plugin]:
 
 
 def source_hash(cls: type) -> str:
-    """SHA-256 of the file that defines a plugin, as hex: two files of one name are two plugins."""
-    return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
+    """SHA-256 of the class's name and the file that defines it, as hex: two files of one name are two plugins."""
+    return hashlib.sha256(cls.__qualname__.encode() + b"\0" + Path(inspect.getfile(cls)).read_bytes()).hexdigest()

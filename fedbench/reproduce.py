@@ -87,7 +87,7 @@ def _run_again(config: Config, protocol: str, committed: Tree, out: Path) -> Tre
             f"{experiment.data_hash[:12]}; allowed: the same images (data.path=PATH says where they are)"
         )
     outcome = run_cell(experiment, out)
-    if outcome.state != "finished":
+    if outcome.state not in ("finished", "diverged"):
         raise UserError(f"{out / cell_name(experiment)} {outcome.words}; allowed: another --out")
     runs, _ = gather([out / cell_name(experiment)])
     return next(entry(run) for run in runs if run.evaluation.own and run.evaluation.protocol == protocol)

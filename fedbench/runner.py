@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 import fedbench
-from fedbench.config import Config, config_hash, strategy_label
+from fedbench.config import Config, config_hash
 from fedbench.config.load import digest
 from fedbench.encoders import Encoder, build_encoder
 from fedbench.evaluation import describe_features, description, evaluate, untrained_encoder
@@ -18,6 +18,7 @@ from fedbench.federation import checkpoint
 from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.loop import Federation
+from fedbench.federation.naming import strategy_label
 from fedbench.federation.record import LEDGER_COLUMNS
 from fedbench.files import exclusive
 from fedbench.metering.forward import forward_macs
@@ -29,19 +30,29 @@ from fedbench.tracking.wandb_mirror import WandbMirror
 
 
 def identity(experiment: Experiment, seed: int | None = None) -> str:
-    """Hash of what determines a result: configuration, data, the plugins' source files, kind of device.
+    """Hash of what determines a result: configuration, data, the plugins' classes and files, kind of device.
 
     `seed`: in place of the experiment's own.
     """
-    own = experiment.config
+    config = _without_spellings(experiment.config)
     facts = [
-        config_hash(own if seed is None else own.model_copy(update={"seed": seed})),
+        config_hash(config if seed is None else config.model_copy(update={"seed": seed})),
         experiment.data_hash,
         experiment.sources,
         experiment.device.type,
     ]
     other_data = [experiment.evaluation_dataset.content_hash] if experiment.config.evaluation.data else []
     return digest([*facts, *other_data])
+
+
+def _without_spellings(config: Config) -> Config:
+    """Without names, which can be written in several ways: plugins and images count by what they contain."""
+    strategy = {key: value for key, value in config.strategy.items() if key != "name"}
+    evaluation, other = config.evaluation, config.evaluation.data
+    if other is not None:
+        evaluation = evaluation.model_copy(update={"data": other.model_copy(update={"name": ""})})
+    ssl, data = (section.model_copy(update={"name": ""}) for section in (config.ssl, config.data))
+    return config.model_copy(update={"strategy": strategy, "ssl": ssl, "data": data, "evaluation": evaluation})
 
 
 def cell_name(experiment: Experiment) -> str:
@@ -85,7 +96,7 @@ def _other_code(directory: RunDirectory) -> str:
 class Outcome(NamedTuple):
     """How a cell ended, and what was done, in words."""
 
-    state: Literal["finished", "elsewhere", "failed"]
+    state: Literal["finished", "diverged", "elsewhere", "failed"]
     words: str
     is_new: bool = False  # whether there are results that were not there before
 
@@ -102,7 +113,7 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
         if not mine:
             return Outcome("elsewhere", "is being run by another process")
         if directory.is_finished(cell_hash):
-            return Outcome("finished", f"was finished already{_other_code(directory)}")
+            return Outcome(_end(directory.summary()), f"was finished already{_other_code(directory)}")
         settle(config)
         federation = ends.enter_context(closing(Federation(experiment, directory.path / "clients")))
         found, complaints = _resume(federation, directory, cell_hash)
@@ -136,8 +147,14 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
     resumed = f"resumed after round {found.facts['rounds_done']}{_other_code(directory)}" if found else ""
     empty = summary["rounds/without_return"]
     kept = f"from {empty} round(s) no client's update was used, they kept the model" if empty else ""
-    words = [f"{summary['seconds']:.0f} s", *complaints, resumed, kept]
-    return Outcome("finished", "; ".join(filter(None, words)), is_new=True)
+    diverged = "DIVERGED, its figures are those of a lost cause" if summary["diverged"] else ""
+    words = [f"{summary['seconds']:.0f} s", diverged, *complaints, resumed, kept]
+    return Outcome(_end(summary), "; ".join(filter(None, words)), is_new=True)
+
+
+def _end(summary: Mapping[str, Any]) -> Literal["finished", "diverged"]:
+    """How a run ended that came to its end."""
+    return "diverged" if summary["diverged"] else "finished"
 
 
 def _resume(

@@ -78,7 +78,7 @@ def test_a_cell_that_fails_or_dies_does_not_stop_the_rest(
     assert "2 failed" in printed.err
     assert "FAILED, RuntimeError: no luck" in printed.err
     assert "FAILED, its process died, exit code -9" in printed.err
-    assert summaries(out) == {"fedssl", "lw_fedssl"}
+    assert summaries(out) == {"fedssl", "lw_fedssl@v4"}
     assert "lw_fedssl" in printed.out
     texts = [path.read_text() for path in out.glob("*/error.txt")]
     assert len(texts) == 2

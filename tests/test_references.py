@@ -83,7 +83,7 @@ def test_references_stand_unranked_in_the_table_of_the_federations(
     for protocol, untrained in (("linear", "untrained"), ("finetune", "supervised from scratch")):
         kinds = {name: row["reference"] for (one, name), row in found.items() if one == protocol}
         central = {"fedssl (centralised)": "centralised"}
-        assert kinds == {"fedssl": "", "lw_fedssl": "", untrained: "untrained", **central}
+        assert kinds == {"fedssl": "", "lw_fedssl@v4": "", untrained: "untrained", **central}
         row = found[protocol, untrained]
         assert (row["gain"], row["flops"], row["pareto_front"], row["variant"]) == (0, 0, [], "")
         assert found[protocol, "fedssl (centralised)"]["variant"] == ""

@@ -67,7 +67,7 @@ def test_the_leaderboard_is_written_in_three_forms_with_a_picture(finished: Path
 def test_lw_fedssl_costs_less_than_fedssl_and_prog_lies_between(finished: Path) -> None:
     costs = summaries(finished)
     for key in ("client/flops", "client/upload_bytes", "client/download_bytes"):
-        assert costs["lw_fedssl"][key] < costs["prog_fedssl"][key] < costs["fedssl"][key], key
+        assert costs["lw_fedssl@v4"][key] < costs["prog_fedssl"][key] < costs["fedssl"][key], key
     assert costs["lw_fedssl"]["client/peak_memory_bytes"] < costs["fedssl"]["client/peak_memory_bytes"]
     assert costs["prog_fedssl"]["client/peak_memory_bytes"] <= costs["fedssl"]["client/peak_memory_bytes"]
 
@@ -169,7 +169,7 @@ def test_cells_that_differ_have_different_names(tiny: Tiny) -> None:
         cell_name(prepare(tiny(strategy="lw_fedssl", federation={"rounds": 7}))),
     ]
     assert len(set(names)) == 3
-    assert names[1].startswith("lw_fedssl_blocks_per_stage=2-moco_v3-digits-seed0-")
+    assert names[1].startswith("lw_fedssl@v4_blocks_per_stage=2-moco_v3-digits-seed0-")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from fedbench.config.load import (
     config_names,
     load_config,
     resolve_file,
-    strategy_label,
 )
 from fedbench.config.schema import (
     AugmentationConfig,
@@ -41,5 +40,4 @@ __all__ = [
     "parse_overrides",
     "read_words",
     "resolve_file",
-    "strategy_label",
 ]

@@ -3,7 +3,6 @@
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -126,21 +125,6 @@ def _expand_preset(tree: Tree) -> Tree:
     preset = read_yaml(resolve_file(chosen["name"], "strategies"))
     own = {key: value for key, value in chosen.items() if key != "name"}
     return {**tree, "strategy": merge({**preset, "preset": chosen["name"]}, own)}
-
-
-def strategy_label(config: Config) -> str:
-    """Name of the strategy or its preset, and what was changed: `lw_fedssl@v3(calibration.epochs=3)`.
-
-    Where nothing is trained, `untrained`: there strategy and SSL method make no difference.
-    """
-    if config.federation.rounds == 0:
-        return UNTRAINED
-    preset = config.strategy.get("preset")
-    known = read_yaml(resolve_file(preset, "strategies")) if preset else {"name": config.strategy["name"]}
-    own = flat({key: value for key, value in config.strategy.items() if key != "preset"})
-    changed = ", ".join(f"{key}={value}" for key, value in own.items() if flat(known).get(key, ...) != value)
-    name = preset or re.sub(r".*/", "", config.strategy["name"])
-    return f"{name}({changed})" if changed else name
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:

@@ -30,7 +30,7 @@ LATER: Any = Field(default=None, exclude_if=lambda value: value is None)
 class Section(BaseModel):
     """Frozen, and closed: a key that is not declared here is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -44,25 +44,37 @@ class SSLConfig(Section):
     """Self-supervised method and its heads."""
 
     name: str = "moco_v3"
-    hidden_dim: PositiveInt = 512  # [LW] Sec. 4.1: width of both heads' hidden layers
-    output_dim: PositiveInt = 256  # [LW] Sec. 4.1
-    temperature: PositiveFloat = 0.05  # [LW] Eq. 2; InfoNCE and NT-Xent; BYOL has none
-    momentum: Probability = 0.99  # [LW] Sec. 4.1; of the target branch; SimCLR has none
+    """SSL method: `fedbench list ssl` shows them; or package.module:Class, or a path ending in .py."""
+    hidden_dim: PositiveInt = 512
+    """Width of both heads' hidden layers; [LW] Sec. 4.1."""
+    output_dim: PositiveInt = 256
+    """Dimensions of a projection; [LW] Sec. 4.1."""
+    temperature: PositiveFloat = 0.05
+    """Temperature T of InfoNCE and NT-Xent ([LW] Eq. 2); BYOL has none."""
+    momentum: Probability = 0.99
+    """Momentum of the target branch ([LW] Sec. 4.1); SimCLR has none."""
 
 
 class EncoderConfig(Section):
     """Encoder as stem + blocks + norm. `patch_size`, `width` and `heads` are the ViT's."""
 
     name: Literal["vit", "resnet18"] = "vit"
-    image_size: Annotated[int, Field(ge=2)] = 8  # pixels; images of another size are resized once, when loaded
-    patch_size: PositiveInt = 2  # pixels
+    """Encoder: `fedbench list encoders` shows them."""
+    image_size: Annotated[int, Field(ge=2)] = 8
+    """Pixels; images of another size are resized once, when loaded."""
+    patch_size: PositiveInt = 2
+    """Pixels, a divisor of `image_size`; of vit."""
     width: PositiveInt = 64
-    depth: PositiveInt = 4  # blocks; of ResNet-18 always 4, its residual stages
+    """Dimensions of a token, divisible by `heads` and by 4; of vit."""
+    depth: PositiveInt = 4
+    """Blocks; of resnet18 always 4, its residual stages."""
     heads: PositiveInt = 4
+    """Attention heads, a divisor of `width`; of vit."""
     in_channels: Literal[1, 3] = 1
-    # Of ResNet-18. cifar: 3x3 at full resolution; imagenet: torchvision's own, 7x7 with stride 2 and max-pooling,
-    # which is the paper's even at 32 pixels. None: cifar up to 64 pixels, imagenet above.
+    """1: grey, 3: colour; images are converted when loaded."""
     stem: Literal["cifar", "imagenet"] | None = LATER
+    """Of resnet18. cifar: 3x3 at full resolution; imagenet: torchvision's own, 7x7 with stride 2 and max-pooling,
+    which is the paper's even at 32 pixels; null: cifar up to 64 pixels, imagenet above."""
 
     @model_validator(mode="after")
     def _combination(self) -> "EncoderConfig":
@@ -93,10 +105,15 @@ class PartitionConfig(Section):
     """How the pre-training pool is split over the clients."""
 
     name: Literal["iid", "dirichlet", "classes", "quantity", "groups"] = "iid"
-    beta: PositiveFloat = 0.5  # of dirichlet: of each class over clients; of quantity: of sizes over clients
-    classes: PositiveInt | None = LATER  # of classes: how many each client has, k
-    file: str | None = LATER  # of groups: CSV with the columns image and group; each group is a client
-    min_size: Annotated[int, Field(ge=2)] = 2  # samples per client; BatchNorm and InfoNCE need two
+    """How: evenly; by class (dirichlet, classes); by size (quantity); by a file (groups)."""
+    beta: PositiveFloat = 0.5
+    """Dirichlet's beta, small: uneven. Of dirichlet: each class over clients; of quantity: sizes over clients."""
+    classes: PositiveInt | None = LATER
+    """Of the partition `classes`: k, how many each client has."""
+    file: str | None = LATER
+    """Of the partition `groups`: a CSV file with the columns image and group; each group is a client."""
+    min_size: Annotated[int, Field(ge=2)] = 2
+    """Samples per client; BatchNorm and InfoNCE need two."""
 
     @property
     def words(self) -> str:
@@ -118,48 +135,68 @@ class PartitionConfig(Section):
 class DataConfig(Section):
     """Source of the images. Labels are used by the probe and by partitions over labels only."""
 
-    name: str = "digits"  # `list datasets` shows them; or package.module:Class, or a path ending in .py
-    path: str | None = None  # folder of the files, file of npz; None: data/NAME, where the set has published files
-    download: bool = Field(default=False, exclude=True)  # whether files that are not there are downloaded
-    size: PositiveInt | None = LATER  # pixels; of a set that is published in several sizes; None: the nearest
-    num_train: Annotated[int, Field(ge=2)] | None = (
-        None  # samples kept for pre-training and probe training; None = all
-    )
-    labels: bool = Field(default=True, exclude_if=lambda value: value)  # false: folders are no classes
-    skip_broken: bool = Field(default=False, exclude_if=lambda value: not value)  # images that cannot be read
+    name: str = "digits"
+    """Data set: `fedbench list datasets` shows them; or package.module:Class, or a path ending in .py."""
+    path: str | None = None
+    """Folder of the files, file of npz; null: data/NAME, where the set has published files."""
+    download: bool = Field(default=False, exclude=True)
+    """Whether files that are not there are downloaded."""
+    size: PositiveInt | None = LATER
+    """Pixels; of a set that is published in several sizes; null: the nearest."""
+    num_train: Annotated[int, Field(ge=2)] | None = None
+    """Samples kept for pre-training and probe training; null: all."""
+    labels: bool = Field(default=True, exclude_if=lambda value: value)
+    """false: the images have no labels, folders are no classes."""
+    skip_broken: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether images that cannot be read are left out, and counted; else they are an error."""
     partition: PartitionConfig = PartitionConfig()
+    """Which client gets which images."""
 
 
 class AugmentationConfig(Section):
     """The six operations of [LW] Sec. 4.1, applied to each of the two views."""
 
-    name: Literal["batched", "lightly"] = "batched"  # batched tensors, or lightly's transform per image
-    min_scale: Annotated[float, Field(gt=0, le=1)] = 0.08  # smallest crop, share of the image's area
+    name: Literal["batched", "lightly"] = "batched"
+    """batched: on whole batches of tensors; lightly: its transform, image by image."""
+    min_scale: Annotated[float, Field(gt=0, le=1)] = 0.08
+    """Smallest crop, share of the image's area."""
     flip: Probability = 0.5
+    """Probability of a horizontal flip."""
     jitter: Probability = 0.8
-    jitter_strength: Annotated[float, Field(ge=0, le=5)] = (
-        0.5  # 0.5: brightness, contrast 0.2, saturation 0.1, hue 0.05
-    )
+    """Probability of a change of colour."""
+    jitter_strength: Annotated[float, Field(ge=0, le=5)] = 0.5
+    """0.5: brightness, contrast 0.2, saturation 0.1, hue 0.05."""
     grayscale: Probability = 0.2
-    blur: tuple[Probability, Probability] = (0.5, 0.5)  # of view 1 and of view 2
-    solarize: tuple[Probability, Probability] = (0.0, 0.2)  # of view 1 and of view 2
+    """Probability of becoming grey."""
+    blur: tuple[Probability, Probability] = (0.5, 0.5)
+    """Probability for view 1 and for view 2."""
+    solarize: tuple[Probability, Probability] = (0.0, 0.2)
+    """Probability for view 1 and for view 2."""
 
 
 class FederationConfig(Section):
     """Clients and rounds ([LW] Algorithm 1)."""
 
-    num_clients: PositiveInt = 5  # 1: centralised training, one client has all the data
-    participants: PositiveInt | None = None  # clients per round, drawn uniformly; None = all
-    rounds: NonNegativeInt = 48  # R, over all stages; 0: the untrained encoder
-    rounds_per_stage: tuple[PositiveInt, ...] | None = None  # R_s, adding up to R; None = R / S
-    local_epochs: PositiveInt = 2  # E
-    dropout_before: Probability = 0.0  # a drawn client is lost before it is sent anything
-    dropout_after: Probability = 0.0  # ... or after training, before its upload: its download is spent
-    client_memory: Literal["kept", "none"] = (
-        "kept"  # what a client holds after a round; none: the paper's worst case
-    )
-    late_clients: NonNegativeInt = 0  # the last of the clients join late
-    late_round: NonNegativeInt = 0  # round (0-based) from which they can be drawn
+    num_clients: PositiveInt = 5
+    """1: centralised training, one client has all the data."""
+    participants: PositiveInt | None = None
+    """Clients per round, drawn uniformly; null: all."""
+    rounds: NonNegativeInt = 48
+    """R, over all stages; 0: the untrained encoder."""
+    rounds_per_stage: tuple[PositiveInt, ...] | None = None
+    """R_s, adding up to R; null: R / S."""
+    local_epochs: PositiveInt = 2
+    """E: epochs of a client's training in one round."""
+    dropout_before: Probability = 0.0
+    """Probability that a drawn client is lost before it is sent anything."""
+    dropout_after: Probability = 0.0
+    """Probability that it is lost after training, before its upload: its download is spent."""
+    client_memory: Literal["kept", "none"] = "kept"
+    """What a client holds after a round; none: the paper's worst case."""
+    late_clients: NonNegativeInt = 0
+    """How many join late: the last ones."""
+    late_round: NonNegativeInt = 0
+    """Round (0-based) from which they can be drawn."""
 
     @model_validator(mode="after")
     def _schedule(self) -> "FederationConfig":
@@ -190,8 +227,11 @@ class OptimizerConfig(Section):
     """AdamW of a client's local training; learning rate = base_lr * batch_size / 256 ([LW] Sec. 4.1)."""
 
     base_lr: PositiveFloat = 1.5e-4
-    batch_size: Annotated[int, Field(ge=2)] = 64  # [LW]: 512; ours: 64, because a digits client has 287
+    """Learning rate at a batch of 256; a step's is base_lr * batch_size / 256."""
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    """Images per local step; [LW]: 512; ours: 64, because a digits client has 287."""
     weight_decay: NonNegativeFloat = 1e-5
+    """Weight decay of AdamW."""
 
     @property
     def lr(self) -> float:
@@ -203,28 +243,41 @@ class ProbeConfig(Section):
     """Classifier of `linear` and `few_label_*`, on frozen, standardised features: AdamW with cosine decay."""
 
     epochs: PositiveInt = 100
+    """Passes over the labelled features."""
     batch_size: PositiveInt = 256
+    """Features per step."""
     lr: PositiveFloat = 1e-1
+    """Learning rate at the start; it decays as a cosine."""
     weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of AdamW."""
 
 
 class KNNConfig(Section):
     """Nearest neighbours of the protocol `knn`; Wu et al., arXiv:1805.01978, Sec. 3.4."""
 
-    k: PositiveInt = 200  # neighbours; fewer where a class has fewer labelled images on average
-    temperature: PositiveFloat = 0.07  # of the votes' weights
+    k: PositiveInt = 200
+    """Neighbours; fewer where a class has fewer labelled images on average."""
+    temperature: PositiveFloat = 0.07
+    """Temperature of the votes' weights."""
 
 
 class FinetuneConfig(Section):
     """Training of encoder and classifier under the protocol `finetune` ([LW] Sec. 4.1)."""
 
     epochs: PositiveInt = 40
-    warmup_epochs: NonNegativeInt = 10  # of these: the learning rate rises linearly, then decays as a cosine
+    """Passes over the labelled images."""
+    warmup_epochs: NonNegativeInt = 10
+    """First of the epochs, in which the learning rate rises linearly."""
     batch_size: Annotated[int, Field(ge=2)] = 256
+    """Images per step."""
     lr: PositiveFloat = 1e-3
+    """Learning rate after the warm-up; it decays as a cosine."""
     weight_decay: NonNegativeFloat = 1e-5
-    num_ops: PositiveInt = 2  # of RandAugment, for each image; [LW] names no number, torchvision's default
-    magnitude: Annotated[int, Field(ge=0, le=30)] = 9  # of RandAugment, of 30; the same
+    """Weight decay of AdamW."""
+    num_ops: PositiveInt = 2
+    """Operations of RandAugment for each image; [LW] names no number, torchvision's default."""
+    magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Strength of RandAugment's operations, of 30; torchvision's default too."""
 
     @model_validator(mode="after")
     def _warmup(self) -> "FinetuneConfig":
@@ -239,14 +292,19 @@ class FinetuneConfig(Section):
 class EvaluationConfig(Section):
     """How encoders are judged, when, and on what. The linear classifier's settings are the section `probe`."""
 
-    # What is scored. validation: a tenth of the training images, on which then nobody trains; for choosing
-    # settings (`tune`), so that the test images, which are not read, choose nothing.
     split: SplitName = Field(default="test", exclude_if=lambda value: value == "test")
+    """What is scored. validation: a tenth of the training images, on which then nobody trains; for choosing
+    settings (`tune`), so that the test images, which are not read, choose nothing."""
     protocols: Annotated[tuple[ProtocolName, ...], Field(min_length=1)] = ("linear",)
-    every: NonNegativeInt = 0  # rounds from one evaluation to the next during training; 0: at the end only
-    data: DataConfig | None = None  # another data set than the one of pre-training; None: the same
+    """What is reported; the first one ranks."""
+    every: NonNegativeInt = 0
+    """Rounds from one evaluation to the next during training; 0: at the end only."""
+    data: DataConfig | None = None
+    """Another data set than the one of pre-training; null: the same."""
     knn: KNNConfig = KNNConfig()
+    """Settings of the protocol knn."""
     finetune: FinetuneConfig = FinetuneConfig()
+    """Settings of the protocol finetune."""
 
     @field_validator("protocols", mode="before")
     @classmethod
@@ -278,51 +336,82 @@ class EvaluationConfig(Section):
 class TuningRecord(Section):
     """How a cell's settings were found; `tune` writes it. No result and no cell's name depends on it."""
 
-    grid: str  # whose section `tune` says how, and whose base on what
-    trials: PositiveInt  # settings that were tried, for every strategy alike
-    space: dict[str, str]  # key -> range that was searched
+    grid: str
+    """Name of the grid whose section `tune` says how, and whose base on what."""
+    trials: PositiveInt
+    """Settings that were tried, for every strategy alike."""
+    space: dict[str, str]
+    """Key -> range that was searched."""
     sampler: str
-    split: SplitName  # whose images scored the trials
-    protocol: ProtocolName  # whose top-1 was the score
-    seeds: tuple[NonNegativeInt, ...]  # of the trials
-    score: Annotated[float, Field(ge=0, le=1)]  # of the winner, mean over the seeds
-    commit: str | None = None  # of the code that ran the trials
+    """How points of the space were drawn."""
+    split: SplitName
+    """Whose images scored the trials."""
+    protocol: ProtocolName
+    """Whose top-1 was the score."""
+    seeds: tuple[NonNegativeInt, ...]
+    """Of the trials."""
+    score: Annotated[float, Field(ge=0, le=1)]
+    """Top-1 of the winner, mean over the seeds."""
+    commit: str | None = None
+    """Of the code that ran the trials."""
 
 
 class TrackingConfig(Section):
     """Weights & Biases mirror of a run; the run directory is written in any case."""
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
+    """offline needs no account; online needs a login."""
     project: str = "fedbench"
+    """The W&B project."""
     entity: str | None = None
-    group: str | None = None  # None: a cell's seeds are a group
+    """The W&B user or team; null: yours."""
+    group: str | None = None
+    """The W&B group; null: the seeds of a cell are one."""
     tags: tuple[str, ...] = ()
-    artifact: bool = False  # also upload the trained encoder
+    """The W&B tags."""
+    artifact: bool = False
+    """Whether the trained encoder is uploaded too."""
 
 
 class Config(Section):
     """One cell: a strategy, an SSL method, an encoder, a data set and a seed."""
 
     seed: Annotated[int, Field(ge=0)] = 0
-    strategy: dict[str, Any] = {"name": "fedssl"}  # `name` or `{name: ..., its fields ...}`
+    """Seed of initial values, partition, participation, shuffling and augmentation."""
+    strategy: dict[str, Any] = {"name": "fedssl"}
+    """A name that `fedbench list strategies` shows, or {name: NAME, its fields and mechanisms}."""
     ssl: SSLConfig = SSLConfig()
+    """The self-supervised method and its heads."""
     encoder: EncoderConfig = EncoderConfig()
+    """The network that is trained: stem, blocks, norm."""
     data: DataConfig = DataConfig()
+    """The images, and who has which."""
     augmentation: AugmentationConfig = AugmentationConfig()
+    """How two views are made of an image."""
     federation: FederationConfig = FederationConfig()
+    """Clients and rounds."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW of a client's local training."""
     probe: ProbeConfig = ProbeConfig()
+    """The linear classifier."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """How encoders are evaluated, when, and on what."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    accelerator: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"  # auto: what torch finds, else the CPU
-    threads: PositiveInt = (
-        2  # of torch on the CPU; sums are split among them, so their number reaches the last bits
-    )
-    numerics: Literal["portable"] | None = LATER  # kernels that every x86-64 has; None: what the processor has
-    engine: Literal["in_process", "processes"] = "in_process"  # who trains the clients; no bit depends on it
-    workers: PositiveInt | None = None  # processes of `engine: processes`; None: as many as cores / threads
+    """Precision of the forward and backward pass; weights travel as float32."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
+    """auto: the one that torch finds, else the CPU."""
+    threads: PositiveInt = 2
+    """Threads of torch on the CPU; sums are split among them, so their number reaches the last bits."""
+    numerics: Literal["portable"] | None = LATER
+    """portable: kernels that every x86-64 processor has; null: what the processor has."""
+    engine: Literal["in_process", "processes"] = "in_process"
+    """Who trains the clients; no bit depends on it."""
+    workers: PositiveInt | None = None
+    """Processes of engine=processes; null: as many as cores / threads."""
     tracking: TrackingConfig = TrackingConfig()
+    """Where the Weights & Biases mirror goes."""
     tuning: TuningRecord | None = LATER
+    """How the settings were found; `fedbench tune` writes it."""
 
     @field_validator("strategy", "ssl", "encoder", "data", mode="before")
     @classmethod

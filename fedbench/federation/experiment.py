@@ -11,6 +11,7 @@ from fedbench.config.schema import Config
 from fedbench.data import Dataset, Views, build_views, data_source, load_dataset, partition
 from fedbench.errors import UserError
 from fedbench.federation.mechanism import Mechanism
+from fedbench.federation.naming import whole
 from fedbench.federation.plan import StagePlan, check_plans, line_up, split_rounds
 from fedbench.federation.strategy import Strategy, load_mechanisms, load_strategy
 from fedbench.files import user_path
@@ -93,6 +94,7 @@ def _rounds_per_stage(config: Config, num_stages: int) -> list[int]:
 def prepare(config: Config) -> Experiment:
     """Check the configuration, load the data, hold out the server's part, split the rest over the clients."""
     require(config)
+    config = config.model_copy(update={"strategy": whole(config.strategy)})
     strategy, mechanisms, plans, rounds_per_stage = check(config)
     judges, split = config.evaluation.data, config.evaluation.split
     dataset, client_indices, auxiliary = share_out(config, mechanisms, scored_as="" if judges else "data")

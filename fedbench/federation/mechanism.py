@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 class Mechanism:
     """Each hook does nothing unless a mechanism says otherwise."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     teachers: ClassVar[frozenset[str]] = frozenset()
     """Frozen models that `local_loss` needs: `received` (this round's global model), `previous` (the client's own

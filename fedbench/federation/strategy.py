@@ -61,7 +61,9 @@ class ClientUpdate:
 class Strategy(ABC):
     """A row of [LW] Table 1. `plan` is required; the rest has the defaults of federated averaging."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     teachers: ClassVar[frozenset[str]] = frozenset()
     """Frozen models that `local_loss` needs (`Mechanism.teachers`)."""
@@ -95,8 +97,10 @@ class Strategy(ABC):
 class GrowingStrategy(Strategy):
     """A strategy whose encoder grows by `blocks_per_stage` blocks a stage; the last stage takes the rest."""
 
-    blocks_per_stage: Annotated[int, Field(ge=1)] = 1  # [LW] Table 3 varies this
-    init: Literal["random", "copy_previous"] = "random"  # of a new block: @v4 random, @v3 copies
+    blocks_per_stage: Annotated[int, Field(ge=1)] = 1
+    """Blocks that a stage adds; [LW] Table 3 varies this."""
+    init: Literal["random", "copy_previous"] = "random"
+    """Values of a new block at the start of its stage: [LW] v4 random, [LW] v3 the block before it."""
 
     def num_stages(self, num_blocks: int) -> int:
         """S = blocks / blocks per stage, rounded up."""
@@ -167,7 +171,12 @@ def load_strategy(config: Mapping[str, Any]) -> Strategy:
 
 
 def load_mechanisms(config: Mapping[str, Any]) -> list[Mechanism]:
-    """The mechanisms that a strategy's configuration switches on, in the order of their names.
+    """The mechanisms that a strategy's configuration switches on, in the order of their names."""
+    return list(active_mechanisms(config).values())
+
+
+def active_mechanisms(config: Mapping[str, Any]) -> dict[str, Mechanism]:
+    """Name -> mechanism, of those that a strategy's configuration switches on, in the order of their names.
 
     `true` and `{}` stand for the defaults, `false` and `null` for off.
 
@@ -175,7 +184,7 @@ def load_mechanisms(config: Mapping[str, Any]) -> list[Mechanism]:
         UserError: a field is unknown or of the wrong type.
     """
     cls = load_plugin("strategies", config["name"], Strategy)  # type: ignore[type-abstract]
-    found = []
+    found: dict[str, Mechanism] = {}
     for name in sorted(_mechanisms(config, cls)):
         value = {} if config[name] is True else config[name]
         if value is None or value is False:
@@ -183,7 +192,7 @@ def load_mechanisms(config: Mapping[str, Any]) -> list[Mechanism]:
         if not isinstance(value, Mapping):
             raise UserError(f"strategy.{name}={value!r}; allowed: its fields, true, false or null")
         plugin = load_plugin("mechanisms", name, Mechanism)
-        found.append(_build(plugin, value, f"mechanism {name!r}", f"strategy.{name}", ()))
+        found[name] = _build(plugin, value, f"mechanism {name!r}", f"strategy.{name}", ())
     return found
 
 

@@ -10,7 +10,7 @@ from math import prod
 
 import torch
 
-from fedbench.config.load import config_hash, strategy_label
+from fedbench.config.load import config_hash
 from fedbench.config.schema import Config
 from fedbench.conventions import ConventionName
 from fedbench.data import build_views
@@ -18,6 +18,7 @@ from fedbench.federation import Mechanism, StagePlan, Strategy
 from fedbench.federation.experiment import check
 from fedbench.federation.local import LocalTask, num_steps
 from fedbench.federation.model import build_model, freeze_all_but
+from fedbench.federation.naming import strategy_label
 from fedbench.federation.plan import group_of
 from fedbench.federation.shipment import Shipment, declare, describe, groups_of
 from fedbench.metering.counting import entry_bytes, forward_macs_by_group, paper_epoch_macs

@@ -148,7 +148,9 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
         reference="" if cell in rivals else cell.kind,
         strategy=_name(cell),
         ssl="" if cell.kind == UNTRAINED else cell.label("ssl"),
-        variant=" ".join(f"{key}={cell.settings[key]}" for key in _differing(cell, rivals)),
+        variant=" ".join(
+            [*(f"{key}={cell.settings[key]}" for key in _differing(cell, rivals)), *_source(cell, rivals)]
+        ),
         tuned=_tuned(cell),
         **_training(cell.runs[0].manifest["config"]),
         seeds=cell.seeds,
@@ -205,6 +207,21 @@ def _differing(cell: Cell, rivals: Sequence[Cell]) -> list[str]:
     keys = varying([*rivals, cell])
     own = OF_CLIENTS if cell not in rivals else ()
     return [key for key in keys if key in cell.settings and not key.startswith(own)]
+
+
+def _source(cell: Cell, rivals: Sequence[Cell]) -> list[str]:
+    """`code=6d29e6ab` where rows differ in nothing but the source files of their plugins: two versions of one."""
+    twins = [other for other in rivals if _unsourced(other) == _unsourced(cell)]
+    own = cell.settings
+    keys = [key for key in own if key.startswith("sources.")]
+    told = [key for key in keys if any(other.settings.get(key) != own[key] for other in twins)]
+    return [f"code={','.join(str(own[key])[:8] for key in told)}"] if told else []
+
+
+def _unsourced(cell: Cell) -> tuple[str, str, dict[str, Any]]:
+    """All that a row shows of its cell."""
+    rest = {key: value for key, value in cell.settings.items() if not key.startswith("sources.")}
+    return _name(cell), cell.label("ssl"), rest
 
 
 def _missing_seeds(cell: Cell, table: Sequence[Cell]) -> tuple[int, ...]:

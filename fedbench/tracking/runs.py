@@ -23,6 +23,7 @@ OF_UNTRAINED = ("data", "encoder.", "evaluation.", "device", "threads", "numeric
 HOW = ("accelerator", "engine", "workers", "tracking", "data.path", "data.skip_broken", "data.partition.file")
 # No bit depends on what is in HOW; the images are named by their hash.
 LEFT_OUT = ("seed", "probe.", "evaluation.", "tuning", *HOW)
+NAMES = ("strategy.name", "ssl.name")  # of plugins, perhaps with a folder in front
 UNFINISHED = "it is not finished"
 LATER = ("client/local_steps", "server/peak_memory_bytes", "total/flops")  # figures that older runs have not
 
@@ -75,6 +76,7 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """`section.key -> value` of all that can change a result but the seed; data is named by its hash."""
         config = {k: v for k, v in flat(self.manifest["config"]).items() if not k.startswith(LEFT_OUT)}
+        config |= {key: _last_part(config[key]) for key in NAMES if key in config}
         named = flat({key: self.manifest[key] for key in ("data_hash", "device", "sources")})
         judged = self.evaluation
         by = {**judged.settings, "protocol": judged.protocol, "data_hash": judged.data_hash}
@@ -87,6 +89,10 @@ class Run:
 def wandb_id(manifest: Mapping[str, Any]) -> str:
     """Of the W&B run that mirrors a run directory; the same one after a resume."""
     return digest([manifest["cell_hash"], manifest["started"]])
+
+
+def _last_part(name: str) -> str:
+    return re.sub(r".*/", "", name)
 
 
 def kernels(manifest: Mapping[str, Any]) -> str:
@@ -197,6 +203,6 @@ def _split(settings: Mapping[str, Any]) -> str:
 
 def _data_words(run: Run) -> str:
     """`cifar10`; of the user's own images `image_folder:pets`, by the last part of their path."""
-    kind = re.sub(r".*/", "", run.manifest["config"]["data"]["name"])
+    kind = _last_part(run.manifest["config"]["data"]["name"])
     name = run.manifest.get("data", {}).get("name", kind)  # a run from before the manifest had it
     return kind if name == kind else f"{kind}:{name}"

@@ -21,8 +21,11 @@ class Alignment(Mechanism):
     """alpha * [ l(z1, z1_g) + l(z2, z2_g) ], z_g from the global model on the same view, without gradient."""
 
     kind: Literal["infonce", "cosine", "mse"] = "infonce"
+    """Form of the term: InfoNCE, 1 - cosine, or squared distance of unit vectors."""
     alpha: Annotated[float, Field(ge=0)] = 0.01
-    tau: Annotated[float, Field(gt=0)] = 0.05  # of infonce
+    """Weight of the term; 0: none."""
+    tau: Annotated[float, Field(gt=0)] = 0.05
+    """Temperature of infonce."""
 
     teachers = frozenset({"received"})
 

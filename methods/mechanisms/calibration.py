@@ -17,10 +17,14 @@ from fedbench.federation import Mechanism, ServerTraining
 class Calibration(Mechanism):
     """Taken out of the drawn partition: no client has a sample of it, and each keeps its other images."""
 
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of the pre-training pool, unless `data` names another set
-    data: dict[str, Any] | None = None  # another data set, as in the section `data`
-    epochs: Annotated[int, Field(ge=0)] = 1  # per round
-    base_lr: Annotated[float, Field(gt=0)] | None = None  # None: the clients'
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the pre-training pool that the server takes, unless `data` names another set."""
+    data: dict[str, Any] | None = None
+    """Another data set for the server, as in the section `data`."""
+    epochs: Annotated[int, Field(ge=0)] = 1
+    """Epochs of the server's training in every round."""
+    base_lr: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of the server at a batch of 256; null: the clients'."""
 
     def auxiliary(self) -> float | Mapping[str, Any] | None:
         """The named data set, or a share of the pool."""

@@ -21,6 +21,7 @@ class DepthDropout(Mechanism):
     """
 
     max_depth: Annotated[int, Field(ge=1)] = 6
+    """Blocks that a client runs at most; 6 in the paper's table."""
 
     def check(self, config: Config) -> None:
         """Blocks can be left out only where each keeps the shape of its input."""

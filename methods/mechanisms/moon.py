@@ -24,7 +24,9 @@ class Moon(Mechanism):
     """
 
     mu: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the term; 0: none."""
     tau: Annotated[float, Field(gt=0)] = 0.5
+    """Temperature of the two similarities."""
 
     teachers = frozenset({"received", "previous"})
 

@@ -15,6 +15,7 @@ class Proximal(Mechanism):
     """mu/2 * sum ||w - w_g||^2 over trained parameters; w_g: as received in this round, detached."""
 
     mu: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the term; 0: none."""
 
     def local_loss(self, step: LocalStep) -> Tensor | None:
         """The proximal term; its gradient is mu * (w - w_g)."""

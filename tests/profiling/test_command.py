@@ -84,9 +84,9 @@ def test_budgets_say_what_breaks_them_and_take_overrides_behind_them(capsys: pyt
     rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][2:]
     verdicts = {(row[1].strip(), row[2].strip()): row[5].strip() for row in rows}
     assert len(verdicts) == 6
-    assert verdicts["fedssl", "upload"] == verdicts["lw_fedssl", "upload"] == "fits"
+    assert verdicts["fedssl", "upload"] == verdicts["lw_fedssl@v4", "upload"] == "fits"
     assert verdicts["fedssl", "memory"].startswith("NO, stage 1: activations (")
-    assert verdicts["lw_fedssl", "flops"].startswith("NO, stage ")
+    assert verdicts["lw_fedssl@v4", "flops"].startswith("NO, stage ")
 
 
 @pytest.mark.parametrize(
