@@ -7,7 +7,12 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-all lint stress golden setup clean
 
 demo: setup
-	$(BIN)/python -m fedbench run --grid
+	$(BIN)/fedbench run --grid
+	@echo
+	@echo "Open runs/quickstart/report.html in a browser. Then type:"
+	@echo "  . $(VENV)/bin/activate"
+	@echo "  fedbench run --grid seed=1,2         # two more seeds, so that the table can say which differences are real"
+	@echo "  fedbench list                        # what there is to combine; fedbench new strategy mine.py adds to it"
 
 PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 

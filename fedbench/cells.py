@@ -19,12 +19,13 @@ from fedbench.errors import UserError
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
 from fedbench.runner import Outcome, cell_name, identity, run_cell
-from fedbench.tracking.leaderboard import render, write
+from fedbench.tracking.leaderboard import write
 from fedbench.tracking.pareto import plot
 from fedbench.tracking.progress import Progress
 from fedbench.tracking.ranking import Row, leaderboard
 from fedbench.tracking.run_directory import ERROR, RunDirectory
 from fedbench.tracking.runs import read_runs
+from fedbench.tracking.terminal import show
 from fedbench.tracking.wandb_leaderboard import mirror_leaderboard
 from fedbench.workers import worker_context
 
@@ -85,7 +86,8 @@ def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[st
             if outcome.is_new and done < len(tasks):
                 _refresh(out)
     rows = _refresh(out)
-    print(render(rows))
+    files = [out / "leaderboard.md", *_page(out)]
+    print(show(rows, files, f"Two more, into the same tables: the same command with seed={_other_seeds(configs)}"))
     if rows and configs[0].tracking.wandb != "disabled":
         mirror_leaderboard(read_runs(out), configs[0].tracking, out)
     return states
@@ -101,6 +103,23 @@ def _refresh(out: Path) -> list[Row]:
     except OSError as error:
         print(f"fedbench: the leaderboard's files could not be written: {error}", file=sys.stderr)
     return rows
+
+
+def _page(out: Path) -> list[Path]:
+    """Write the report's page beside the leaderboard, and say where it is; none where there is no finished run."""
+    from fedbench.tracking.report import write_page  # Bokeh takes its time to import
+
+    try:
+        return [path] if (path := write_page([out], out)) else []
+    except OSError as error:
+        print(f"fedbench: the page could not be written: {error}", file=sys.stderr)
+        return []
+
+
+def _other_seeds(configs: Sequence[Config]) -> str:
+    """Two that are not among those of the cells."""
+    last = max(config.seed for config in configs)
+    return f"{last + 1},{last + 2}"
 
 
 def _warn_of_threads(tasks: Sequence[Task], jobs: int) -> None:

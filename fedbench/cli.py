@@ -7,24 +7,43 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedbench import __version__
 from fedbench.conventions import CONVENTIONS, ConventionName
 from fedbench.errors import UserError
 from fedbench.files import user_path
 from fedbench.numerics import EnvironmentNeededError, require, restart
 from fedbench.protocols import PROTOCOLS
+from fedbench.scaffold import TEMPLATES, write_plugin
+from fedbench.waiting import waiting
 
 if TYPE_CHECKING:
     from fedbench.config import Config
 
 KINDS = ("strategies", "mechanisms", "ssl", "encoders", "datasets", "grids", "presets")
+SCHEMAS = ("config", "grid")
 DEFAULT_GRID = "quickstart"
 EXIT_CODES = {"failed": 1, "diverged": 3, "elsewhere": 4}  # of `run`, by how a cell ended, the first that occurs
 PAPER_PRESET = "paper_vit_tiny"
 REFERENCE = "fedssl"
+EXAMPLES = {
+    "run": ["--grid", "digits strategy=lw_fedssl@v3 seed=0,1,2", "--grid mine.yaml --jobs 2 --dry-run"],
+    "tune": ["tune_quickstart --jobs 2", "tune_quickstart --dry-run"],
+    "profile": ["digits strategy=lw_fedssl@v3", "digits --compare prog_fedssl --budget memory=2GiB upload=500MB"],
+    "partition": ["digits data.partition.name=dirichlet data.partition.beta=0.1 --out split.png"],
+    "published": ["", "lw_fedssl_v4_table2"],
+    "report": ["runs/quickstart --out report"],
+    "reproduce": ["quickstart.json --row 4 --seed 1"],
+    "evaluate": ["runs/quickstart --protocol knn,few_label_10"],
+    "export": ["runs/quickstart/RUN --out encoder.safetensors"],
+    "check": ["lw_fedssl blocks_per_stage=2", "./mine.py"],
+    "list": ["", "strategies lw_fedssl", "datasets stl10"],
+    "new": ["strategy mine.py", "ssl my_method.py"],
+    "keys": ["", "federation", "data.partition.beta", "--schema config"],
+}
 PAPER_STRATEGIES = "fedssl,lw_fedssl@v3,lw_fedssl@v4,prog_fedssl"
 
 
@@ -34,8 +53,10 @@ def parser() -> argparse.ArgumentParser:
         prog="fedbench",
         allow_abbrev=False,
         description="Benchmark of federated self-supervised learning: accuracy next to FLOPs, memory and bytes.",
+        epilog="Begin with: fedbench run --grid    (the quick start, under three minutes)",
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top.add_argument("--version", action="version", version=f"fedbench {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
 
     run = commands.add_parser("run", allow_abbrev=False, help="train and evaluate one cell, or a grid of them")
     run.add_argument(
@@ -53,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--out", type=user_path, metavar="DIR", help="where results go (default: runs, or runs/GRID)")
     run.add_argument("--dry-run", action="store_true", help="list the cells and what they will cost")
+    run.add_argument("--print-config", action="store_true", help="print the cells with every default, as YAML")
     run.add_argument("--jobs", type=positive, default=1, metavar="N", help="cells at a time (default: 1)")
     run.add_argument("--shard", type=part, default=(1, 1), metavar="I/N", help="the I-th of N parts of the cells")
     run.set_defaults(action=run_command)
@@ -148,11 +170,28 @@ def parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", allow_abbrev=False, help="does a strategy keep to what all must keep to")
     check.add_argument("words", nargs="+", metavar="NAME|PATH | key=value", help="a strategy, and its fields")
+    check.add_argument("-v", "--verbose", action="store_true", help="every check, also where the plan is wrong")
     check.set_defaults(action=check_command)
 
-    show = commands.add_parser("list", help="what can be named in a configuration")
+    show = commands.add_parser("list", help="what can be named in a configuration; all about one name")
     show.add_argument("kind", nargs="?", choices=KINDS)
+    show.add_argument("name", nargs="?", help="its keys, their meaning, its source and presets")
     show.set_defaults(action=list_command)
+
+    new = commands.add_parser("new", help="write a plugin of your own that works, and its test")
+    new.add_argument("kind", choices=TEMPLATES)
+    new.add_argument("file", type=user_path, metavar="FILE.py")
+    new.set_defaults(action=new_command)
+
+    keys = commands.add_parser("keys", help="every key of a configuration, its default and meaning")
+    keys.add_argument("prefix", nargs="?", default="", metavar="KEY", help="a section or a key (default: all)")
+    keys.add_argument("--schema", choices=SCHEMAS, help="the JSON schema of such a file, for editors")
+    keys.set_defaults(action=keys_command)
+
+    for name, command in commands.choices.items():
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        lines = (f"  fedbench {name} {words}".rstrip() for words in EXAMPLES[name])
+        command.epilog = "\n".join(["examples:", *lines])
     return top
 
 
@@ -193,6 +232,9 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """Arguments, with overrides allowed before and after options (argparse takes one group of them only)."""
     top = parser()
     arguments, rest = top.parse_known_args(words)
+    if arguments.command is None:
+        top.print_help()
+        top.exit()
     if any(word.startswith("-") for word in rest) or (rest and not hasattr(arguments, "words")):
         top.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -201,7 +243,13 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def list_command(arguments: argparse.Namespace) -> None:
-    """Print one kind, or all of them."""
+    """Print all about one name, the names of one kind, or of all of them."""
+    if arguments.name:
+        with uncollected():
+            from fedbench.listing import explain_one
+
+        print(explain_one(arguments.kind, arguments.name))
+        return
     for kind in [arguments.kind] if arguments.kind else KINDS:
         if not arguments.kind:
             print(f"\n{kind}")
@@ -215,18 +263,43 @@ def names(kind: str) -> dict[str, str]:
     from fedbench.config.schema import EncoderConfig
     from fedbench.plugins import describe, first_line, is_kind
 
+    files = {name: resolve_file(name, kind) for name in config_names(kind)}
+    shipped = {name: _comment(path) for name, path in files.items()}
     if is_kind(kind):
-        return describe(kind)
-    if kind in ("grids", "presets"):
-        files = {name: resolve_file(name, kind) for name in config_names(kind)}
-        return {name: path.read_text().split("\n", 1)[0].lstrip("# ") for name, path in files.items()}
+        return describe(kind) | shipped  # a strategy's presets
+    if shipped:
+        return shipped
     choices = EncoderConfig.model_json_schema()["properties"]["name"]["enum"]
     return {name: first_line(Path(__file__).parent / "encoders" / f"{name}.py") for name in choices}
+
+
+def _comment(path: Path) -> str:
+    """The first line of a YAML file, which says what it is."""
+    return path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+
+
+def new_command(arguments: argparse.Namespace) -> None:
+    """Write a plugin and its test, say what to type next."""
+    test, usage = write_plugin(arguments.kind, arguments.file)
+    print(f"{arguments.file} is written, and its test; next:\n  {usage}\n  pytest {test}")
+
+
+def keys_command(arguments: argparse.Namespace) -> None:
+    """Print keys, or a JSON schema."""
+    from fedbench.config import keys
+
+    if arguments.schema:
+        print(json.dumps({"config": keys.config_schema, "grid": keys.grid_schema}[arguments.schema](), indent=2))
+    else:
+        print("\n".join(map(str, keys.config_keys(arguments.prefix))))
 
 
 def run_command(arguments: argparse.Namespace) -> int:
     """Check every cell, then run them, then print the leaderboard; the exit code is one of `EXIT_CODES`, or 0."""
     configs, out = selected_cells(arguments)
+    if arguments.print_config:
+        print_config(configs)
+        return 0
     check_out(out)
     for config in configs:
         require(config)  # before torch is imported, which would be for nothing
@@ -247,6 +320,17 @@ def run_command(arguments: argparse.Namespace) -> int:
     states = run_cells(configs, out, arguments.jobs)
     print(f"fedbench: {', '.join(f'{count} {state}' for state, count in states.items())}", file=sys.stderr)
     return next((code for state, code in EXIT_CODES.items() if states[state]), 0)
+
+
+def print_config(configs: Sequence["Config"]) -> None:
+    """Print each configuration as a YAML document that asks for the same cell, with nothing left to a default."""
+    import yaml
+
+    with uncollected():
+        from fedbench.federation.naming import whole
+
+    trees = [config.model_dump(mode="json") | {"strategy": whole(config.strategy)} for config in configs]
+    print("---\n".join(yaml.safe_dump(tree, sort_keys=False) for tree in trees), end="")
 
 
 def tune_command(arguments: argparse.Namespace) -> None:
@@ -289,6 +373,25 @@ def profile_command(arguments: argparse.Namespace) -> None:
     without = [{key: value for key, value in tree.items() if key != "strategy"} for tree in (base, overrides)]
     configs += [load_config(*without, {"strategy": name}) for name in compare.split(",") if name]
     with uncollected():
+        from fedbench.remembered import remembered
+
+    options = [not words, arguments.compare, arguments.samples, form_of(arguments), arguments.convention]
+    options += sorted(arguments.budget or [])
+    with waiting("importing, then tracing a step of every stage ..."):
+        text = remembered(configs, options, lambda: profile_text(configs, arguments, budgets, alone=not words))
+    print(text, end="")
+
+
+def form_of(arguments: argparse.Namespace) -> str:
+    """How `profile` prints."""
+    return "json" if arguments.json else "csv" if arguments.csv else "text"
+
+
+def profile_text(
+    configs: Sequence["Config"], arguments: argparse.Namespace, budgets: Mapping[str, float], alone: bool
+) -> str:
+    """What the first of `configs` will cost, beside the others; `alone`: with the paper's table too."""
+    with uncollected():
         from fedbench.federation.naming import strategy_label
         from fedbench.profiling import profile
         from fedbench.profiling.budget import render_budgets
@@ -305,15 +408,12 @@ def profile_command(arguments: argparse.Namespace) -> None:
                 print(f"fedbench: not compared with {label}: {error}", file=sys.stderr)
     convention: ConventionName = arguments.convention
     if arguments.json:
-        print(json.dumps(to_dict(found, convention), indent=2))
-    elif arguments.csv:
-        print(to_csv(found, convention), end="")
-    elif budgets:
-        print(render_budgets(found, budgets))
-    else:
-        print(to_text(found, convention))
-        if not words:
-            print(comparison("lw_fedssl_v4_table2"))
+        return json.dumps(to_dict(found, convention), indent=2) + "\n"
+    if arguments.csv:
+        return to_csv(found, convention)
+    if budgets:
+        return render_budgets(found, budgets) + "\n"
+    return "\n".join([to_text(found, convention), *([comparison("lw_fedssl_v4_table2")] if alone else []), ""])
 
 
 def partition_command(arguments: argparse.Namespace) -> None:
@@ -338,9 +438,11 @@ def partition_command(arguments: argparse.Namespace) -> None:
 
 def published_command(arguments: argparse.Namespace) -> None:
     """Print published tables beside our figures."""
-    with uncollected():
+    with uncollected(), waiting("importing, then tracing steps ..."):
         from fedbench.profiling.published import comparison, table_names
-    print("\n\n".join(comparison(name) for name in arguments.tables or table_names()))
+
+        text = "\n\n".join(comparison(name) for name in arguments.tables or table_names())
+    print(text)
 
 
 def is_budget(word: str) -> bool:
@@ -456,19 +558,27 @@ def export_command(arguments: argparse.Namespace) -> None:
 
 
 def check_command(arguments: argparse.Namespace) -> int:
-    """Print the conformance table of one strategy; 1 if a check failed."""
+    """Print what is wrong with the plan of a strategy, or else with what it does; 1 if anything is."""
     from fedbench.config import read_words
 
     asked = read_words(arguments.words)
     if asked.file is None:
         raise UserError("check: no strategy named; allowed: one, and its fields as key=value")
     fields = asked.single()
+    strategy = {"name": asked.file, **fields}
     with uncollected():
-        from fedbench.conformance.report import check_strategy, render
+        from fedbench.conformance.report import check_strategy, plan_faults, render
 
-    rows = check_strategy({"name": asked.file, **fields})
-    print(render(rows))
-    return int(any(finding is not None for _, _, finding in rows))
+    faults = plan_faults(strategy)
+    if faults:
+        print("\n".join(["The plan:", *(f"  {line}" for line in faults)]))
+        if not arguments.verbose:
+            print("Not looked further; -v does.")
+            return 1
+    with waiting("three federations of seconds, watched on their clients ..."):
+        rows = check_strategy(strategy)
+    print(render(rows, arguments.verbose))
+    return int(bool(faults) or any(finding is not None for _, _, finding in rows))
 
 
 def single_config(words: Sequence[str]) -> "Config":

@@ -15,6 +15,12 @@ def user_path(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))  # noqa: PTH111  (Path.expanduser fails on an unknown user's `~name`)
 
 
+def cache_folder() -> Path:
+    """`fedbench` in the user's cache folder, which XDG_CACHE_HOME names."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return user_path(home or "~/.cache") / "fedbench"
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace `path` in one step: a reader sees the old content or the new, never a part."""
     part = path.with_name(f".{path.name}.{gethostname()}.{os.getpid()}.part")

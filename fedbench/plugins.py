@@ -99,7 +99,7 @@ def _load(kind: Kind, name: str, base: type[Plugin]) -> type[Plugin]:
     elif "." in target or ":" in name:
         module = _import_dotted(target, kind)
     else:
-        raise _unknown(kind, name)
+        raise UserError(f"{kind}: {unknown(kind, name)}")
     return (
         _subclass(getattr(module, attribute, None), base, name) if attribute else _only_class(module, base, name)
     )
@@ -111,13 +111,18 @@ def first_line(path: Path) -> str:
     return docstring.split("\n", 1)[0]
 
 
-def _unknown(kind: Kind, name: str) -> UserError:
-    from fedbench.config.load import suggest
+def is_known(kind: Kind, name: str) -> bool:
+    """Whether a plugin has that name; what is written as a file or a dotted path is taken to be there."""
+    return any(sign in name for sign in "./:") or name in builtin_files(kind) or name in entry_points(kind)
 
-    names = [*builtin_files(kind), *entry_points(kind)]
-    return UserError(
-        f"{kind}: {name!r} is not known; {suggest(name, names)}, package.module:Class, or a path ending in .py"
-    )
+
+def unknown(kind: Kind, name: str) -> str:
+    """That no plugin has a name, and which names there are."""
+    from fedbench.config.load import config_names, suggest
+
+    presets = config_names(kind) if kind == "strategies" else []
+    names = [*builtin_files(kind), *entry_points(kind), *presets]
+    return f"{name!r} is not known; {suggest(name, names)}, package.module:Class, or a path ending in .py"
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -146,11 +151,11 @@ def _import_dotted(target: str, kind: Kind) -> ModuleType:
     try:
         return importlib.import_module(target)
     except (TypeError, ValueError) as error:  # a relative or an empty name
-        raise _unknown(kind, target) from error
+        raise UserError(f"{kind}: {unknown(kind, target)}") from error
     except ModuleNotFoundError as error:
         if error.name is None or not f"{target}.".startswith(f"{error.name}."):
             raise  # the plugin itself imports something that is missing
-        raise _unknown(kind, target) from error
+        raise UserError(f"{kind}: {unknown(kind, target)}") from error
 
 
 def _only_class(module: ModuleType, base: type[Plugin], name: str) -> type[Plugin]:

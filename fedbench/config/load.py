@@ -15,8 +15,10 @@ from pydantic_core import ErrorDetails
 from fedbench.config.schema import Config, EvaluationConfig
 from fedbench.errors import UserError
 from fedbench.files import user_path
+from fedbench.plugins import Kind, is_known, unknown
 
 Tree = dict[str, Any]
+PLUGINS: dict[str, Kind] = {"strategy": "strategies", "ssl": "ssl", "data": "datasets"}  # section -> kind
 UNTRAINED = "untrained"  # what a run of no rounds is called
 
 
@@ -109,11 +111,25 @@ def load_config(*trees: Mapping[str, Any]) -> Config:
     for tree in trees:
         merged = merge(merged, tree)
     merged = _expand_preset(merged)
+    lines = _unknown_plugins(merged)
     try:
-        return Config.model_validate(merged)
+        config = Config.model_validate(merged)
     except ValidationError as error:
-        lines = [explain(Config, details) for details in error.errors()]
-        raise UserError("\n".join(["configuration is not valid:", *lines])) from error
+        lines = [*(explain(Config, details) for details in error.errors()), *lines]
+    if lines:
+        raise UserError("\n".join(["configuration is not valid:", *lines]))
+    return config
+
+
+def _unknown_plugins(tree: Tree) -> list[str]:
+    """A line for each plugin that is called by a name which none has; nothing is imported to find out."""
+    lines = []
+    for key, kind in PLUGINS.items():
+        section = tree.get(key)
+        name = section.get("name") if isinstance(section, Mapping) else section
+        if isinstance(name, str) and not is_known(kind, name):
+            lines.append(f"  {key}.name: {unknown(kind, name)}")
+    return lines
 
 
 def _expand_preset(tree: Tree) -> Tree:

@@ -1,13 +1,17 @@
-"""`python -m fedbench check`: the kit's findings as a table, on a run of seconds on digits."""
+"""`fedbench check`: what the plan shows at a glance, then the kit's findings on a run of seconds on digits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedbench.config import load_config
 from fedbench.conformance.checks import CHECKS, Finding, Trial
 from fedbench.errors import UserError
+from fedbench.federation.experiment import check
+from fedbench.federation.plan import StagePlan
 from fedbench.plugins import place_of
 
+Row = tuple[str, str, Finding | None]  # situation, check, what it found
 TINY: dict[str, Any] = {
     "ssl": {"hidden_dim": 16, "output_dim": 8},
     "encoder": {"name": "vit", "image_size": 8, "patch_size": 4, "width": 16, "depth": 3, "heads": 2},
@@ -29,7 +33,7 @@ SITUATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def check_strategy(strategy: str | Mapping[str, Any]) -> list[tuple[str, str, Finding | None]]:
+def check_strategy(strategy: str | Mapping[str, Any]) -> list[Row]:
     """(situation, check, finding or None) for every situation and check, on the quick ViT.
 
     Raises:
@@ -55,11 +59,48 @@ def _findings(
     except Exception as error:
         crash = Finding("a run to the end", f"{type(error).__name__}: {error}", place_of(error))
         return [("runs to the end", crash)]
-    return [("runs to the end", None), *((name, check(trial)) for name, check in CHECKS.items())]
+    return [("runs to the end", None), *((name, look(trial)) for name, look in CHECKS.items())]
 
 
-def render(rows: list[tuple[str, str, Finding | None]]) -> str:
-    """One line per check; under a failed one what was expected, what was seen, where to look."""
+def plan_faults(strategy: str | Mapping[str, Any]) -> list[str]:
+    """What one look at the plan shows, in its words: blocks that are trained in vain, sent for nothing, forgotten.
+
+    Raises:
+        UserError: the strategy cannot even be started.
+    """
+    config = load_config(TINY, {"strategy": strategy, "federation": {"rounds": 6}})
+    _, _, plans, _ = check(config)
+    lines = [line for stage, plan in enumerate(plans, start=1) for line in _of_stage(stage, plan)]
+    never = sorted(set(range(config.encoder.depth)).difference(*(plan.trainable for plan in plans)))
+    return [*lines, *(f"block {block} is trained at no stage" for block in never)]
+
+
+def _of_stage(stage: int, plan: StagePlan) -> list[str]:
+    trained, uploaded = set(plan.trainable), set(plan.upload)
+    return [
+        *(f"block {block} is trained, not uploaded, in stage {stage}" for block in sorted(trained - uploaded)),
+        *(f"block {block} is uploaded, not trained, in stage {stage}" for block in sorted(uploaded - trained)),
+    ]
+
+
+def render(rows: Sequence[Row], verbose: bool = False) -> str:
+    """Each fault once: what was expected, what was seen, where to look. `verbose`: a line for each check too."""
+    lines = _every_check(rows) if verbose else []
+    faults: dict[tuple[str, Finding], list[str]] = {}
+    for situation, name, finding in rows:
+        if finding is not None:
+            faults.setdefault((name, replace(finding, where="")), []).append(f"{situation}: {finding.where}")
+    for (name, finding), places in faults.items():
+        more = f" (and with {len(places) - 1} other federation(s))" if len(places) > 1 else ""
+        lines += [f"\n{name}", f"  expected: {finding.expected}", f"  seen:     {finding.seen}"]
+        lines.append(f"  where:    {places[0]}{more}")
+    situations = dict.fromkeys(situation for situation, _, _ in rows)
+    failed = sum(finding is not None for _, _, finding in rows)
+    watched = f"{len(rows)} checks with {'; '.join(situations)}"
+    return "\n".join([*lines, "", f"{watched}: {failed} failed"]).lstrip("\n")
+
+
+def _every_check(rows: Sequence[Row]) -> list[str]:
     width = max(len(name) for _, name, _ in rows)
     lines, before = [], ""
     for situation, name, finding in rows:
@@ -67,8 +108,4 @@ def render(rows: list[tuple[str, str, Finding | None]]) -> str:
             lines.append(f"\n{situation}")
             before = situation
         lines.append(f"  {name:<{width}}  {'ok' if finding is None else 'FAILED'}")
-        if finding is not None:
-            lines += [f"    expected: {finding.expected}", f"    seen:     {finding.seen}"]
-            lines.append(f"    where:    {finding.where}")
-    failed = sum(finding is not None for _, _, finding in rows)
-    return "\n".join([*lines, "", f"{len(rows)} checks, {failed} failed"])
+    return lines

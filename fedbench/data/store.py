@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from fedbench.data.images import BrokenImagesError, Images
 from fedbench.errors import UserError
-from fedbench.files import user_path, write_atomically
+from fedbench.files import cache_folder, write_atomically
 
 Shape = tuple[int, int, int, int]
 
@@ -41,17 +41,11 @@ def decoded(images: Images, rows: Tensor, image_size: int, in_channels: int, nam
     UserError: they cannot be read at all, or the disk is full.
     """
     shape = (len(rows), in_channels, image_size, image_size)
-    path = folder() / f"{_key(images, rows, shape)}.npy"
+    path = cache_folder() / f"{_key(images, rows, shape)}.npy"
     if not _is_whole(path, len(rows)):
         _write(path, shape, _with_bar(images.read(rows, image_size, in_channels), len(rows), name))
     array = np.load(path, mmap_mode="c")  # c: torch wants it writable; the file is not written
     return Decoded(torch.from_numpy(array), _broken(path))
-
-
-def folder() -> Path:
-    """`fedbench` in the user's cache folder, which XDG_CACHE_HOME names."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return user_path(home or "~/.cache") / "fedbench"
 
 
 def _key(images: Images, rows: Tensor, shape: Shape) -> str:

@@ -1,7 +1,9 @@
 """A run made ready: every error that a configuration can cause is raised here, before anything is trained."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,9 +59,7 @@ def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], l
     Raises:
         UserError: naming the key, the value and what is allowed.
     """
-    load_plugin("ssl", config.ssl.name, SSLMethod)
-    data_source(config.data)
-    strategy, mechanisms = load_strategy(config.strategy), load_mechanisms(config.strategy)
+    strategy, mechanisms = _plugins(config)
     for mechanism in mechanisms:
         mechanism.check(config)
     blocks = config.encoder.depth
@@ -72,6 +72,25 @@ def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], l
     if choose_device(config.accelerator).type != "cpu" and config.engine == "processes":
         raise UserError("engine=processes on a GPU; allowed: accelerator=cpu, or engine=in_process")
     return strategy, mechanisms, plans, rounds_per_stage
+
+
+def _plugins(config: Config) -> tuple[Strategy, list[Mechanism]]:
+    """All plugins are loaded before the first complaint, so that one run tells of all of them."""
+    found, errors = dict[str, Any](), list[str]()
+    loads: dict[str, Callable[[], Any]] = {
+        "ssl": lambda: load_plugin("ssl", config.ssl.name, SSLMethod),
+        "data": lambda: data_source(config.data),
+        "strategy": lambda: load_strategy(config.strategy),
+        "mechanisms": lambda: load_mechanisms(config.strategy),
+    }
+    for key, load in loads.items():
+        try:
+            found[key] = load()
+        except UserError as error:
+            errors.append(str(error))
+    if errors:
+        raise UserError("\n".join(dict.fromkeys(errors)))
+    return found["strategy"], found["mechanisms"]
 
 
 def _rounds_per_stage(config: Config, num_stages: int) -> list[int]:
@@ -94,8 +113,8 @@ def _rounds_per_stage(config: Config, num_stages: int) -> list[int]:
 def prepare(config: Config) -> Experiment:
     """Check the configuration, load the data, hold out the server's part, split the rest over the clients."""
     require(config)
-    config = config.model_copy(update={"strategy": whole(config.strategy)})
     strategy, mechanisms, plans, rounds_per_stage = check(config)
+    config = config.model_copy(update={"strategy": whole(config.strategy)})
     judges, split = config.evaluation.data, config.evaluation.split
     dataset, client_indices, auxiliary = share_out(config, mechanisms, scored_as="" if judges else "data")
     if judges and split == "validation" and (judges.name, judges.path) == (config.data.name, config.data.path):

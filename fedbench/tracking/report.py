@@ -49,6 +49,16 @@ def report(paths: Iterable[Path], out: Path, results_file: Path | None = None, l
     return text
 
 
+def write_page(paths: Iterable[Path], out: Path) -> Path | None:
+    """Write `report.html` of the finished runs into `out`; None where there is none."""
+    runs, left_out = gather(paths)
+    if not runs:
+        return None
+    page = out / "report.html"
+    write_atomically(page, html_page(ranked(runs), _lines(left_out)).encode())
+    return page
+
+
 def render(rows: Sequence[Row], left_out: Sequence[str]) -> str:
     """Markdown: every table with its front, its notes and its budgets, then what was left out."""
     tables = [f"{section(table, [_front_column(table)])}{_budgets(table)}" for table in by_table(rows)]

@@ -30,9 +30,21 @@ READS_ONE = (
 def test_a_good_strategy_passes_every_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "lw_fedssl", "blocks_per_stage=2"]) == 0
     printed = capsys.readouterr().out
-    assert printed.endswith("checks, 0 failed\n")
+    assert printed.endswith(": 0 failed\n")
     for situation in ("all clients", "one client", "some lost, one late"):
         assert situation in printed
+
+
+def test_what_a_look_at_the_plan_shows_is_said_at_once_and_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "leaky.py"
+    path.write_text(LEAKY)
+    assert main(["check", str(path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    found = [(block, stage) for stage in (2, 3) for block in range(stage - 1)]
+    told = [f"  block {block} is trained, not uploaded, in stage {stage}" for block, stage in found]
+    assert lines == ["The plan:", *told, "Not looked further; -v does."]
 
 
 @pytest.mark.exhaustive  # the other faults are found by the same checks
@@ -41,11 +53,11 @@ def test_a_block_that_is_trained_and_never_uploaded_is_shown(
 ) -> None:
     path = tmp_path / "leaky.py"
     path.write_text(LEAKY)
-    assert main(["check", str(path)]) == 1
+    assert main(["check", "-v", str(path)]) == 1
     printed = capsys.readouterr().out
     assert "upload is what was trained" in printed
     assert "seen:     trained, not uploaded: encoder.blocks.0" in printed
-    assert "where:    stage 2, round 2, client 0" in printed
+    assert "where:    all clients: stage 2, round 2, client 0" in printed
 
 
 def test_a_strategy_that_raises_is_shown_with_its_file_and_line(
@@ -56,7 +68,7 @@ def test_a_strategy_that_raises_is_shown_with_its_file_and_line(
     assert main(["check", str(path)]) == 1
     printed = capsys.readouterr().out
     assert "seen:     IndexError: list index out of range" in printed
-    assert f"where:    {path}, line 14" in printed
+    assert f"where:    all clients: {path}, line 14" in printed
 
 
 def test_what_cannot_be_started_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

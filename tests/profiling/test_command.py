@@ -3,11 +3,18 @@
 import csv
 import io
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from fedbench.cli import main
+from fedbench.config import load_config
 from fedbench.profiling.published import folder, table_names
+from fedbench.remembered import remembered
 
 TINY = [
     "digits",
@@ -140,3 +147,37 @@ def test_what_is_compared_has_its_own_fields_and_stands_there_once(capsys: pytes
     assert tree["strategy"] == "fedssl(proximal.mu=0.1)"
     assert [other["strategy"] for other in tree["compare"]] == ["fedssl"]
     assert tree["ratio_to_fedssl"]["flops"] == pytest.approx(1.0)
+
+
+def test_a_second_call_is_answered_from_the_first_and_without_torch(tmp_path: Path) -> None:
+    words = [sys.executable, "-X", "importtime", "-m", "fedbench", "profile", *TINY]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    first, second = (
+        subprocess.run(words, capture_output=True, text=True, check=True, env=environment) for _ in range(2)
+    )
+    assert first.stdout == second.stdout
+    imported = [re.findall(r"\|\s+torch$", one.stderr, re.MULTILINE) for one in (first, second)]
+    assert imported[0]
+    assert not imported[1]
+
+
+def test_another_key_option_or_plugin_is_profiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("one")
+    calls = [
+        remembered([load_config({"seed": 0})], ["text"], lambda: "1"),
+        remembered([load_config({"seed": 1})], ["text"], lambda: "2"),
+        remembered([load_config({"seed": 0})], ["json"], lambda: "3"),
+        remembered([load_config({"strategy": str(plugin)})], ["text"], lambda: "4"),
+    ]
+    plugin.write_text("two")
+    calls.append(remembered([load_config({"strategy": str(plugin)})], ["text"], lambda: "5"))
+    calls.append(remembered([load_config({"seed": 0})], ["text"], lambda: "6"))
+    assert calls == ["1", "2", "3", "4", "5", "1"]
+
+
+def test_what_may_depend_on_the_users_files_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = load_config({"data": {"name": "npz", "path": "x.npz"}})
+    assert [remembered([config], [], lambda text=text: text) for text in ("1", "2")] == ["1", "2"]

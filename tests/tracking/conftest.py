@@ -58,7 +58,9 @@ def fake_run(tmp_path: Path) -> Callable[..., RunDirectory]:
         data_hash: str = "d1",
         protocols: tuple[str, ...] = ("linear",),
     ) -> RunDirectory:
-        config = load_config({"strategy": strategy, "ssl": ssl, "seed": seed}, overrides or {})
+        config = load_config({"seed": seed}, overrides or {})
+        names = {"strategy": {"name": strategy}, "ssl": config.ssl.model_copy(update={"name": ssl})}
+        config = config.model_copy(update=names)  # of plugins that need not be there
         directory = RunDirectory(tmp_path / "runs" / f"{strategy}-{config_hash(config)}-{data_hash}")
         manifest = {"config": config.model_dump(mode="json"), "cell_hash": config_hash(config)}
         manifest |= {"device": "cpu", "sources": {"strategy": strategy, "ssl": "s"}, "started": str(seed)}

@@ -1,0 +1,1 @@
+"""What `fedbench new` writes: working plugins called Mine, each with its test."""
