@@ -8,6 +8,7 @@ from typing import Any
 from fedbench.errors import UserError
 from fedbench.files import write_atomically
 from fedbench.tables import bullets, markdown
+from fedbench.tracking.comparison import Cell
 from fedbench.tracking.iso_budget import BUDGET_NOTE, budget_line, iso_budgets
 from fedbench.tracking.leaderboard import Column, csv_text, latex_section, section
 from fedbench.tracking.page import html_page
@@ -15,7 +16,7 @@ from fedbench.tracking.pareto import FRONT_NOTE, PANELS, front, front_names, plo
 from fedbench.tracking.ranking import Row, by_table, located, ranked
 from fedbench.tracking.results import results
 from fedbench.tracking.run_directory import write_json
-from fedbench.tracking.runs import gather
+from fedbench.tracking.runs import Run, gather
 
 
 def report(paths: Iterable[Path], out: Path, results_file: Path | None = None, latex: bool = False) -> str:
@@ -33,7 +34,7 @@ def report(paths: Iterable[Path], out: Path, results_file: Path | None = None, l
     if not runs:
         found = "".join(f"; left out: {line}" for line in _lines(left_out))
         raise UserError(f"no finished run in {', '.join(map(str, paths))}{found}; `run` makes some")
-    tables = [[(located(row, out), cell) for row, cell in table] for table in ranked(runs)]
+    tables = _tables(runs, out)
     rows = [row for table in tables for row, _ in table]
     text = render(rows, _lines(left_out))
     out.mkdir(parents=True, exist_ok=True)
@@ -55,8 +56,13 @@ def write_page(paths: Iterable[Path], out: Path) -> Path | None:
     if not runs:
         return None
     page = out / "report.html"
-    write_atomically(page, html_page(ranked(runs), _lines(left_out)).encode())
+    write_atomically(page, html_page(_tables(runs, out), _lines(left_out)).encode())
     return page
+
+
+def _tables(runs: Iterable[Run], out: Path) -> list[list[tuple[Row, Cell]]]:
+    """See `ranked`; the rows name their runs as seen from `out`."""
+    return [[(located(row, out), cell) for row, cell in table] for table in ranked(runs)]
 
 
 def render(rows: Sequence[Row], left_out: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from fedbench.tracking.curves import Curve, over_seeds
 from fedbench.tracking.iso_budget import best_within, choices
 from fedbench.tracking.leaderboard import leaderboard
 from fedbench.tracking.pareto import PANELS
-from fedbench.tracking.report import report
+from fedbench.tracking.report import report, write_page
 from fedbench.tracking.run_directory import RunDirectory
 from fedbench.tracking.runs import read_runs
 
@@ -71,6 +71,13 @@ def test_the_page_links_every_run_directory_and_only_addresses_of_the_web(fake_r
         assert f'<a href="../runs/a%20b%23{seed}/" title="../runs/a b#{seed}">seed {seed}</a>' in page
     assert '<a href="https://here/e/p/runs/i">' in page
     assert 'href="javascript' not in page
+
+
+def test_the_page_beside_the_runs_links_them_by_their_names(fake_run: Fake, tmp_path: Path) -> None:
+    run = fake_run("fedssl", 0.8).path
+    page = write_page([run.parent], run.parent)
+    assert page is not None
+    assert f'<a href="{run.name}/"' in page.read_text()
 
 
 def test_what_the_page_answers_from_is_who_is_best_within_a_budget(fake_run: Fake, tmp_path: Path) -> None:
