@@ -127,6 +127,9 @@ def parser() -> argparse.ArgumentParser:
         "--results", type=Path, metavar="FILE.json", help="write the rows such that `reproduce` can run them again"
     )
     show.add_argument(
+        "--latex", action="store_true", help="write report.tex too: the tables for \\input, with booktabs"
+    )
+    show.add_argument(
         "--wandb", action="store_true", help="show the leaderboard in W&B too; tracking.KEY=VALUE says where"
     )
     show.set_defaults(action=report_command)
@@ -503,7 +506,7 @@ def report_command(arguments: argparse.Namespace) -> None:
 
     runs, _ = gather(paths)
     tracking = tracking_of(runs, overrides) if arguments.wandb else None
-    print(report(paths, arguments.out, arguments.results))
+    print(report(paths, arguments.out, arguments.results, arguments.latex))
     page = arguments.out / "report.html"
     print(f"fedbench: {page} is the page, beside it .md, .csv, .json, .png", file=sys.stderr)
     if tracking:

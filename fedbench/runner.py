@@ -24,14 +24,19 @@ from fedbench.files import exclusive
 from fedbench.metering.forward import forward_macs
 from fedbench.numerics import settle
 from fedbench.tracking.manifest import git_state, manifest
-from fedbench.tracking.run_directory import RunDirectory
+from fedbench.tracking.run_directory import ENCODER, RunDirectory
+from fedbench.tracking.runs import wandb_id
 from fedbench.tracking.wandb_mirror import WandbMirror
 
 
-def identity(experiment: Experiment) -> str:
-    """Hash of what determines a result: configuration, data, the plugins' classes and files, kind of device."""
+def identity(experiment: Experiment, seed: int | None = None) -> str:
+    """Hash of what determines a result: configuration, data, the plugins' classes and files, kind of device.
+
+    `seed`: in place of the experiment's own.
+    """
+    config = _without_spellings(experiment.config)
     facts = [
-        config_hash(_without_spellings(experiment.config)),
+        config_hash(config if seed is None else config.model_copy(update={"seed": seed})),
         experiment.data_hash,
         experiment.sources,
         experiment.device.type,
@@ -52,11 +57,28 @@ def _without_spellings(config: Config) -> Config:
 
 def cell_name(experiment: Experiment) -> str:
     """Name of the run directory: what a person looks for, and the hash that makes it unique."""
+    return f"{_plain_name(experiment)}-seed{experiment.config.seed}-{identity(experiment)[:8]}"
+
+
+def group_name(experiment: Experiment) -> str:
+    """What the seeds of a cell share, in W&B, which takes 128 letters: its name and hash without the seed."""
+    return f"{_plain_name(experiment)[:119]}-{identity(experiment, seed=0)[:8]}"
+
+
+def _plain_name(experiment: Experiment) -> str:
     config = experiment.config
     plugins = [re.sub(r".*/", "", name)[:40] for name in (config.ssl.name, config.data.name)]
-    words = [strategy_label(config)[:80], *plugins, f"seed{config.seed}"]
-    plain = "-".join(re.sub(r"[^A-Za-z0-9_.@=]+", "_", word).strip("_") for word in words)
-    return f"{plain}-{identity(experiment)[:8]}"
+    words = [strategy_label(config)[:80], *plugins]
+    return "-".join(re.sub(r"[^A-Za-z0-9_.@=]+", "_", word).strip("_") for word in words)
+
+
+def _mirror(experiment: Experiment, directory: RunDirectory) -> WandbMirror:
+    """In W&B's configuration stands the manifest's, and what it takes to tell runs apart."""
+    facts = directory.manifest()
+    known = {key: facts.get(key) for key in ("commit", "dirty", "data_hash", "fedbench", "libraries")}
+    told = {**facts["config"], "strategy_label": strategy_label(experiment.config), **known}
+    tracking, name, group = experiment.config.tracking, facts["cell_name"], group_name(experiment)
+    return WandbMirror(tracking, name, told, directory.path, wandb_id(facts), group=group)
 
 
 def _data_facts(experiment: Experiment) -> dict[str, Any]:
@@ -105,9 +127,7 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
             directory.describe(described)
         before = found.facts["seconds"] if found else 0.0
         start = perf_counter()
-        facts = directory.manifest()
-        run_id = digest([cell_hash, facts["started"]])  # the same one after a resume
-        with WandbMirror(config.tracking, name, facts["config"], directory.path, run_id) as mirror:
+        with _mirror(experiment, directory) as mirror:
             for line in directory.rounds():  # of before a stop, which W&B may not have got
                 mirror.log_round(line, step=line["round"])
             for record in federation.rounds():
@@ -122,6 +142,7 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
             summary["seconds"] = before + perf_counter() - start
             directory.finish(summary, encoder.state_dict())
             checkpoint.remove(directory.path)
+            mirror.keep(directory.path / ENCODER)
             mirror.finish(summary)
     resumed = f"resumed after round {found.facts['rounds_done']}{_other_code(directory)}" if found else ""
     empty = summary["rounds/without_return"]

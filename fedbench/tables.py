@@ -1,9 +1,21 @@
-"""Tables in Markdown with aligned columns, which also read in a terminal; figures with three digits."""
+"""Tables in Markdown, whose aligned columns also read in a terminal, and in LaTeX; figures with three digits."""
 
+import re
 import textwrap
 from collections.abc import Sequence
 
 GFLOPS, MB, MIB = 10**9, 10**6, 2**20
+LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    '"': r"\textquotedbl{}",
+    "[": "{[}",  # after the end of a row, `[` would be taken for a distance
+    "±": r"$\pm$",
+    "\N{MINUS SIGN}": "$-$",
+}
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -19,6 +31,28 @@ def _padded(column: Sequence[str], left: bool) -> list[str]:
     width = max(3, *map(len, column))
     header, *cells = (f"{text:{'<' if left else '>'}{width}}" for text in column)
     return [header, "-" * width if left else "-" * (width - 1) + ":", *cells]
+
+
+def latex(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A booktabs `tabular` whose first `left` columns are words, the others figures. Cells are LaTeX already."""
+    lines = [f"  {' & '.join(cells)} \\\\" for cells in rows]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{'l' * left}{'r' * (len(headers) - left)}}}",
+            r"  \toprule",
+            f"  {' & '.join(map(latex_text, headers))} \\\\",
+            r"  \midrule",
+            *lines,
+            r"  \bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+def latex_text(text: str) -> str:
+    """Plain text for LaTeX, on one line: what is special in it stands for itself; ± and minus are mathematics."""
+    text = re.sub(r"(?<![^\s\[])-(?=\d)", "\N{MINUS SIGN}", " ".join(text.split()))
+    return "".join(LATEX.get(letter, letter) for letter in text)
 
 
 def bullets(*points: str) -> str:

@@ -366,9 +366,11 @@ class TrackingConfig(Section):
     entity: str | None = None
     """The W&B user or team; null: yours."""
     group: str | None = None
-    """The W&B group; null: none."""
+    """The W&B group; null: the seeds of a cell are one."""
     tags: tuple[str, ...] = ()
     """The W&B tags."""
+    artifact: bool = False
+    """Whether the trained encoder is uploaded too."""
 
 
 class Config(Section):

@@ -1,38 +1,28 @@
-"""The interactive parts of the page: the sortable table, accuracy against a cost, and curves over the rounds."""
+"""The interactive pictures of the page: accuracy against a cost, and curves over rounds, bytes and FLOPs."""
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from bokeh.models import ColumnDataSource, DataRange1d, HoverTool, NumeralTickFormatter, Range1d
 from bokeh.models.annotations import Span
 from bokeh.models.ranges import Range
 from bokeh.models.renderers import DataRenderer
-from bokeh.models.widgets.tables import DataTable, HTMLTemplateFormatter, TableColumn
 from bokeh.plotting import figure
 
-from fedbench.tables import GFLOPS, MB, MIB, number, with_ratio
-from fedbench.tracking.curves import Curve
-from fedbench.tracking.leaderboard import difference, known, percent, place
-from fedbench.tracking.pareto import COLOURS, Panel, accuracy_label, front, front_names, like_measured, style
+from fedbench.tables import number
+from fedbench.tracking.curves import Curve, over_seeds
+from fedbench.tracking.leaderboard import percent
+from fedbench.tracking.pareto import COLOURS, Panel, accuracy_label, front, like_measured, style
 from fedbench.tracking.ranking import Row, drawn, row_name
 
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚", "✖")  # as MARKERS of pareto.py
 SHAPES = ("circle", "square", "triangle", "diamond", "inverted_triangle", "cross", "x")
-DASHES = ("solid", "dashed", "dotted", "dotdash")
-CELL = '<span title="<%- shown %>"><%- shown %></span>'  # <%- escapes; the title is for what is cut off
-ROW_HEIGHT, MAX_TABLE_HEIGHT = 28, 560  # px
-
-
-@dataclass(frozen=True)
-class GridColumn:
-    """A column of the sortable table: what it shows, what it sorts by, and its width in px."""
-
-    title: str
-    width: int
-    shown: Sequence[str]
-    order: Sequence[float | str]
+AXES = {
+    "rounds": "round",
+    "megabytes": "bytes so far, one client (MB)",
+    "gflops": "FLOPs so far, one client (10^9)",
+}
 
 
 def names(rows: Sequence[Row]) -> list[str]:
@@ -46,99 +36,14 @@ def look(row: Row, rows: Sequence[Row]) -> tuple[str, int]:
     return COLOURS[colour], marker
 
 
-def grid(rows: Sequence[Row], name: str) -> DataTable:
-    """The sortable table. It shows text and sorts by the figure behind it."""
-    columns = _columns(rows)
-    source = ColumnDataSource(
-        {f"shown{index}": list(column.shown) for index, column in enumerate(columns)}
-        | {f"order{index}": list(column.order) for index, column in enumerate(columns)}
-    )
-    return DataTable(
-        name=name,
-        source=source,
-        columns=[
-            TableColumn(
-                field=f"order{index}",
-                title=column.title,
-                width=column.width,
-                formatter=HTMLTemplateFormatter(template=CELL.replace("shown", f"shown{index}")),
-            )
-            for index, column in enumerate(columns)
-        ],
-        autosize_mode="none",
-        index_position=None,
-        frozen_columns=1,
-        reorderable=False,
-        row_height=ROW_HEIGHT,
-        height=min(MAX_TABLE_HEIGHT, ROW_HEIGHT * (len(rows) + 1) + 24),
-        sizing_mode="stretch_width",
-    )
+def switch(row: Row, rows: Sequence[Row]) -> str:
+    """What everything drawn of a row is called: the page hides it by this name."""
+    return f"table{row.table}-row{names(rows).index(row_name(row, rows))}"
 
 
-def _columns(rows: Sequence[Row]) -> list[GridColumn]:
-    columns = [
-        _words(
-            "strategy", min(160, 40 + 7 * max(len(row.strategy) for row in rows)), [row.strategy for row in rows]
-        ),
-        _figures("#", 36, [row.rank or math.inf for row in rows], [place(row) for row in rows]),
-        _words("ssl", 80, [row.ssl for row in rows]),
-        _words("variant", 190, [row.variant for row in rows]),
-        _figures(
-            "seeds",
-            90 if any(row.missing_seeds for row in rows) else 54,
-            [len(row.seeds) for row in rows],
-            [_seeds(row) for row in rows],
-        ),
-        _figures("top-1 %", 92, [row.top1_mean for row in rows], [_top1(row) for row in rows]),
-        _figures("floor %", 62, [row.untrained_top1_mean for row in rows], [_floor(row) for row in rows]),
-        _figures("gain", 56, [row.gain for row in rows], [f"{100 * row.gain:+.1f}" for row in rows]),
-        _figures("minus fedssl", 120, [row.difference or 0 for row in rows], [difference(row) for row in rows]),
-        _words("tuned", 62, [row.tuned for row in rows]),
-        _figures("steps", 56, [row.local_steps or 0 for row in rows], [known(row.local_steps, 1) for row in rows]),
-        _cost("client GFLOPs", [(row.flops / GFLOPS, row.flops_ratio) for row in rows]),
-        _figures(
-            "server GFLOPs",
-            90,
-            [row.server_flops or 0 for row in rows],
-            [known(row.server_flops, GFLOPS) for row in rows],
-        ),
-        _figures(
-            "all GFLOPs",
-            112,
-            [row.total_flops or 0 for row in rows],
-            [known(row.total_flops, GFLOPS, row.total_flops_ratio) for row in rows],
-        ),
-        _cost("memory MiB", [(row.peak_memory_bytes / MIB, row.peak_memory_ratio) for row in rows]),
-        _cost("down MB", [(row.download_bytes / MB, row.download_ratio) for row in rows]),
-        _cost("up MB", [(row.upload_bytes / MB, row.upload_ratio) for row in rows]),
-        _figures("wall s", 62, [row.seconds for row in rows], [number(row.seconds) for row in rows]),
-        _words("on the Pareto front of", 200, [front_names(row, rows) for row in rows]),
-    ]
-    return [column for column in columns if column.title not in ("variant", "tuned") or any(column.shown)]
-
-
-def _words(title: str, width: int, words: Sequence[str]) -> GridColumn:
-    return GridColumn(title, width, words, words)
-
-
-def _figures(title: str, width: int, figures: Sequence[float], shown: Sequence[str]) -> GridColumn:
-    return GridColumn(title, width, shown, figures)
-
-
-def _cost(title: str, costs: Sequence[tuple[float, float | None]]) -> GridColumn:
-    return GridColumn(title, 112, [with_ratio(*cost) for cost in costs], [cost for cost, _ in costs])
-
-
-def _seeds(row: Row) -> str:
-    return f"{len(row.seeds)}" + (f" (lacks {len(row.missing_seeds)})" if row.missing_seeds else "")
-
-
-def _top1(row: Row) -> str:
-    return percent(row.top1_mean, row.top1_std)
-
-
-def _floor(row: Row) -> str:
-    return percent(row.untrained_top1_mean)
+def floor_of(rows: Sequence[Row]) -> float:
+    """Top-1 of the untrained encoder in percent, the mean over the rows."""
+    return 100 * sum(row.untrained_top1_mean for row in rows) / len(rows)
 
 
 def cost_chart(rows: Sequence[Row], panel: Panel, name: str) -> figure:
@@ -148,43 +53,48 @@ def cost_chart(rows: Sequence[Row], panel: Panel, name: str) -> figure:
     span = DataRange1d(range_padding=0.12) if log else Range1d(start=0, end=1.12 * max(map(panel.cost, rows)) or 1)
     chart = _figure(name, panel.label.replace(")", ", log)") if log else panel.label, span, log=log)
     chart.yaxis.axis_label = accuracy_label(rows)
-    floor = 100 * sum(row.untrained_top1_mean for row in rows) / len(rows)
-    points = _points(rows, panel)
-    low, high = min(floor, *points["low"]), max(floor, *points["high"])
+    floor, points = floor_of(rows), [_point(row, rows, panel) for row in rows]
+    low, high = min(floor, *(one["low"] for one in points)), max(floor, *(one["high"] for one in points))
     chart.y_range = Range1d(start=low - 0.06 * (high - low) - 0.1, end=high + 0.08 * (high - low) + 0.1)
     chart.add_layout(Span(location=floor, dimension="width", line_color="#777", line_dash="dashed"))
+    _draw_front(chart, rows, panel)
+    dots = [_draw_point(chart, row, rows, point) for row, point in zip(rows, points, strict=True)]
+    tooltips = [(word, f"@{word}") for word in ("row", "accuracy", "seeds", "price", "measured", "front")]
+    chart.add_tools(HoverTool(renderers=dots, tooltips=tooltips))
+    return chart
+
+
+def _draw_front(chart: figure, rows: Sequence[Row], panel: Panel) -> None:
     for group in like_measured(rows, panel):
         kept = front(group, panel)
         if kept:
             y = [100 * row.top1_mean for row in kept]
             chart.step([panel.cost(row) for row in kept], y, mode="after", line_color="#999")
-    source = ColumnDataSource(points)
-    chart.segment("cost", "low", "cost", "high", source=source, line_color="colour", line_width=2)
-    dots = chart.scatter("cost", "top1", source=source, color="colour", marker="marker", size=12)
-    tooltips = [(word, f"@{word}") for word in ("row", "accuracy", "seeds", "price", "measured", "front")]
-    chart.add_tools(HoverTool(renderers=[dots], tooltips=tooltips))
-    return chart
 
 
-def _points(rows: Sequence[Row], panel: Panel) -> dict[str, list[Any]]:
-    """Columns for the dots, and the words for hovering over them."""
-    top1 = [100 * row.top1_mean for row in rows]
-    spread = [100 * (row.top1_std or 0) for row in rows]
-    looks = [look(row, rows) for row in rows]
-    kept = front(rows, panel)
+def _draw_point(chart: figure, row: Row, rows: Sequence[Row], point: Mapping[str, Any]) -> DataRenderer:
+    """A dot with its spread; returns the dot."""
+    colour, marker = look(row, rows)
+    source, name = ColumnDataSource({key: [value] for key, value in point.items()}), switch(row, rows)
+    chart.segment("cost", "low", "cost", "high", source=source, line_color=colour, line_width=2, name=name)
+    return chart.scatter("cost", "top1", source=source, color=colour, marker=SHAPES[marker], size=12, name=name)
+
+
+def _point(row: Row, rows: Sequence[Row], panel: Panel) -> dict[str, Any]:
+    """Where a dot is, and the words for hovering over it."""
+    top1, spread = 100 * row.top1_mean, 100 * (row.top1_std or 0)
+    accuracy, floor = percent(row.top1_mean, row.top1_std), percent(row.untrained_top1_mean)
     return {
-        "cost": [panel.cost(row) for row in rows],
+        "cost": panel.cost(row),
         "top1": top1,
-        "low": [mean - std for mean, std in zip(top1, spread, strict=True)],
-        "high": [mean + std for mean, std in zip(top1, spread, strict=True)],
-        "colour": [colour for colour, _ in looks],
-        "marker": [SHAPES[marker] for _, marker in looks],
-        "row": [row_name(row, rows) for row in rows],
-        "accuracy": [f"{_top1(row)} %, {100 * row.gain:+.1f} over the floor of {_floor(row)} %" for row in rows],
-        "seeds": [", ".join(map(str, row.seeds)) for row in rows],
-        "price": [f"{number(panel.cost(row))} {panel.unit} {panel.name}, one client" for row in rows],
-        "measured": [_convention(row, panel) for row in rows],
-        "front": ["on the Pareto front" if row in kept else "not on the Pareto front" for row in rows],
+        "low": top1 - spread,
+        "high": top1 + spread,
+        "row": row_name(row, rows),
+        "accuracy": f"{accuracy} %, {100 * row.gain:+.1f} over the floor of {floor} %",
+        "seeds": ", ".join(map(str, row.seeds)),
+        "price": f"{number(panel.cost(row))} {panel.unit} {panel.name}, one client",
+        "measured": _convention(row, panel),
+        "front": "on the Pareto front" if row in front(rows, panel) else "not on the Pareto front",
     }
 
 
@@ -196,24 +106,48 @@ def _convention(row: Row, panel: Panel) -> str:
 def curve_chart(
     curves: Sequence[tuple[Row, int, Curve]], rows: Sequence[Row], x: str, y: str, name: str
 ) -> figure:
-    """`loss` or `accuracy` over `rounds` or `megabytes`: a line for every row and seed."""
-    labels = {"rounds": "round", "megabytes": "download + upload so far, one client (MB)"}
+    """`loss` or `accuracy` over `rounds`, `megabytes` or `gflops`: a row's mean, and a band over its seeds."""
     heights = {"loss": "training loss", "accuracy": accuracy_label(rows)}
-    chart = _figure(name, labels[x], DataRange1d())
+    chart = _figure(name, AXES[x], DataRange1d())
     chart.yaxis.axis_label = heights[y]
-    lines: list[DataRenderer] = []
-    for row, seed, curve in curves:
-        colour, marker = look(row, rows)
-        names_of_row = {"row": [row_name(row, rows)] * len(curve.rounds), "seed": [seed] * len(curve.rounds)}
-        columns = ("rounds", "stages", "loss", "megabytes", "accuracy")
-        source = ColumnDataSource(names_of_row | {column: list(getattr(curve, column)) for column in columns})
-        dash = DASHES[sorted(row.seeds).index(seed) % len(DASHES)]
-        lines.append(chart.line(x, y, source=source, line_color=colour, line_width=2, line_dash=dash))
-        chart.scatter(x, y, source=source, color=colour, marker=SHAPES[marker], size=4)
-    tooltips = [("row", "@row"), ("seed", "@seed"), ("round", "@rounds"), ("stage", "@stages")]
-    tooltips += [(heights[y], f"@{y}{{0.000}}"), ("MB so far", "@megabytes{0.00}")]
+    lines, ends = list[DataRenderer](), [0.0]
+    for row, points, seeds in _bands(curves, y):
+        lines.append(_draw_curve(chart, row, rows, ColumnDataSource({**points, **seeds}), (x, y)))
+        ends += points[x]
+    if y == "accuracy":
+        floor = floor_of(rows)
+        chart.line([0, max(ends)], [floor, floor], line_color="#777", line_dash="dashed")
+    tooltips = [("row", "@row"), ("seeds", "@seeds"), ("round", "@rounds"), ("stage", "@stages")]
+    tooltips += [(heights[y], f"@{y}{{0.000}}"), ("lowest, highest seed", "@low{0.000}, @high{0.000}")]
+    tooltips += [("MB so far", "@megabytes{0.00}"), ("GFLOPs so far", "@gflops{0.00}")]
     chart.add_tools(HoverTool(renderers=lines, tooltips=tooltips, line_policy="nearest"))
     return chart
+
+
+def _bands(
+    curves: Sequence[tuple[Row, int, Curve]], y: str
+) -> Iterator[tuple[Row, dict[str, list[float]], dict[str, list[str]]]]:
+    """For each row with a point to show: its points, and the words that go with them."""
+    for row, of_row in groupby(curves, key=lambda one: one[0]):
+        seeds = list(of_row)
+        points = over_seeds([curve for _, _, curve in seeds], y)
+        if points["rounds"]:
+            shown = ", ".join(str(seed) for _, seed, _ in seeds)
+            yield row, points, {"seeds": [shown] * len(points["rounds"])}
+
+
+def _draw_curve(
+    chart: figure, row: Row, rows: Sequence[Row], source: ColumnDataSource, axes: tuple[str, str]
+) -> DataRenderer:
+    """Band, line and dots; returns what the pointer finds: the line, or the dot where one is all there is."""
+    (x, y), (colour, marker), name = axes, look(row, rows), switch(row, rows)
+    count = len(source.data["rounds"])
+    source.add([row_name(row, rows)] * count, "row")
+    if len(row.seeds) > 1:
+        chart.varea(x, "low", "high", source=source, fill_color=colour, fill_alpha=0.18, name=name)
+    line = chart.line(x, y, source=source, line_color=colour, line_width=2, name=name)
+    dots = chart.scatter(x, y, source=source, color=colour, marker=SHAPES[marker], size=4, name=name)
+    return line if count > 1 else dots
 
 
 def _figure(name: str, label: str, span: Range, *, log: bool = False) -> figure:

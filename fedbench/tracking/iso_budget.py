@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
+from typing import Any
 
 from fedbench.tables import number
 from fedbench.tracking.leaderboard import percent
@@ -81,6 +82,37 @@ def best_within(rows: Sequence[Row], panel: Panel, limit: float) -> tuple[Row, .
     sound = [row for row in within(rows, panel, limit) if competes(row)]
     ordered = sorted(sound, key=lambda row: -row.top1_mean)
     return tuple(row for row in ordered if not is_better(top1_of(ordered[0]), top1_of(row)))
+
+
+def choices(rows: Sequence[Row]) -> dict[str, Any]:
+    """For the page, which answers what a reader asks: costs in the panels' units, and what intervals separate.
+
+    `better_than` holds the positions, in these rows, of those that the paired interval puts below a row.
+    """
+    sound = [row for row in rows if competes(row) and not row.reference]
+    return {
+        "budgets": [{"field": panel.field, "name": _asked(rows, panel)} for panel in PANELS],
+        "rows": [
+            {
+                "name": row_name(row, rows),
+                "mean": row.top1_mean,
+                "top1": percent(row.top1_mean, row.top1_std),
+                "costs": {panel.field: _known_cost(row, panel) for panel in PANELS},
+                "better_than": [at for at, other in enumerate(sound) if is_better(top1_of(row), top1_of(other))],
+            }
+            for row in sound
+        ],
+    }
+
+
+def _asked(rows: Sequence[Row], panel: Panel) -> str:
+    several = len(like_measured(rows, panel)) > 1
+    return f"{panel.label}, by several meters" if several else panel.label
+
+
+def _known_cost(row: Row, panel: Panel) -> float | None:
+    """In the panel's unit; None where the run did not note it, so that it is within no budget."""
+    return None if getattr(row, panel.field) is None else float(_clean(panel.cost(row)))
 
 
 def _rounded_up(cost: float) -> float:

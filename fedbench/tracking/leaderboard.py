@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -10,9 +11,9 @@ from fedbench.config.load import UNTRAINED
 from fedbench.conventions import CONVENTIONS
 from fedbench.files import write_atomically
 from fedbench.protocols import PROTOCOLS
-from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number, with_ratio
+from fedbench.tables import GFLOPS, MB, MIB, bullets, latex, latex_text, markdown, number, with_ratio
 from fedbench.tracking.paired import METHOD
-from fedbench.tracking.ranking import REFERENCE, Row, by_table, leaderboard, row_name
+from fedbench.tracking.ranking import REFERENCE, Row, by_table, leaderboard, located, row_name
 from fedbench.tracking.run_directory import write_json
 from fedbench.tracking.runs import Run, read_runs
 
@@ -49,13 +50,14 @@ COSTS: list[Column] = [
 
 def write(rows: Sequence[Row], folder: Path) -> None:
     """Write `leaderboard.md`, `leaderboard.csv` and `leaderboard.json` into `folder`."""
+    rows = [located(row, folder) for row in rows]
     write_atomically(folder / "leaderboard.md", render(rows).encode())
     write_atomically(folder / "leaderboard.csv", csv_text(rows).encode())
     write_json(folder / "leaderboard.json", [asdict(row) for row in rows])
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """A line for each row, in base units; several values of one field stand with spaces between them."""
+    """A line for each row, in base units; several values of one field stand in one cell, see `plain`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
@@ -64,8 +66,8 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def plain(value: object) -> object:
-    """For a cell of a table: several values as one text with spaces between them."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+    """For a cell of a table: several values as one text, spaces between them, quoted where one has a space."""
+    return shlex.join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def render(rows: Sequence[Row]) -> str:
@@ -81,11 +83,49 @@ def section(rows: Sequence[Row], more: Sequence[Column] = ()) -> str:
     return f"### {rows[0].title}\n\n{tables}\n\n{bullets(*notes(rows))}\n"
 
 
+def latex_section(rows: Sequence[Row], more: Sequence[Column] = ()) -> str:
+    """The two tables of `section` as booktabs tabulars, title and notes as comments.
+
+    The highest mean is bold only where the intervals separate it from every other row.
+    """
+    tables = [_columns(rows, LEFT, [*ACCURACY, *more]), _columns(rows, LEFT[1:], COSTS)]
+    comments = [f"% {line}" for line in (rows[0].title, *notes(rows)) for line in line.splitlines()]
+    return "\n\n".join(["\n".join(comments), *(_latex(rows, *columns) for columns in tables)]) + "\n"
+
+
+def _latex(rows: Sequence[Row], left: Sequence[Column], right: Sequence[Column]) -> str:
+    def text(header: str, shown: str, row: Row) -> str:
+        bold = header == "top-1 %" and is_first_alone(row, rows)
+        return rf"\textbf{{{latex_text(shown)}}}" if bold else latex_text(shown)
+
+    columns = (*left, *right)
+    cells = [[text(header, cell(row), row) for header, cell in columns] for row in rows]
+    return latex([header for header, _ in columns], cells, left=len(left))
+
+
+def is_first_alone(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether the intervals separate a row from all others that have a rank."""
+    return row.rank == 1 and all(other.rank != 1 for other in rows if other is not row) and _rivals(rows) > 1
+
+
+def _rivals(rows: Sequence[Row]) -> int:
+    return sum(row.rank is not None for row in rows)
+
+
 def _table(rows: Sequence[Row], left: Sequence[Column], right: Sequence[Column]) -> str:
-    left = [column for column in left if column[0] != "variant" or any(row.variant for row in rows)]
-    right = [column for column in right if column[0] != "tuned" or any(row.tuned for row in rows)]
+    left, right = _columns(rows, left, right)
     cells = [[cell(row) for _, cell in (*left, *right)] for row in rows]
     return markdown([header for header, _ in (*left, *right)], cells, left=len(left))
+
+
+def _columns(
+    rows: Sequence[Row], left: Sequence[Column], right: Sequence[Column]
+) -> tuple[list[Column], list[Column]]:
+    """Without those that say nothing of any row."""
+    return (
+        [column for column in left if column[0] != "variant" or any(row.variant for row in rows)],
+        [column for column in right if column[0] != "tuned" or any(row.tuned for row in rows)],
+    )
 
 
 def difference(row: Row) -> str:
@@ -116,6 +156,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     return [
         *gaps(rows),
         *references(rows),
+        *training(rows),
         f"Protocol `{first.protocol}`: {PROTOCOLS[first.protocol]} ({first.protocol_settings}). Mean ± sample "
         "standard deviation over seeds. Floor: the same protocol on the untrained encoder; gain: points above it.",
         f"Convention `{first.convention}`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
@@ -132,6 +173,26 @@ def notes(rows: Sequence[Row]) -> list[str]:
         *kernels(rows),
         *code(rows),
     ]
+
+
+def training(rows: Sequence[Row]) -> list[str]:
+    """How the rows were trained, as far as they share it, and what to look up in each."""
+    trained = [row for row in rows if not row.reference] or [row for row in rows if row.rounds]
+    if not trained:
+        return []
+    first = trained[0]
+    said = {
+        "rounds": f"{first.rounds} rounds",
+        "local_epochs": f"{first.local_epochs} local epoch(s)",
+        "batch_size": f"batch {first.batch_size}",
+        "learning_rate": f"learning rate {first.learning_rate:.4g}",
+        "participants": f"{first.participants} client(s) a round",
+        "augmentation": f"augmentation {first.augmentation}",
+    }
+    shared = [key for key in said if len({getattr(row, key) for row in trained}) == 1]
+    unlike = [key.replace("_", " ") for key in said if key not in shared]
+    alike = f"Trained: {'; '.join(said[key] for key in shared)}." if shared else ""
+    return [" ".join(filter(None, [alike, f"Unlike, see `variant`: {', '.join(unlike)}." if unlike else ""]))]
 
 
 def code(rows: Sequence[Row]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The page of `report`: one HTML file that works offline, with Bokeh's own script in it and none of ours."""
+"""The page of `report`: one HTML file that works offline, with Bokeh's own script in it and page.js."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,15 +8,16 @@ from bokeh.embed import file_html
 from bokeh.models import Model
 from bokeh.resources import INLINE
 
-from fedbench.tracking.charts import GLYPHS, cost_chart, curve_chart, grid, look
+from fedbench.tracking.charts import GLYPHS, cost_chart, curve_chart, look, switch
 from fedbench.tracking.comparison import Cell
 from fedbench.tracking.curves import Curve, read_curve
-from fedbench.tracking.iso_budget import BUDGET_NOTE, budget_line, iso_budgets
+from fedbench.tracking.grid import grid
+from fedbench.tracking.iso_budget import BUDGET_NOTE, budget_line, choices, iso_budgets
 from fedbench.tracking.leaderboard import gaps, notes
 from fedbench.tracking.pareto import FRONT_NOTE, PANELS
 from fedbench.tracking.ranking import Row, drawn, row_name
 
-TEMPLATE = Path(__file__).with_name("page.html")
+TEMPLATE, SCRIPT = (Path(__file__).with_name(f"page.{suffix}") for suffix in ("html", "js"))
 Ranked = Sequence[tuple[Row, Cell]]
 
 
@@ -27,6 +28,7 @@ def html_page(tables: Sequence[Ranked], left_out: Sequence[str]) -> str:
         "tables": [words for words, _ in parts],
         "left_out": left_out,
         "budget_note": BUDGET_NOTE,
+        "script": SCRIPT.read_text(encoding="utf-8"),
     }
     models = [model for _, models in parts for model in models]
     template = TEMPLATE.read_text(encoding="utf-8")
@@ -43,19 +45,20 @@ def _section(table: Ranked, name: str) -> tuple[dict[str, Any], list[Model]]:
         "title": rows[0].title,
         "gaps": gaps(rows),
         "notes": [note.replace("`", "") for note in [*notes(rows)[len(gaps(rows)) :], FRONT_NOTE]],
-        "grid": f"{name}-grid",
+        "grid": grid(rows),
         "key": [_key(row, rows) for row in sorted(drawn(rows), key=lambda one: row_name(one, rows))],
         "costs": [chart.name for chart in costs],
+        "choices": choices(rows),
         "budgets": [budget_line(answer, rows) for answer in iso_budgets(rows)],
         "curves": [chart.name for chart in over_rounds],
         "curve_notes": _curve_notes(curves, without, rows),
     }
-    return words, [grid(rows, f"{name}-grid"), *costs, *over_rounds]
+    return words, [*costs, *over_rounds]
 
 
 def _key(row: Row, rows: Sequence[Row]) -> dict[str, str]:
     colour, marker = look(row, rows)
-    return {"colour": colour, "glyph": GLYPHS[marker], "name": row_name(row, rows)}
+    return {"colour": colour, "glyph": GLYPHS[marker], "name": row_name(row, rows), "switch": switch(row, rows)}
 
 
 def _curves(table: Ranked) -> tuple[list[tuple[Row, int, Curve]], list[str]]:
@@ -67,26 +70,27 @@ def _curves(table: Ranked) -> tuple[list[tuple[Row, int, Curve]], list[str]]:
 
 
 def _curve_charts(curves: Sequence[tuple[Row, int, Curve]], rows: Sequence[Row], name: str) -> list[Model]:
-    charts: list[Model] = []
-    if curves:
-        charts.append(curve_chart(curves, rows, "rounds", "loss", f"{name}-loss-rounds"))
-        charts.append(curve_chart(curves, rows, "megabytes", "loss", f"{name}-loss-megabytes"))
     probed = [curve for curve in curves if curve[2].has_accuracy]
-    if probed:
-        charts.append(curve_chart(probed, rows, "rounds", "accuracy", f"{name}-accuracy-rounds"))
-    return charts
+    accuracy = [(probed, "accuracy", x) for x in ("rounds", "megabytes", "gflops")]
+    loss = [(list(curves), "loss", x) for x in ("rounds", "megabytes")]
+    return [curve_chart(found, rows, x, y, f"{name}-{y}-{x}") for found, y, x in [*accuracy, *loss] if found]
 
 
 def _curve_notes(curves: Sequence[tuple[Row, int, Curve]], without: list[str], rows: Sequence[Row]) -> list[str]:
     probed = [curve for _, _, curve in curves if curve.has_accuracy]
     unprobed = [f"{row_name(row, rows)} seed {seed}" for row, seed, curve in curves if not curve.has_accuracy]
     loss = (
-        "Training loss: what the clients minimise, their mean weighted by samples; colours as above, a line for "
-        "each seed (the first solid). Losses of different SSL methods, or of encoders of different depth, are not "
-        "on one scale. Bytes: whole payloads, download and upload, total of all clients / registered clients."
+        "Training loss: what the clients minimise, their mean weighted by samples. Losses of different SSL "
+        "methods, or of encoders of different depth, are not on one scale. Bytes: whole payloads, download and "
+        "upload; bytes and FLOPs: total of all clients / registered clients."
     )
     found = f"Accuracy over rounds: protocol {rows[0].protocol}, on the encoder as it was after that round."
+    band = (
+        "Lines: means over the seeds of a row, colours as above; bands: from the lowest to the highest seed. "
+        "Drawn are the rounds in which every seed has a value."
+    )
     return [
+        *([band] if curves else []),
         *([loss] if curves else []),
         *([f"No readable rounds.jsonl, so no curve: {', '.join(without)}."] if without else []),
         *([found] if probed else ["Accuracy over rounds was not measured in these runs."]),

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+# Okabe and Ito, with grey in place of black, which a dark page would hide.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LOG_SPAN = 5  # a cost that spans more than this factor gets a logarithmic axis
 CROWDED_SPAN = 20  # and above this one fewer ticks, which would run into each other

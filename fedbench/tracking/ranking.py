@@ -1,12 +1,16 @@
 """The rows of the leaderboard: means over seeds, what separates them, and costs relative to FedSSL."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from statistics import stdev
 from typing import Any
 
 from fedbench.config.load import UNTRAINED
+from fedbench.config.schema import OptimizerConfig
 from fedbench.tracking.comparison import OF_CLIENTS, Cell, comparable, varying
 from fedbench.tracking.paired import is_better, paired_difference
 from fedbench.tracking.runs import Run, describe
@@ -32,6 +36,12 @@ class Row:
     ssl: str
     variant: str  # settings in which the rows of this table differ, besides strategy and ssl
     tuned: str  # how its settings were found: `16 trials`; "": by nobody knows whom
+    rounds: int
+    local_epochs: int
+    batch_size: int
+    learning_rate: float  # of a step: base_lr * batch_size / 256
+    participants: int  # clients of a round
+    augmentation: str  # `batched min_scale=0.4 ...`
     seeds: tuple[int, ...]
     missing_seeds: tuple[int, ...]  # that other rows of the table have, and this cell has not, diverged or not
     diverged: bool  # runs that diverged are a row of their own
@@ -68,6 +78,8 @@ class Row:
     machine: str
     numerics: tuple[str, ...]  # CPU kernels that ran it
     code: tuple[str, ...]  # commits that ran it, with `+` where files differed
+    runs: tuple[str, ...]  # their directories, in the order of `seeds`; see `located`
+    wandb: tuple[str, ...]  # their W&B runs, in the same order; see `Run.wandb`
 
 
 def row_name(row: Row, rows: Sequence[Row]) -> str:
@@ -96,9 +108,28 @@ def leaderboard(runs: Iterable[Run]) -> list[Row]:
     return [row for table in ranked(runs) for row, _ in table]
 
 
+def located(row: Row, folder: Path) -> Row:
+    """The same row with its run directories as seen from `folder`, where it will be read."""
+    seen = (os.path.relpath(path, folder.resolve()) for path in row.runs)
+    return replace(row, runs=tuple(Path(path).as_posix() for path in seen))
+
+
 def ranked(runs: Iterable[Run]) -> list[list[tuple[Row, Cell]]]:
     """Tables of rows, best first, each with the runs that it speaks of."""
-    return [_rank(number, table) for number, table in enumerate(comparable(runs), 1)]
+    return _told_apart([_rank(number, table) for number, table in enumerate(comparable(runs), 1)])
+
+
+def _told_apart(tables: Sequence[list[tuple[Row, Cell]]]) -> list[list[tuple[Row, Cell]]]:
+    """Titles with the data's hash where several data go by one title: two folders of one name."""
+    data = defaultdict(set)
+    for table in tables:
+        data[table[0][0].title].add(table[0][0].data_hash)
+    return [
+        [(replace(row, title=f"{row.title}, data {table[0][0].data_hash[:8]}"), cell) for row, cell in table]
+        if len(data[table[0][0].title]) > 1
+        else table
+        for table in tables
+    ]
 
 
 def _rank(number: int, table: Sequence[Cell]) -> list[tuple[Row, Cell]]:
@@ -121,6 +152,7 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
             [*(f"{key}={cell.settings[key]}" for key in _differing(cell, rivals)), *_source(cell, rivals)]
         ),
         tuned=_tuned(cell),
+        **_training(cell.runs[0].manifest["config"]),
         seeds=cell.seeds,
         missing_seeds=_missing_seeds(cell, table),
         diverged=cell.diverged,
@@ -154,6 +186,8 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
         machine=str(manifest.get("accelerator") or manifest.get("processor") or "unknown"),
         numerics=tuple(sorted({run.numerics for run in cell.runs})),
         code=tuple(sorted({run.code for run in cell.runs})),
+        runs=tuple(str(run.path) for run in cell.runs if run.path),
+        wandb=tuple(run.wandb for run in cell.runs),
     )
 
 
@@ -232,6 +266,25 @@ def _tuned(cell: Cell) -> str:
     records = [run.manifest["config"].get("tuning") for run in cell.runs]
     same = records[0] and all(record == records[0] for record in records)
     return f"{records[0]['trials']} trials" if same else ""
+
+
+def _training(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How the clients were trained, which the seeds of a cell share."""
+    federation, optimizer = config["federation"], OptimizerConfig.model_validate(config["optimizer"])
+    own = {key: value for key, value in config["augmentation"].items() if key != "name"}
+    words = (f"{key}={_listed(value)}" for key, value in own.items())
+    return {
+        "rounds": federation["rounds"],
+        "local_epochs": federation["local_epochs"],
+        "batch_size": optimizer.batch_size,
+        "learning_rate": optimizer.lr,
+        "participants": federation["participants"] or federation["num_clients"],
+        "augmentation": " ".join([config["augmentation"]["name"], *words]),
+    }
+
+
+def _listed(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _ratio(cell: Cell, table: Sequence[Cell], cost: str) -> float | None:

@@ -8,21 +8,23 @@ from typing import Any
 from fedbench.errors import UserError
 from fedbench.files import write_atomically
 from fedbench.tables import bullets, markdown
+from fedbench.tracking.comparison import Cell
 from fedbench.tracking.iso_budget import BUDGET_NOTE, budget_line, iso_budgets
-from fedbench.tracking.leaderboard import Column, csv_text, section
+from fedbench.tracking.leaderboard import Column, csv_text, latex_section, section
 from fedbench.tracking.page import html_page
 from fedbench.tracking.pareto import FRONT_NOTE, PANELS, front, front_names, plot
-from fedbench.tracking.ranking import Row, by_table, ranked
+from fedbench.tracking.ranking import Row, by_table, located, ranked
 from fedbench.tracking.results import results
 from fedbench.tracking.run_directory import write_json
-from fedbench.tracking.runs import gather
+from fedbench.tracking.runs import Run, gather
 
 
-def report(paths: Iterable[Path], out: Path, results_file: Path | None = None) -> str:
+def report(paths: Iterable[Path], out: Path, results_file: Path | None = None, latex: bool = False) -> str:
     """Read the runs, write `report.md`, `.csv`, `.json`, `.png` and `.html` into `out`; returns the Markdown.
 
     Args:
         results_file: where rows are written such that `reproduce` can run them again.
+        latex: also write `report.tex`.
 
     Raises:
         UserError: for a path that is no folder, or where there is no finished run at all.
@@ -32,7 +34,7 @@ def report(paths: Iterable[Path], out: Path, results_file: Path | None = None) -
     if not runs:
         found = "".join(f"; left out: {line}" for line in _lines(left_out))
         raise UserError(f"no finished run in {', '.join(map(str, paths))}{found}; `run` makes some")
-    tables = ranked(runs)
+    tables = _tables(runs, out)
     rows = [row for table in tables for row, _ in table]
     text = render(rows, _lines(left_out))
     out.mkdir(parents=True, exist_ok=True)
@@ -41,6 +43,8 @@ def report(paths: Iterable[Path], out: Path, results_file: Path | None = None) -
     write_json(out / "report.json", to_dict(rows, left_out))
     plot(rows, out / "report.png")
     write_atomically(out / "report.html", html_page(tables, _lines(left_out)).encode())
+    if latex:
+        write_atomically(out / "report.tex", to_latex(rows).encode())
     if results_file:
         write_json(results_file, results(tables))
     return text
@@ -52,14 +56,25 @@ def write_page(paths: Iterable[Path], out: Path) -> Path | None:
     if not runs:
         return None
     page = out / "report.html"
-    write_atomically(page, html_page(ranked(runs), _lines(left_out)).encode())
+    write_atomically(page, html_page(_tables(runs, out), _lines(left_out)).encode())
     return page
+
+
+def _tables(runs: Iterable[Run], out: Path) -> list[list[tuple[Row, Cell]]]:
+    """See `ranked`; the rows name their runs as seen from `out`."""
+    return [[(located(row, out), cell) for row, cell in table] for table in ranked(runs)]
 
 
 def render(rows: Sequence[Row], left_out: Sequence[str]) -> str:
     """Markdown: every table with its front, its notes and its budgets, then what was left out."""
     tables = [f"{section(table, [_front_column(table)])}{_budgets(table)}" for table in by_table(rows)]
     return "\n".join([*tables, *([f"### Left out\n\n{bullets(*left_out)}\n"] if left_out else [])])
+
+
+def to_latex(rows: Sequence[Row]) -> str:
+    """Every table as booktabs tabulars, to be read by `\\input`."""
+    tables = [latex_section(table, [_front_column(table)]) for table in by_table(rows)]
+    return "\n".join(["% Written by fedbench report --latex; it needs \\usepackage{booktabs}.", *tables])
 
 
 def _front_column(rows: Sequence[Row]) -> Column:

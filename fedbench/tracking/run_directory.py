@@ -24,6 +24,7 @@ MANIFEST, ROUNDS, ENCODER, SUMMARY = "manifest.json", "rounds.jsonl", "encoder.s
 LEDGER = "ledger.csv.gz"
 EVALUATIONS = "evaluation-*.json"  # what `evaluate` adds to a finished run
 ERROR = "error.txt"
+WANDB_ADDRESS = "wandb/address.txt"  # of the W&B run of an online one; it names the user, as all in wandb/ does
 PARTS = ".*.part"  # left behind by a kill while a file was written
 
 

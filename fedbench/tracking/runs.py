@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedbench.config.load import UNTRAINED, flat
+from fedbench.config.load import UNTRAINED, digest, flat
 from fedbench.config.schema import PartitionConfig
 from fedbench.conventions import CONVENTIONS
 from fedbench.errors import UserError
 from fedbench.tracking.evaluations import Evaluation, read_evaluations
-from fedbench.tracking.run_directory import ERROR, MANIFEST, SUMMARY, RunDirectory
+from fedbench.tracking.run_directory import ERROR, MANIFEST, SUMMARY, WANDB_ADDRESS, RunDirectory
 
-NEEDED = {"config", "data_hash", "device", "sources", "started"}
+NEEDED = {"cell_hash", "config", "data_hash", "device", "sources", "started"}
+TRAINED_BY = {"augmentation", "federation", "optimizer"}  # sections
 LABELS = ("strategy", "ssl", "convention", "memory_source", "diverged")
 FIGURES = ("client/flops", "client/peak_memory_bytes", "client/download_bytes", "client/upload_bytes", "seconds")
 # What reaches an encoder of no rounds.
@@ -49,6 +50,16 @@ class Run:
         return f"{commit[:12]}{'+' if self.manifest.get('dirty') else ''}" if commit else f"fedbench {version}"
 
     @property
+    def wandb(self) -> str:
+        """Its W&B run: the address if the run was online, else `project/id`; "" if W&B was disabled."""
+        tracking = self.manifest["config"].get("tracking", {})
+        if self.path is None or tracking.get("wandb", "disabled") == "disabled":
+            return ""
+        address = self.path / WANDB_ADDRESS
+        known = address.read_text(encoding="utf-8", errors="replace").strip() if address.is_file() else ""
+        return known or f"{tracking.get('project')}/{wandb_id(self.manifest)}"
+
+    @property
     def numerics(self) -> str:
         """The CPU kernels that ran it, by which the last bits differ; see `kernels`."""
         return kernels(self.manifest)
@@ -73,6 +84,11 @@ class Run:
         if self.kind == UNTRAINED:
             return {key: value for key, value in settings.items() if key.startswith(OF_UNTRAINED)}
         return settings
+
+
+def wandb_id(manifest: Mapping[str, Any]) -> str:
+    """Of the W&B run that mirrors a run directory; the same one after a resume."""
+    return digest([manifest["cell_hash"], manifest["started"]])
 
 
 def _last_part(name: str) -> str:
@@ -140,6 +156,7 @@ def _read(path: Path) -> list[Run] | str:
             return UNFINISHED + _why_it_stopped(path)
         manifest, summary = directory.manifest(), directory.summary()
         assert manifest.keys() >= NEEDED
+        assert manifest["config"].keys() >= TRAINED_BY
         assert summary.keys() >= {*LABELS}
         assert summary["convention"] in CONVENTIONS
         assert all(isinstance(summary[figure], int | float) for figure in FIGURES)

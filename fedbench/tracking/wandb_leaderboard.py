@@ -1,7 +1,7 @@
 """The leaderboard in W&B: one run for each project and group, always the latest, with a table and pictures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -75,7 +75,8 @@ def _media(rows: Sequence[Row], folder: Path) -> dict[str, Any]:
     import wandb
 
     titles = [table[0].title for table in by_table(rows)]
-    data = [[plain(value) for value in astuple(row)] for row in rows]
+    named = [replace(row, runs=tuple(Path(path).name for path in row.runs)) for row in rows]  # no path goes there
+    data = [[plain(value) for value in astuple(row)] for row in named]
     pictures = plot(rows, folder / "pareto.png")
     return {
         "leaderboard": wandb.Table(columns=[field.name for field in fields(Row)], data=data),

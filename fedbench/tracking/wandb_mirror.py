@@ -1,4 +1,8 @@
-"""Weights & Biases as a mirror of the run directory: it may lose its reflection, it never stops a run."""
+"""Weights & Biases as a mirror of the run directory: it may lose its reflection, it never stops a run.
+
+A key means one thing. The keys of rounds.jsonl are a round's figures; `so_far/...` is their sum over the rounds so
+far, an x-axis; `run/...` are the figures of summary.json, of the whole run.
+"""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -7,11 +11,23 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
 from fedbench.config import TrackingConfig
+from fedbench.files import write_atomically
 from fedbench.tracking import wandb_server
+from fedbench.tracking.run_directory import WANDB_ADDRESS
 from fedbench.tracking.wandb_server import warn
 
 INIT_TIMEOUT_S = 20
 FINISH_TIMEOUT_S = 30  # then what was not uploaded stays on the disk
+BYTES, FLOPS = "so_far/all_clients/bytes", "so_far/all_clients/flops"
+SUMS = {
+    BYTES: ("all_clients/download_bytes", "all_clients/upload_bytes"),
+    FLOPS: ("all_clients/flops",),
+}
+X_AXES = {
+    "train/*": FLOPS,
+    "probe/*": BYTES,
+    "features/*": BYTES,
+}  # a panel can take another one
 
 
 class Place(NamedTuple):
@@ -38,14 +54,20 @@ class WandbMirror:
         folder: Path,
         run_id: str | None = None,
         kind: Literal["cell", "leaderboard"] = "cell",
+        group: str | None = None,
     ) -> None:
-        """`run_id`: of the W&B run. A cell's that exists is gone on with, a leaderboard's is written anew."""
+        """`run_id`: of the W&B run. A cell's that exists is gone on with, a leaderboard's is written anew.
+
+        `group`: where the configuration names none.
+        """
         self.config = config
         self.name = name
         self.run_config = run_config
         self.folder = folder
         self.run_id = run_id
         self.kind = kind
+        self.group = config.group or group
+        self._sums = dict.fromkeys(SUMS, 0.0)
         self._run: Any = None
         self._thread = ThreadPoolExecutor(max_workers=1)  # it starts with the first call
 
@@ -61,20 +83,31 @@ class WandbMirror:
         return None if run is None or run.offline else Place(run.entity, run.project, run.url)
 
     def log_round(self, record: Mapping[str, Any], step: int) -> None:
-        """The numbers of one round as one metric set at `step`, unless the W&B run has that step already."""
-        numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
+        """The numbers of one round as one metric set at `step`, unless the W&B run has that step already.
+
+        A run that is gone on with is told its earlier rounds too: the sums begin with the first.
+        """
+        for total, keys in SUMS.items():
+            self._sums[total] += sum(record.get(key, 0) for key in keys)
+        numbers = {key: value for key, value in record.items() if isinstance(value, int | float)} | self._sums
         self._if_running(lambda run: run.log(numbers, step=step) if step >= run.starting_step else None)
 
     def show(self, media: Callable[[], Mapping[str, Any]]) -> None:
         """What `media` makes of tables and pictures; it is not called where there is no run."""
         self._if_running(lambda run: run.log(dict(media())))
 
+    def keep(self, encoder: Path) -> None:
+        """Upload a file of weights as an artifact, where the configuration asks for it."""
+        if self.config.artifact:
+            self._if_running(lambda run: run.log_artifact(_artifact(encoder, f"encoder-{self.run_id}")))
+
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Add the figures of the finished run to W&B's summary, and close it as successful.
+        """Add the figures of the finished run to W&B's summary under `run/`, and close it as successful.
 
         wandb's service may still be writing its log for some milliseconds after this returns.
         """
-        self._if_running(lambda run: run.summary.update(dict(summary)))
+        figures = {f"run/{key}": value for key, value in summary.items()}
+        self._if_running(lambda run: run.summary.update(figures))
         self._close(exit_code=0)
         self._wait()
 
@@ -116,12 +149,18 @@ class WandbMirror:
         if self.config.wandb == "online":
             self._run = self._start_online()
         self._run = self._run or self._init("offline")
+        if self.kind == "cell":
+            _define_axes(self._run)
 
     def _start_online(self) -> Any:
         import wandb
 
         try:
-            return self._init("online") if wandb_server.SERVER.is_up(self.folder) else None
+            if not wandb_server.SERVER.is_up(self.folder):
+                return None
+            run = self._init("online")
+            write_atomically(self.folder / WANDB_ADDRESS, f"{run.url}\n".encode())
+            return run
         except Exception as error:
             wandb_server.SERVER.lose(str(error).partition("\n")[0], self.folder)
             wandb.teardown()  # else wandb's service takes the run's id for one in use
@@ -139,12 +178,27 @@ class WandbMirror:
             job_type=self.kind,
             project=self.config.project,
             entity=self.config.entity,
-            group=self.config.group,
+            group=self.group,
             tags=self.config.tags,
             config=dict(self.run_config),
             reinit="create_new",  # one run per cell, however many cells a process runs
             settings=_settings(),
         )
+
+
+def _define_axes(run: Any) -> None:
+    for axis in SUMS:
+        run.define_metric(axis)
+    for figures, axis in X_AXES.items():
+        run.define_metric(figures, step_metric=axis)
+
+
+def _artifact(file: Path, name: str) -> Any:
+    import wandb
+
+    artifact = wandb.Artifact(name, type="model")
+    artifact.add_file(str(file), policy="immutable", skip_cache=True)  # no copy in wandb's cache
+    return artifact
 
 
 def _settings() -> Any:

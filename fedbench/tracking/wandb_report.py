@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedbench.tracking.pareto import PANELS
+from fedbench.tracking.wandb_mirror import SUMS
 
 
 def save_report(
@@ -19,19 +20,20 @@ def save_report(
 
     known = wandb.Api().reports(f"{entity}/{project}")
     picture = saved.MediaBrowser(media_keys=["pareto"], num_columns=1, layout=saved.Layout(w=24, h=10))
+    keys = [panel.field.replace("total_", "total/") for panel in PANELS]
     costs = [
-        saved.ScatterPlot(x=f"client/{panel.field}", y=f"probe/{protocol}_top1")
+        saved.ScatterPlot(x=f"run/{key if '/' in key else f'client/{key}'}", y=f"run/probe/{protocol}_top1")
         for protocol in protocols
-        for panel in PANELS
+        for key in keys
     ]
+    curves = [saved.LinePlot(x="Step", y=["train/loss"])]
+    curves += [saved.LinePlot(x=x, y=[f"probe/{protocol}_top1"]) for protocol in protocols for x in SUMS]
     report = saved.Report(project, entity, title, "Written by fedbench report --wandb.")
     report.id = next((old.id for old in known if old.display_name == title), "")
     report.blocks = [
         saved.MarkdownBlock(text),
         saved.PanelGrid([_runs(entity, project, "leaderboard", group)], panels=[picture]),
-        saved.PanelGrid(
-            [_runs(entity, project, "cell", group)], panels=[saved.LinePlot(x="Step", y=["train/loss"]), *costs]
-        ),
+        saved.PanelGrid([_runs(entity, project, "cell", group)], panels=[*curves, *costs]),
     ]
     report.save()
 

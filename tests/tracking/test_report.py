@@ -1,33 +1,34 @@
 """`report`, on hand-made runs: what it gathers, whom it calls the best, and a safe and self-contained page."""
 
+import csv
 import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
+from report_page import CHROMIUM, add_rounds, browse, page_of, without_bokeh
 
 from fedbench.cli import main
 from fedbench.errors import UserError
 from fedbench.tracking.iso_budget import best_within, iso_budgets, levels
-from fedbench.tracking.leaderboard import leaderboard
+from fedbench.tracking.leaderboard import leaderboard, render, write
 from fedbench.tracking.pareto import PANELS, front
 from fedbench.tracking.ranking import Row
 from fedbench.tracking.report import report
 from fedbench.tracking.run_directory import RunDirectory
-from fedbench.tracking.runs import gather
+from fedbench.tracking.runs import gather, wandb_id
 
 Fake = Callable[..., RunDirectory]
 COMPUTE, TOTAL, MEMORY, DOWNLOAD, UPLOAD = PANELS
 HOSTILE = "</script><img src=x onerror=console.error('owned')> $$x$$ | <%= 1 %>"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture
@@ -39,20 +40,85 @@ def rows_of(*paths: Path) -> list[Row]:
     return leaderboard(gather(paths)[0])
 
 
-def add_rounds(run: RunDirectory, *losses: float, accuracy: float | None = None) -> None:
-    for number, loss in enumerate(losses):
-        probe = {} if accuracy is None else {"probe/linear_top1": accuracy}
-        traffic = {"all_clients/download_bytes": 6_000_000, "all_clients/upload_bytes": 3_000_000}
-        run.append_round({"round": number, "stage": 1, "train/loss": loss} | traffic | probe)
+def test_a_row_names_its_run_directories_from_where_it_is_read(fake_run: Fake, runs: Path, tmp_path: Path) -> None:
+    here = [fake_run("fedssl", 0.8, seed=seed).path for seed in (1, 0)]
+    write(rows_of(runs), runs)
+    report([runs], tmp_path / "a" / "out")
+    for folder, name in ((runs, "leaderboard"), (tmp_path / "a" / "out", "report")):
+        (row,) = json.loads((folder / f"{name}.json").read_text())["rows" if name == "report" else slice(None)]
+        assert [(folder / path).resolve() for path in row["runs"]] == here[::-1]
+        with (folder / f"{name}.csv").open(newline="") as file:
+            (line,) = csv.DictReader(file)
+        assert shlex.split(line["runs"]) == row["runs"]
 
 
-def page_of(out: Path) -> str:
-    return (out / "report.html").read_text(encoding="utf-8")
+def test_a_row_names_its_wandb_runs_as_they_were_told(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.8, seed=0, overrides={"tracking": {"project": "p"}})
+    online = fake_run("fedssl", 0.8, seed=1).path
+    (online / "wandb").mkdir()
+    (online / "wandb" / "address.txt").write_text("https://here/e/p/runs/i\n")
+    fake_run("fedssl", 0.8, seed=2, overrides={"tracking": {"wandb": "disabled"}})
+    (row,) = rows_of(runs)
+    manifest = json.loads((runs / row.runs[0] / "manifest.json").read_text())
+    assert row.wandb == (f"p/{wandb_id(manifest)}", "https://here/e/p/runs/i", "")
 
 
-def without_bokeh(page: str) -> str:
-    """The page without the library, whose source text is not ours to judge."""
-    return re.sub("<script>.*?</script>", "", page, flags=re.S)
+def test_the_table_says_how_its_rows_were_trained_and_in_what_they_differ(fake_run: Fake, runs: Path) -> None:
+    keys = {"federation": {"rounds": 6, "local_epochs": 3, "participants": 2}}
+    fake_run("fedssl", 0.8, overrides={**keys, "optimizer": {"batch_size": 128, "base_lr": 0.004}})
+    text = " ".join(render(rows_of(runs)).split())
+    assert (
+        "Trained: 6 rounds; 3 local epoch(s); batch 128; learning rate 0.002; 2 client(s) a round; augmentation "
+        "batched min_scale=0.08 " in text
+    )
+    fake_run("lw_fedssl", 0.8, overrides={**keys, "optimizer": {"batch_size": 64, "base_lr": 0.004}})
+    text = " ".join(render(rows_of(runs)).split())
+    assert "Trained: 6 rounds; 3 local epoch(s); 2 client(s) a round; augmentation batched " in text
+    assert "Unlike, see `variant`: batch size, learning rate." in text
+
+
+def test_two_folders_of_one_name_have_two_titles(fake_run: Fake, runs: Path) -> None:
+    for data_hash in ("0123456789", "abcdef0123"):
+        fake_run("fedssl", 0.8, data_hash=data_hash)
+    assert [row.title[-14:] for row in rows_of(runs)] == [" data 01234567", " data abcdef01"]
+
+
+def latex_rows(out: Path) -> list[list[str]]:
+    """The cells of every line of every tabular."""
+    lines = (out / "report.tex").read_text().splitlines()
+    cells = (re.split(r"(?<!\\)&", line.removesuffix(r"\\")) for line in lines if line.endswith(r" \\"))
+    return [[cell.strip() for cell in row] for row in cells]
+
+
+def test_latex_holds_both_tables_with_what_is_special_in_names_escaped(
+    fake_run: Fake, runs: Path, tmp_path: Path
+) -> None:
+    for seed, top1 in enumerate((0.7, 0.8)):
+        fake_run("fedssl", top1, seed=seed)
+        fake_run("b", top1 - 0.06, seed=seed, figures={"strategy": "a_b&50%$^~\\{x}#\n\\input{y}"})
+    report([runs], tmp_path / "out", latex=True)
+    header, fedssl, hostile, *costs = latex_rows(tmp_path / "out")
+    assert header[:2] == [r"\#", "strategy"]
+    name = r"a\_b\&50\%\$\textasciicircum{}\textasciitilde{}\textbackslash{}\{x\}\# \textbackslash{}input\{y\}"
+    assert hostile[1] == name
+    assert (fedssl[4], hostile[4], hostile[7]) == (
+        r"\textbf{75.0 $\pm$ 7.1}",
+        r"69.0 $\pm$ 7.1",
+        "$-$6.0 {[}$-$6.0, $-$6.0]",
+    )
+    assert [len(row) for row in (header, fedssl, hostile)] == [11] * 3
+    assert [row[0] for row in costs] == ["strategy", "fedssl", name]
+    source = (tmp_path / "out" / "report.tex").read_text()
+    assert source.count(r"\begin{tabular}") == source.count(r"\end{tabular}") == 2
+    assert not [line for line in source.splitlines() if "input{y}" in line and not line.startswith(("%", "  "))]
+
+
+def test_latex_sets_nobody_in_bold_whom_no_interval_separates(fake_run: Fake, runs: Path, tmp_path: Path) -> None:
+    for seed, (one, other) in enumerate(((0.7, 0.6), (0.8, 0.85))):
+        fake_run("fedssl", one, seed=seed)
+        fake_run("b", other, seed=seed)
+    report([runs], tmp_path / "out", latex=True)
+    assert r"\textbf" not in (tmp_path / "out" / "report.tex").read_text()
 
 
 def test_seeds_from_several_folders_are_one_row(fake_run: Fake, runs: Path, tmp_path: Path) -> None:
@@ -245,6 +311,8 @@ class Loads(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
+        if tag == "a":  # followed by a reader alone
+            return
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
 
 
@@ -363,19 +431,6 @@ def test_a_report_needs_no_torch(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     code = "import sys; from fedbench.cli import parser; parser(); assert 'bokeh' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def browse(page: Path, profile: Path) -> str:
-    """What Chromium says while it shows the page."""
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--enable-logging=stderr",
-        "--virtual-time-budget=9000",
-    ]
-    command: list[Any] = [CHROMIUM, *flags, f"--user-data-dir={profile}", f"--screenshot={profile}.png", page]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120).stderr
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
