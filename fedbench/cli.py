@@ -500,14 +500,17 @@ def report_command(arguments: argparse.Namespace) -> None:
         raise UserError(f"{words[0]}: allowed only with --wandb")
     overrides = parse_overrides(words)
     with uncollected():
+        from fedbench.tracking.ranking import leaderboard
         from fedbench.tracking.report import report
         from fedbench.tracking.runs import gather
+        from fedbench.tracking.terminal import show
         from fedbench.tracking.wandb_leaderboard import mirror_leaderboard, tracking_of
 
     runs, _ = gather(paths)
     tracking = tracking_of(runs, overrides) if arguments.wandb else None
-    print(report(paths, arguments.out, arguments.results, arguments.latex))
+    text = report(paths, arguments.out, arguments.results, arguments.latex)
     page = arguments.out / "report.html"
+    print(show(leaderboard(runs), [arguments.out / "report.md", page]) if sys.stdout.isatty() else text)
     print(f"fedbench: {page} is the page, beside it .md, .csv, .json, .png", file=sys.stderr)
     if tracking:
         mirror_leaderboard(runs, tracking, arguments.out)

@@ -1,7 +1,7 @@
 """One cell: train, evaluate, write the run directory, mirror to W&B."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from time import perf_counter
@@ -107,6 +107,20 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
     Raises:
         UserError: the folder has the checkpoint of another run.
     """
+    rounds = cell_rounds(experiment, out)
+    while True:
+        try:
+            next(rounds)
+        except StopIteration as end:
+            outcome: Outcome = end.value
+            return outcome
+
+
+def cell_rounds(experiment: Experiment, out: Path) -> Generator[dict[str, Any], None, Outcome]:
+    """The same, round by round: yields each line of `rounds.jsonl` when it is on the disk, with a checkpoint.
+
+    Closed before its end it leaves a run that can be resumed.
+    """
     config, name, cell_hash = experiment.config, cell_name(experiment), identity(experiment)
     directory = RunDirectory(out / name)
     with exclusive(directory.path) as mine, ExitStack() as ends:
@@ -137,6 +151,7 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
                 seconds = before + perf_counter() - start
                 federation.checkpoint(cell_hash, sizes=directory.sizes(), seconds=seconds).write(directory.path)
                 mirror.log_round(line, step=record.round_index)
+                yield line
             encoder = _current_encoder(federation)
             summary = _describe(experiment) | _costs(config, directory.rounds()) | _evaluate(experiment, encoder)
             summary["seconds"] = before + perf_counter() - start

@@ -29,7 +29,7 @@ from fedbench.grid import TOGETHER, Grid, Range, Search, cells
 from fedbench.profiling.forecast import forecast
 from fedbench.tables import bullets, markdown
 from fedbench.tracking.manifest import git_state
-from fedbench.tracking.run_directory import SUMMARY, RunDirectory
+from fedbench.tracking.run_directory import ERROR, SUMMARY, RunDirectory
 
 TUNED, TRIALS = "tuned.yaml", "trials.json"
 LOST = -1.0  # the score of a trial that failed or diverged: below every accuracy
@@ -123,6 +123,7 @@ def tune(grid: Grid, name: str, overrides: Tree, out: Path, jobs: int) -> str:
     found = contestants(grid, overrides)
     assert grid.tune is not None, "contestants has seen it"
     run_cells([config for one in found for trial in one.trials for config in trial], out, jobs)
+    _check_finished([config for one in found for trial in one.trials for config in trial], out)
     scores = [[_score(trial, out) for trial in one.trials] for one in found]
     for one, row in zip(found, scores, strict=True):
         if max(row) == LOST:
@@ -140,6 +141,20 @@ def tune(grid: Grid, name: str, overrides: Tree, out: Path, jobs: int) -> str:
 def predict(grid: Grid, overrides: Tree, out: Path) -> str:
     """The trials and what they will cost; nothing is trained."""
     return forecast([c for one in contestants(grid, overrides) for trial in one.trials for c in trial], out)
+
+
+def _check_finished(trials: Sequence[Config], out: Path) -> None:
+    """A trial that another process is running counts for nobody yet: to choose without it would be unfair."""
+    open_ = [
+        task.name
+        for task in prepare_cells(trials, out)
+        if not any((task.directory.path / name).is_file() for name in (SUMMARY, ERROR))
+    ]
+    if open_:
+        raise UserError(
+            f"{len(open_)} trial(s) have no result yet, {open_[0]} is one: another process runs them; the same "
+            "command chooses when they are finished"
+        )
 
 
 def _score(trial: Sequence[Config], out: Path) -> float:
