@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint stress golden setup clean
+.PHONY: demo docs test test-all lint stress golden setup clean
 
 demo: setup
 	$(BIN)/fedbench run --grid
@@ -26,6 +26,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in site/.
+docs: setup
+	$(BIN)/python -m mkdocs build --strict
 
 # A run killed twenty times at random moments must end with the same bits.
 stress: setup
