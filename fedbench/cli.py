@@ -36,6 +36,7 @@ EXAMPLES = {
     "partition": ["digits data.partition.name=dirichlet data.partition.beta=0.1 --out split.png"],
     "published": ["", "lw_fedssl_v4_table2"],
     "report": ["runs/quickstart --out report"],
+    "diff": ["runs/RUN runs/ANOTHER"],
     "reproduce": ["quickstart.json --row 4 --seed 1"],
     "evaluate": ["runs/quickstart --protocol knn,few_label_10"],
     "export": ["runs/quickstart/RUN --out encoder.safetensors"],
@@ -133,6 +134,11 @@ def parser() -> argparse.ArgumentParser:
         "--wandb", action="store_true", help="show the leaderboard in W&B too; tracking.KEY=VALUE says where"
     )
     show.set_defaults(action=report_command)
+
+    two = commands.add_parser("diff", allow_abbrev=False, help="two finished runs side by side")
+    two.add_argument("one", type=user_path, metavar="RUN", help="directory of a finished run")
+    two.add_argument("other", type=user_path, metavar="RUN")
+    two.set_defaults(action=diff_command)
 
     again = commands.add_parser(
         "reproduce", allow_abbrev=False, help="run a committed row again, and compare every figure"
@@ -514,6 +520,13 @@ def report_command(arguments: argparse.Namespace) -> None:
     print(f"fedbench: {page} is the page, beside it .md, .csv, .json, .png", file=sys.stderr)
     if tracking:
         mirror_leaderboard(runs, tracking, arguments.out)
+
+
+def diff_command(arguments: argparse.Namespace) -> None:
+    """Print what differs between two runs."""
+    from fedbench.tracking.diff import diff
+
+    print(diff(arguments.one, arguments.other))
 
 
 def reproduce_command(arguments: argparse.Namespace) -> int:

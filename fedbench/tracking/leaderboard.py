@@ -13,7 +13,7 @@ from fedbench.files import write_atomically
 from fedbench.protocols import PROTOCOLS
 from fedbench.tables import GFLOPS, MB, MIB, bullets, latex, latex_text, markdown, number, with_ratio
 from fedbench.tracking.paired import METHOD
-from fedbench.tracking.ranking import REFERENCE, Row, by_table, leaderboard, located, row_name
+from fedbench.tracking.ranking import REFERENCE, Row, by_table, leaderboard, located, row_name, short_name
 from fedbench.tracking.run_directory import write_json
 from fedbench.tracking.runs import Run, read_runs
 
@@ -23,9 +23,9 @@ Column = tuple[str, Callable[[Row], str]]
 EQUAL_WORK = 0.005  # a share of the reference's local steps: what rounding to whole batches may do
 LEFT: list[Column] = [
     ("#", lambda row: place(row)),
-    ("strategy", lambda row: row.strategy),
+    ("strategy", lambda row: short_name(row.strategy)[0]),
     ("ssl", lambda row: row.ssl),
-    ("variant", lambda row: row.variant),
+    ("settings", lambda row: settings(row)),
 ]
 ACCURACY: list[Column] = [
     ("tuned", lambda row: row.tuned or "-"),
@@ -123,9 +123,14 @@ def _columns(
 ) -> tuple[list[Column], list[Column]]:
     """Without those that say nothing of any row."""
     return (
-        [column for column in left if column[0] != "variant" or any(row.variant for row in rows)],
+        [column for column in left if column[0] != "settings" or any(settings(row) for row in rows)],
         [column for column in right if column[0] != "tuned" or any(row.tuned for row in rows)],
     )
+
+
+def settings(row: Row) -> str:
+    """What its short name does not tell: fields of its strategy, then settings in which the rows differ."""
+    return " ".join([*short_name(row.strategy)[1], row.variant]).strip()
 
 
 def difference(row: Row) -> str:

@@ -1,6 +1,7 @@
 """The rows of the leaderboard: means over seeds, what separates them, and costs relative to FedSSL."""
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -86,6 +87,12 @@ def row_name(row: Row, rows: Sequence[Row]) -> str:
     """As much of a row's name as tells it from the other rows of its table."""
     several = len({other.ssl for other in rows if other.ssl}) > 1
     return " ".join(filter(None, [row.strategy, row.ssl if several else "", row.variant]))
+
+
+def short_name(label: str) -> tuple[str, list[str]]:
+    """`lw_fedssl@v3(alignment=None, calibration.epochs=3)` -> its name, and what was changed."""
+    found = re.fullmatch(r"([^(]+)\((.*=.*?)\)(.*)", label)
+    return (f"{found[1]}{found[3]}", found[2].split(", ")) if found else (label, [])
 
 
 def top1_of(row: Row) -> dict[int, float]:

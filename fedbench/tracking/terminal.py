@@ -1,6 +1,5 @@
 """The leaderboard for a terminal: eight columns that fit 80 letters, a legend, and where the rest is."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from rich.text import Text
 
 from fedbench.tables import GFLOPS, MB, MIB, with_ratio
 from fedbench.tracking.leaderboard import percent, place
-from fedbench.tracking.ranking import Row, by_table
+from fedbench.tracking.ranking import Row, by_table, short_name
 
 WIDTH = 80  # where there is no terminal
 FIGURES = ("top-1 %", "gain", "all GFLOPs", "client MiB", "client MB")
@@ -67,12 +66,6 @@ def _changes(rows: Sequence[Row]) -> dict[int, tuple[str, list[str]]]:
     told = {number: [*short_name(row.strategy)[1], *row.variant.split()] for number, row in enumerate(rows)}
     changed = [number for number, words in told.items() if words]
     return {number: (f"[{mark}]", told[number]) for mark, number in enumerate(changed, start=1)}
-
-
-def short_name(label: str) -> tuple[str, list[str]]:
-    """`lw_fedssl@v3(alignment=None, calibration.epochs=3)` -> its name, and what was changed."""
-    found = re.fullmatch(r"([^(]+)\((.*=.*?)\)(.*)", label)
-    return (f"{found[1]}{found[3]}", found[2].split(", ")) if found else (label, [])
 
 
 def _figures(row: Row) -> list[str]:
