@@ -197,7 +197,7 @@ def training(rows: Sequence[Row]) -> list[str]:
     shared = [key for key in said if len({getattr(row, key) for row in trained}) == 1]
     unlike = [key.replace("_", " ") for key in said if key not in shared]
     alike = f"Trained: {'; '.join(said[key] for key in shared)}." if shared else ""
-    return [" ".join(filter(None, [alike, f"Unlike, see `variant`: {', '.join(unlike)}." if unlike else ""]))]
+    return [" ".join(filter(None, [alike, f"Unlike, see `settings`: {', '.join(unlike)}." if unlike else ""]))]
 
 
 def code(rows: Sequence[Row]) -> list[str]:

@@ -74,7 +74,7 @@ def test_the_table_says_how_its_rows_were_trained_and_in_what_they_differ(fake_r
     fake_run("lw_fedssl", 0.8, overrides={**keys, "optimizer": {"batch_size": 64, "base_lr": 0.004}})
     text = " ".join(render(rows_of(runs)).split())
     assert "Trained: 6 rounds; 3 local epoch(s); 2 client(s) a round; augmentation batched " in text
-    assert "Unlike, see `variant`: batch size, learning rate." in text
+    assert "Unlike, see `settings`: batch size, learning rate." in text
 
 
 def test_two_folders_of_one_name_have_two_titles(fake_run: Fake, runs: Path) -> None:
