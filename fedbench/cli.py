@@ -251,7 +251,7 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 def list_command(arguments: argparse.Namespace) -> None:
     """Print all about one name, the names of one kind, or of all of them."""
     if arguments.name:
-        with uncollected():
+        with uncollected(), waiting("importing ..."):
             from fedbench.listing import explain_one
 
         print(explain_one(arguments.kind, arguments.name))

@@ -175,6 +175,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "GFLOPs = 10^9 FLOPs, 1 multiply-add = 2 FLOPs; MiB = 2^20 bytes; MB = 10^6 bytes.",
         "(0.50x): this row / the `fedssl` row of the same SSL method that agrees in all that costs depend on.",
         f"Seeds {_list(seeds)}; data {first.data_hash}, judged on {judged}; wall time on {machines}.",
+        *without_ratio(rows),
         *kernels(rows),
         *code(rows),
     ]
@@ -198,6 +199,12 @@ def training(rows: Sequence[Row]) -> list[str]:
     unlike = [key.replace("_", " ") for key in said if key not in shared]
     alike = f"Trained: {'; '.join(said[key] for key in shared)}." if shared else ""
     return [" ".join(filter(None, [alike, f"Unlike, see `settings`: {', '.join(unlike)}." if unlike else ""]))]
+
+
+def without_ratio(rows: Sequence[Row]) -> list[str]:
+    """Why rows have no ratio to the reference."""
+    found = [f"{row_name(row, rows)} ({row.no_ratio})" for row in rows if row.no_ratio]
+    return [f"Without a ratio: {'; '.join(found)}."] if found else []
 
 
 def code(rows: Sequence[Row]) -> list[str]:

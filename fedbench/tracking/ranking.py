@@ -64,6 +64,7 @@ class Row:
     server_flops: float | None  # of the server's own training
     total_flops: float | None  # of all clients and the server
     total_flops_ratio: float | None
+    no_ratio: str  # why it has none; "": it has, or needs none
     peak_memory_bytes: float
     peak_memory_ratio: float | None
     memory_source: str
@@ -178,6 +179,7 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
         server_flops=cell.known_mean("server/flops"),
         total_flops=cell.known_mean("total/flops"),
         total_flops_ratio=_ratio(cell, table, "total/flops"),
+        no_ratio=_why_no_reference(cell, table) if cell in rivals else "",
         peak_memory_bytes=cell.mean("client/peak_memory_bytes"),
         peak_memory_ratio=_ratio(cell, table, "client/peak_memory_bytes"),
         memory_source=cell.label("memory_source"),
@@ -314,6 +316,21 @@ def _reference(cell: Cell, table: Sequence[Cell]) -> Cell | None:
     found = [other for other in found if not other.diverged] or found  # costs are the same, but seeds are not
     alike = [other for other in found if not varying([other, cell])] or found
     return alike[0] if len(alike) == 1 else None
+
+
+def _why_no_reference(cell: Cell, table: Sequence[Cell]) -> str:
+    """What keeps a row from a ratio to `fedssl`, in words; "" where there is a reference."""
+    if _reference(cell, table) is not None:
+        return ""
+    found = [other for other in table if other.label("strategy") == REFERENCE and other.kind == cell.kind]
+    same_method = [other for other in found if other.label("ssl") == cell.label("ssl")]
+    if not same_method:
+        return f"no {REFERENCE} row" + (f" with {cell.label('ssl')}" if found else "")
+    unlike = [_of_costs(varying([other, cell])) for other in same_method]
+    if all(unlike):
+        fewest = min(unlike, key=len)
+        return f"the {REFERENCE} row differs in {', '.join(fewest)}"
+    return f"several {REFERENCE} rows that differ in what is tuned"
 
 
 def _of_costs(keys: Iterable[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,3 +112,27 @@ def test_runs_from_before_there_were_protocols_stand_beside_new_ones(fake_run: F
     ((row,),) = tables(runs)
     assert row.seeds == (0, 1)
     assert row.top1_mean == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("reference", "why"),
+    [
+        (None, "no fedssl row"),
+        ({"ssl": "byol"}, "no fedssl row with moco_v3"),
+        ({"overrides": {"federation": {"local_epochs": 5}}}, "the fedssl row differs in federation.local_epochs"),
+        ({}, ""),
+    ],
+)
+def test_a_row_without_a_ratio_says_why(
+    fake_run: Fake, runs: Path, reference: dict[str, Any] | None, why: str
+) -> None:
+    fake_run("lw_fedssl", 0.7)
+    if reference is not None:
+        fake_run("fedssl", 0.8, **reference)
+    rows = leaderboard(read_runs(runs))
+    (row,) = [row for row in rows if row.strategy == "lw_fedssl"]
+    assert row.no_ratio == why
+    assert (row.total_flops_ratio is None) == bool(why)
+    told = " ".join(render([row]).split())
+    assert ("Without a ratio" in told) == bool(why)
+    assert why in told
