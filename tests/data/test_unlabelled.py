@@ -194,7 +194,7 @@ def test_images_without_labels_are_trained_on_and_judged_by_a_labelled_set(photo
     tiny = ["federation.rounds=1", "probe.epochs=1", "accelerator=cpu", "threads=1", "tracking.wandb=disabled"]
     words = [*photos, *tiny, "evaluation.data={name: digits, num_train: 40}", "data.skip_broken=true"]
     assert main(["run", *words, "--out", str(tmp_path / "runs")]) == 0
-    assert "### image_folder:photos on 2 clients (iid)" in capsys.readouterr().out
+    assert "image_folder:photos on 2 clients (iid)" in capsys.readouterr().out
     (run,) = (tmp_path / "runs").glob("*/manifest.json")
     manifest = json.loads(run.read_text())
     assert manifest["data"] == {"name": "photos", "train_images": 12, "left_out": 1}
