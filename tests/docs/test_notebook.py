@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CELLS = json.loads((Path(__file__).parents[2] / "docs" / "notebook.ipynb").read_text())["cells"]
 
 
+@pytest.mark.exhaustive  # the functions have their own tests
 def test_every_cell_runs(tmp_path: Path) -> None:
     code = "\n\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code")
     environment = {**os.environ, "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
