@@ -51,7 +51,9 @@ RUNS: dict[str, dict[str, Any]] = {
         "strategy": {"name": "fedssl", "moon": True},
         "federation": {"participants": 2},
     },
-    "@v4, MOON, depth dropout": {"strategy": {"name": "lw_fedssl", "moon": True, "depth_dropout": {"max_depth": 2}}},
+    "@v4, MOON, depth dropout": {
+        "strategy": {"name": "lw_fedssl", "moon": True, "depth_dropout": {"max_depth": 2}}
+    },
     "Prog, depth dropout, processes": {
         "strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}},
         "engine": "processes",
@@ -74,7 +76,11 @@ RUNS: dict[str, dict[str, Any]] = {
         "ssl": {"name": "simclr"},
         "stop_after": 4,
     },
-    "Prog, ResNet-18": {"strategy": "prog_fedssl", "encoder": RESNET, "federation": {"num_clients": 2, "rounds": 4}},
+    "Prog, ResNet-18": {
+        "strategy": "prog_fedssl",
+        "encoder": RESNET,
+        "federation": {"num_clients": 2, "rounds": 4},
+    },
 }
 
 

@@ -40,9 +40,9 @@ EXAMPLES = {
     "reproduce": ["quickstart.json --row 4 --seed 1"],
     "evaluate": ["runs/quickstart --protocol knn,few_label_10"],
     "export": ["runs/quickstart/RUN --out encoder.safetensors"],
-    "check": ["lw_fedssl blocks_per_stage=2", "./mine.py"],
+    "check": ["lw_fedssl blocks_per_stage=2", "./mine.py", "moon mu=5"],
     "list": ["", "strategies lw_fedssl", "datasets stl10"],
-    "new": ["strategy mine.py", "ssl my_method.py"],
+    "new": ["strategy mine.py", "mechanism my_term.py", "ssl my_method.py"],
     "keys": ["", "federation", "data.partition.beta", "--schema config"],
 }
 PAPER_STRATEGIES = "fedssl,lw_fedssl@v3,lw_fedssl@v4,prog_fedssl"
@@ -174,8 +174,13 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--out", type=user_path, metavar="FILE", help=".safetensors file (default: in RUN)")
     out.set_defaults(action=export_command)
 
-    check = commands.add_parser("check", allow_abbrev=False, help="does a strategy keep to what all must keep to")
-    check.add_argument("words", nargs="+", metavar="NAME|PATH | key=value", help="a strategy, and its fields")
+    check = commands.add_parser("check", allow_abbrev=False, help="does a plugin keep to what all must keep to")
+    check.add_argument(
+        "words",
+        nargs="+",
+        metavar="NAME|PATH | key=value",
+        help="strategy, mechanism or SSL method, and its fields",
+    )
     check.add_argument("-v", "--verbose", action="store_true", help="every check, also where the plan is wrong")
     check.set_defaults(action=check_command)
 
@@ -574,25 +579,25 @@ def export_command(arguments: argparse.Namespace) -> None:
 
 
 def check_command(arguments: argparse.Namespace) -> int:
-    """Print what is wrong with the plan of a strategy, or else with what it does; 1 if anything is."""
+    """Print what is wrong with the plan of a strategy, or else with what a plugin does; 1 if anything is."""
     from fedbench.config import read_words
 
     asked = read_words(arguments.words)
     if asked.file is None:
-        raise UserError("check: no strategy named; allowed: one, and its fields as key=value")
+        raise UserError("check: no plugin named; allowed: one, and its fields as key=value")
     fields = asked.single()
-    strategy = {"name": asked.file, **fields}
     with uncollected():
-        from fedbench.conformance.report import check_strategy, plan_faults, render
+        from fedbench.conformance.report import check_plugin, kind_of, plan_faults, render
 
-    faults = plan_faults(strategy)
+    is_strategy = kind_of(asked.file) == "strategies"
+    faults = plan_faults({"name": asked.file, **fields}) if is_strategy else []
     if faults:
         print("\n".join(["The plan:", *(f"  {line}" for line in faults)]))
         if not arguments.verbose:
             print("Not looked further; -v does.")
             return 1
-    with waiting("three federations of seconds, watched on their clients ..."):
-        rows = check_strategy(strategy)
+    with waiting("federations of seconds, watched on their clients ..."):
+        rows = check_plugin(asked.file, fields)
     print(render(rows, arguments.verbose))
     return int(bool(faults) or any(finding is not None for _, _, finding in rows))
 

@@ -111,9 +111,19 @@ def first_line(path: Path) -> str:
     return docstring.split("\n", 1)[0]
 
 
+def is_place(name: str) -> bool:
+    """Whether a plugin is named by its file or a dotted path, and not by what it is registered under."""
+    return any(sign in name for sign in "./:")
+
+
+def short_name(name: str) -> str:
+    """Without the folders of a path: `ideas/mine.py` -> `mine.py`."""
+    return name.rpartition("/")[2]
+
+
 def is_known(kind: Kind, name: str) -> bool:
     """Whether a plugin has that name; what is written as a file or a dotted path is taken to be there."""
-    return any(sign in name for sign in "./:") or name in builtin_files(kind) or name in entry_points(kind)
+    return is_place(name) or name in builtin_files(kind) or name in entry_points(kind)
 
 
 def unknown(kind: Kind, name: str) -> str:

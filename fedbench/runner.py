@@ -23,6 +23,7 @@ from fedbench.federation.record import LEDGER_COLUMNS
 from fedbench.files import exclusive
 from fedbench.metering.forward import forward_macs
 from fedbench.numerics import settle
+from fedbench.plugins import short_name
 from fedbench.tracking.manifest import git_state, manifest
 from fedbench.tracking.run_directory import ENCODER, RunDirectory
 from fedbench.tracking.runs import wandb_id
@@ -47,7 +48,7 @@ def identity(experiment: Experiment, seed: int | None = None) -> str:
 
 def _without_spellings(config: Config) -> Config:
     """Without names, which can be written in several ways: plugins and images count by what they contain."""
-    strategy = {key: value for key, value in config.strategy.items() if key != "name"}
+    strategy = {short_name(key): value for key, value in config.strategy.items() if key != "name"}
     evaluation, other = config.evaluation, config.evaluation.data
     if other is not None:
         evaluation = evaluation.model_copy(update={"data": other.model_copy(update={"name": ""})})

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from fedbench.config import Config
+from fedbench.config.words import parse_overrides
 from fedbench.errors import UserError
 from fedbench.federation import Strategy, load_strategy
 from fedbench.federation.experiment import prepare
+from fedbench.federation.naming import strategy_label
 from fedbench.plugins import describe, load_plugin
 from fedbench.runner import cell_name, run_cell
 from fedbench.ssl import SSLMethod
@@ -177,3 +179,61 @@ def test_a_strategy_that_trains_nobody_is_refused(tmp_path: Path, tiny: Callable
     path.write_text(text[: text.index("        pulls")] + "        return {}\n")
     with pytest.raises(UserError, match="aggregate left updates of round 0 unread"):
         run_cell(prepare(tiny(strategy=str(path))), tmp_path)
+
+
+MECHANISM = """
+from dataclasses import dataclass
+
+from fedbench.federation import LocalStep, Mechanism
+
+
+@dataclass(frozen=True)
+class Weighted(Mechanism):
+    weight: float = 1.0
+
+    def local_loss(self, step: LocalStep):
+        return self.weight * step.output["projections"][0].square().mean()
+"""
+
+
+@pytest.fixture
+def term(tmp_path: Path) -> Path:
+    path = tmp_path / "a_term.py"
+    path.write_text(MECHANISM)
+    return path
+
+
+def test_a_mechanism_is_named_by_its_path(
+    term: Path, tiny: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(term.parent)
+    names = ["a_term.py", "./a_term.py", str(term)]
+    found = [prepare(tiny(strategy={"name": "fedssl", name: {"weight": 2}, "moon": True})) for name in names]
+    assert [type(one).__name__ for one in found[0].mechanisms] == ["Weighted", "Moon"]
+    assert found[0].mechanisms[0].weight == 2  # type: ignore[attr-defined]
+    assert len({cell_name(one) for one in found}) == 1
+    assert strategy_label(found[2].config) == "fedssl(a_term.py.weight=2.0, moon=True)"
+
+
+def test_a_mechanism_by_path_is_switched_on_by_a_word(term: Path) -> None:
+    words = parse_overrides([f"strategy.{term}.weight=2", "strategy.../b.py=true", "strategy.proximal.mu=0.5"])
+    assert words == {"strategy": {str(term): {"weight": 2}, "../b.py": True, "proximal": {"mu": 0.5}}}
+
+
+@pytest.mark.parametrize("word", ["strategy..mu=1", ".seed=1", "seed.=1", "=1"])
+def test_a_key_with_an_empty_part_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match="is no key; allowed"):
+        parse_overrides([word])
+
+
+def test_two_mechanisms_of_one_file_name_are_refused(term: Path, tiny: Callable[..., Config]) -> None:
+    other = term.parent / "other" / term.name
+    other.parent.mkdir()
+    other.write_text(MECHANISM)
+    with pytest.raises(UserError, match=r"are both called a_term\.py"):
+        prepare(tiny(strategy={"name": "fedssl", str(term): True, str(other): True}))
+
+
+def test_a_field_of_a_mechanism_by_path_is_checked(term: Path, tiny: Callable[..., Config]) -> None:
+    with pytest.raises(UserError, match=r"a_term\.py\.weigth: unknown key; did you mean 'weight'"):
+        prepare(tiny(strategy={"name": "fedssl", str(term): {"weigth": 2}}))

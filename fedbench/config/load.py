@@ -3,10 +3,11 @@
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeGuard, get_args
+from typing import Any, TypeGuard, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -80,10 +81,24 @@ def parse_yaml(text: str, key: str) -> Any:
         raise UserError(f"{key}: {text!r} is not valid YAML: {error}") from error
 
 
+def key_parts(key: str) -> list[str]:
+    """`ssl.name` -> `["ssl", "name"]`; the path of a plugin in it, which has dots of its own, is one part.
+
+    Raises:
+        UserError: a part is empty.
+    """
+    parts = re.findall(r"(?:^|\.)((?:~|\.{1,2})?/.*?\.py(?::\w+)?(?=\.|$)|[^.]+)", key)
+    if not key or ".".join(parts) != key:
+        raise UserError(f"{key!r} is no key; allowed: names with a dot between them, such as section.key")
+    return parts
+
+
 def nest(key: str, value: Any) -> Tree:
     """`("ssl.name", "byol")` -> `{"ssl": {"name": "byol"}}`."""
-    first, dot, rest = key.partition(".")
-    return {first: nest(rest, value) if dot else value}
+    tree: Any = value
+    for part in reversed(key_parts(key)):
+        tree = {part: tree}
+    return cast(Tree, tree)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], drop_fields: bool = True) -> Tree:

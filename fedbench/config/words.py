@@ -52,7 +52,7 @@ def parse_overrides(words: Iterable[str]) -> Tree:
 
 def _key(word: str) -> tuple[str, str]:
     key, equals, text = word.partition("=")
-    if not equals or not all(key.split(".")):
+    if not equals:
         raise UserError(f"{word!r} is not an override; allowed: key=value or section.key=value")
     return key, text
 

@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, cast
 
 from fedbench.config import load_config
 from fedbench.conformance.checks import CHECKS, Finding, Trial
 from fedbench.errors import UserError
+from fedbench.federation import Mechanism, StagePlan, Strategy
 from fedbench.federation.experiment import check
-from fedbench.federation.plan import StagePlan
-from fedbench.plugins import place_of
+from fedbench.plugins import Kind, is_known, is_place, load_plugin, place_of
+from fedbench.ssl import SSLMethod
 
+COMPANIONS = ("fedssl", "lw_fedssl")  # with which a mechanism or an SSL method is checked
+KINDS: dict[Kind, type] = {"strategies": Strategy, "mechanisms": Mechanism, "ssl": SSLMethod}
 Row = tuple[str, str, Finding | None]  # situation, check, what it found
 TINY: dict[str, Any] = {
     "ssl": {"hidden_dim": 16, "output_dim": 8},
@@ -33,8 +36,48 @@ SITUATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def check_strategy(strategy: str | Mapping[str, Any]) -> list[Row]:
+def check_plugin(name: str, fields: Mapping[str, Any]) -> list[Row]:
+    """Whatever the plugin is: a strategy alone, a mechanism or an SSL method with strategies of both kinds.
+
+    Raises:
+        UserError: nothing has that name, or it cannot even be started.
+    """
+    kind = kind_of(name)
+    if kind == "strategies":
+        return check_strategy({"name": name, **fields})
+    rows: list[Row] = []
+    for strategy in COMPANIONS:
+        mechanism = {name: dict(fields)} if kind == "mechanisms" else {}
+        more = {"ssl": {"name": name, **fields}} if kind == "ssl" else {}
+        found = check_strategy({"name": strategy, **mechanism}, more)
+        rows += [(f"{strategy}, {situation}", *rest) for situation, *rest in found]  # type: ignore[misc]
+    return rows
+
+
+def kind_of(name: str) -> Literal["strategies", "mechanisms", "ssl"]:
+    """What a name stands for; a file says it by the class that it defines.
+
+    Raises:
+        UserError: it stands for nothing that can be checked.
+    """
+    if not is_place(name):
+        known: tuple[Kind, ...] = tuple(kind for kind in KINDS if is_known(kind, name))
+        return cast(Any, known[0]) if known else "strategies"  # which will tell what there is
+    errors = []
+    for kind, base in KINDS.items():
+        try:
+            load_plugin(kind, name, base)
+        except UserError as error:
+            errors.append(str(error))
+        else:
+            return cast(Any, kind)
+    raise UserError("\n".join(dict.fromkeys(errors)))
+
+
+def check_strategy(strategy: str | Mapping[str, Any], more: Mapping[str, Any] | None = None) -> list[Row]:
     """(situation, check, finding or None) for every situation and check, on the quick ViT.
+
+    `more`: sections of the configuration beside the strategy.
 
     Raises:
         UserError: the strategy cannot even be started.
@@ -42,16 +85,12 @@ def check_strategy(strategy: str | Mapping[str, Any]) -> list[Row]:
     return [
         (situation, name, finding)
         for situation, federation in SITUATIONS.items()
-        for name, finding in _findings(strategy, federation)
+        for name, finding in _findings({"strategy": strategy, **(more or {})}, federation)
     ]
 
 
-def _findings(
-    strategy: str | Mapping[str, Any], federation: Mapping[str, Any]
-) -> list[tuple[str, Finding | None]]:
-    config = load_config(
-        TINY, {"strategy": strategy, "federation": {**federation, "rounds": 6, "local_epochs": 1}}
-    )
+def _findings(sections: Mapping[str, Any], federation: Mapping[str, Any]) -> list[tuple[str, Finding | None]]:
+    config = load_config(TINY, sections, {"federation": {**federation, "rounds": 6, "local_epochs": 1}})
     try:
         trial = Trial(config)
     except UserError:

@@ -1,6 +1,5 @@
 """What a strategy is, however it was written: its whole configuration, and the name that tables give it."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from fedbench.config.load import UNTRAINED, Tree, config_names, flat, read_yaml,
 from fedbench.config.schema import Config
 from fedbench.errors import UserError
 from fedbench.federation.strategy import active_mechanisms, load_strategy
+from fedbench.plugins import short_name
 
 MISSING = object()
 
@@ -46,10 +46,10 @@ def strategy_label(config: Config) -> str:
         return UNTRAINED
     own = whole(config.strategy)
     name = own["name"]
-    known = presets_of(name) or {re.sub(r".*/", "", name): {"name": name}}
+    known = presets_of(name) or {short_name(name): {"name": name}}
     changes = {shown: _changes(own, tree) for shown, tree in sorted(known.items())}
     nearest = min(changes, key=lambda shown: len({key.partition(".")[0] for key in changes[shown]}))
-    changed = ", ".join(f"{key}={value}" for key, value in changes[nearest].items())
+    changed = ", ".join(f"{short_name(key)}={value}" for key, value in changes[nearest].items())
     return f"{nearest}({changed})" if changed else nearest
 
 

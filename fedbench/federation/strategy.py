@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from dataclasses import fields as fields_of
+from itertools import pairwise
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -30,7 +31,7 @@ from fedbench.config.load import suggest
 from fedbench.errors import UserError
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan, group_of
-from fedbench.plugins import builtin_files, entry_points, load_plugin
+from fedbench.plugins import builtin_files, entry_points, is_place, load_plugin, short_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -176,16 +177,22 @@ def load_mechanisms(config: Mapping[str, Any]) -> list[Mechanism]:
 
 
 def active_mechanisms(config: Mapping[str, Any]) -> dict[str, Mechanism]:
-    """Name -> mechanism, of those that a strategy's configuration switches on, in the order of their names.
+    """Name -> mechanism, of those that a strategy's configuration switches on, in the order of their short names.
 
     `true` and `{}` stand for the defaults, `false` and `null` for off.
 
     Raises:
-        UserError: a field is unknown or of the wrong type.
+        UserError: a field is unknown or of the wrong type, or two files have one name.
     """
     cls = load_plugin("strategies", config["name"], Strategy)  # type: ignore[type-abstract]
     found: dict[str, Mechanism] = {}
-    for name in sorted(_mechanisms(config, cls)):
+    names = sorted(_mechanisms(config, cls), key=short_name)  # their order is no matter of where a file lies
+    for one, other in pairwise(names):
+        if short_name(one) == short_name(other):
+            raise UserError(
+                f"strategy: {one!r} and {other!r} are both called {short_name(one)}; allowed: one of them"
+            )
+    for name in names:
         value = {} if config[name] is True else config[name]
         if value is None or value is False:
             continue
@@ -202,8 +209,9 @@ def mechanism_names() -> list[str]:
 
 
 def _mechanisms(config: Mapping[str, Any], cls: type) -> list[str]:
-    own = {field.name for field in fields_of(cls)}
-    return [name for name in mechanism_names() if name in config and name not in own]
+    """The keys that name a mechanism: one that is installed, or a place."""
+    own, installed = {"name", *(field.name for field in fields_of(cls))}, mechanism_names()
+    return [key for key in config if key not in own and (key in installed or is_place(key))]
 
 
 def _build(cls: type[Plugin], fields: Mapping[str, Any], what: str, key: str, more: Iterable[str]) -> Plugin:

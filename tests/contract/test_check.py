@@ -78,3 +78,37 @@ def test_what_cannot_be_started_is_refused(tmp_path: Path, capsys: pytest.Captur
     path.write_text(READS_ONE)
     assert main(["check", str(path)]) == 2
     assert "aggregate left updates" in capsys.readouterr().err
+
+
+def test_a_mechanism_is_checked_with_strategies_of_both_kinds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "moves_weights.py"
+    path.write_text(
+        """
+from dataclasses import dataclass
+
+from fedbench.federation import LocalStep, Mechanism
+
+
+@dataclass(frozen=True)
+class MovesWeights(Mechanism):
+    by: float = 0.1
+
+    def local_loss(self, step: LocalStep):
+        for weight in step.trained.values():
+            weight.data.add_(self.by)
+        return None
+"""
+    )
+    assert main(["check", str(path), "by=0.5"]) == 1
+    printed = capsys.readouterr().out
+    assert "fedssl, all clients" in printed
+    assert "lw_fedssl, one client" in printed
+    assert "MovesWeights.local_loss" in printed
+
+
+@pytest.mark.exhaustive  # `fedbench new ssl` and its test run one
+def test_an_ssl_method_is_checked_like_a_strategy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "byol"]) == 0
+    assert "lw_fedssl, some lost, one late" in capsys.readouterr().out
