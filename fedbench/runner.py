@@ -13,6 +13,7 @@ import fedbench
 from fedbench.config import Config, config_hash
 from fedbench.config.load import digest
 from fedbench.encoders import Encoder, build_encoder
+from fedbench.encoders.tensor_groups import encoder_part
 from fedbench.evaluation import describe_features, description, evaluate, untrained_encoder
 from fedbench.federation import checkpoint
 from fedbench.federation.checkpoint import Checkpoint
@@ -187,10 +188,10 @@ def _resume(
 
 def _current_encoder(federation: Federation) -> Encoder:
     """F with the server's values, as long as it is at this stage; the heads are thrown away."""
-    depth, state, prefix = federation.worker.plan.depth, federation.server.state, "encoder."
+    depth = federation.worker.plan.depth
     with torch.random.fork_rng(devices=[]):  # building draws weights, which are not kept
         encoder = build_encoder(federation.config.encoder, depth)
-    encoder.load_state_dict({key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)})
+    encoder.load_state_dict(encoder_part(federation.server.state))
     return encoder
 
 

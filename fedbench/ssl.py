@@ -25,6 +25,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from fedbench.encoders import Encoder
+from fedbench.encoders.tensor_groups import is_target
 
 
 class StepOutput(TypedDict):
@@ -96,7 +97,7 @@ class SSLMethod(LightningModule):
 
     def online_state(self) -> dict[str, Tensor]:
         """Parameters and buffers that are sent and averaged: the state without the target branch."""
-        return {key: value for key, value in self.state_dict().items() if not key.startswith("target_")}
+        return {key: value for key, value in self.state_dict().items() if not is_target(key)}
 
     @torch.no_grad()
     def load_online(self, state: Mapping[str, Tensor]) -> None:

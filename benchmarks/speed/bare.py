@@ -1,4 +1,4 @@
-"""The honest limit: local training as a plain PyTorch loop, with the arithmetic of `federation.local.fit`.
+"""The honest limit: local training as a plain PyTorch loop, with the arithmetic of `training.local.fit`.
 
 No Lightning, no payload, no strategy: samples, augmentation, loss, AdamW, momentum, and nothing else. Heads,
 encoder and loss are the SSL method's own modules, called as functions.
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedbench.config import Config
 from fedbench.data import Views
-from fedbench.federation.local import local_batches
 from fedbench.ssl import SSLMethod
+from fedbench.training.local import local_batches
 
 
 def bare_fit(model: SSLMethod, images: Tensor, indices: Tensor, views: Views, config: Config, seed: int) -> float:

@@ -15,8 +15,8 @@ from sizes import SIZES
 
 from fedbench.config import Config
 from fedbench.data import build_views
-from fedbench.federation.local import LocalTask, build_fabric, fit
-from fedbench.federation.model import build_model
+from fedbench.training.local import LocalTask, build_fabric, fit
+from fedbench.training.model import build_model
 
 
 def ratios(config: Config, num_samples: int, repeats: int) -> tuple[list[float], list[float]]:

@@ -4,7 +4,7 @@
 
 Aims: at ViT-Tiny a whole round at most 1.05x the sum of its local trainings; at the quick start's size at most
 2 ms per client beyond them. Whole runs as `python -m fedbench run` does them, with their directory and an offline
-W&B mirror; local training (`federation.local.fit`) is timed where it is called, everything else is the harness:
+W&B mirror; local training (`training.local.fit`) is timed where it is called, everything else is the harness:
 the round's own work (payloads, load, encode, check, aggregate, diagnostics), and what follows it,
 files and mirror.
 """

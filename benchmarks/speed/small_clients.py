@@ -23,7 +23,7 @@ from bare import bare_fit
 from fedbench.config import Config, load_config
 from fedbench.federation.experiment import Experiment, prepare
 from fedbench.federation.loop import Federation
-from fedbench.federation.model import build_model
+from fedbench.training.model import build_model
 
 SAMPLES = 16
 WARM_UP = 2

@@ -18,9 +18,9 @@ from sizes import BATCH, VIT_TINY
 from fedbench.config import Config
 from fedbench.data import build_views
 from fedbench.federation.experiment import check
-from fedbench.federation.local import LocalTask, build_fabric
-from fedbench.federation.model import build_model, freeze_all_but
 from fedbench.metering.step import trace_step
+from fedbench.training.local import LocalTask, build_fabric
+from fedbench.training.model import build_model, freeze_all_but
 
 IMAGE = (3, 32, 32)
 
@@ -53,7 +53,7 @@ class Step:
         self.batch = torch.arange(batch_size)
 
     def __call__(self) -> None:
-        """As in `federation.local.fit`."""
+        """As in `training.local.fit`."""
         with self.fabric.autocast():
             loss = self.task.training_step(self.batch)
         self.optimizer.zero_grad()

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fedbench.config.schema import Config
 from fedbench.conformance.witness import Visit, Witness
+from fedbench.encoders.tensor_groups import HEADS, StateDict, group_of
 from fedbench.federation.experiment import Experiment, prepare
-from fedbench.federation.local import LocalStep, LocalTask, Term
-from fedbench.federation.model import build_model, freeze_all_but
-from fedbench.federation.payload import StateDict, encode
-from fedbench.federation.plan import group_of
+from fedbench.federation.payload import encode
 from fedbench.federation.strategy import ClientUpdate, Strategy
+from fedbench.training.local import LocalStep, LocalTask, Term
+from fedbench.training.model import build_model, freeze_all_but
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def clients_start_from_payloads_alone(trial: Trial) -> Finding | None:
 def heads_are_synchronised(trial: Trial) -> Finding | None:
     """Heads travel in both directions in every visit."""
     for visit in trial.visits:
-        heads = {key for key in visit.server if group_of(key) == "heads"}
+        heads = {key for key in visit.server if group_of(key) == HEADS}
         for name, state in (("download", visit.payload), ("upload", visit.upload)):
             if heads - set(state):
                 return Finding(f"heads in every {name}", f"missing: {short(heads - set(state))}", where(visit))

@@ -9,17 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedbench.encoders.tensor_groups import StateDict
 from fedbench.federation.client import Upload, Worker
 from fedbench.federation.engine import InProcess
 from fedbench.federation.engine import Visit as Turn
 from fedbench.federation.experiment import Experiment
-from fedbench.federation.local import LocalTask
 from fedbench.federation.loop import Federation
-from fedbench.federation.payload import StateDict, decode
+from fedbench.federation.payload import decode
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.record import RoundRecord
 from fedbench.federation.server import Download
 from fedbench.federation.strategy import ClientUpdate
+from fedbench.training.local import LocalTask
 
 
 @dataclass(frozen=True)

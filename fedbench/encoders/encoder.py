@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from fedbench.encoders.tensor_groups import block_group
+
 
 class Encoder(nn.Module):
     """Maps images (B, C, H, W) to features (B, `feature_dim`).
@@ -50,7 +52,7 @@ class Encoder(nn.Module):
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules of the encoder by tensor group, in the order of the forward pass."""
-        blocks = {f"block_{number}": block for number, block in enumerate(self.blocks, start=1)}
+        blocks = {block_group(number): block for number, block in enumerate(self.blocks)}
         return {"stem": self.stem, **blocks, "norm": self.norm, "reshape": self.reshape}
 
     def num_frozen(self) -> int:

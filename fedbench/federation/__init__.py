@@ -1,6 +1,5 @@
 """Federation: plans, strategies, payloads, the client's local training, the server, and the loop over rounds."""
 
-from fedbench.federation.local import LocalStep
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.server_training import ServerTraining
@@ -12,6 +11,7 @@ from fedbench.federation.strategy import (
     load_strategy,
     weighted_mean,
 )
+from fedbench.training.local import LocalStep
 
 __all__ = [
     "ClientUpdate",

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from fedbench.encoders.tensor_groups import StateDict
 from fedbench.errors import UserError
-from fedbench.federation.payload import StateDict
 from fedbench.files import write_atomically
 
 NAME, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"

@@ -13,16 +13,17 @@ from torch import Tensor
 from fedbench.config.schema import Config
 from fedbench.data import Views
 from fedbench.data.pool import Pool
+from fedbench.encoders.tensor_groups import StateDict, by_group, select
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.diagnostics import effective_rank
-from fedbench.federation.local import LocalTask, Received, Term, build_fabric, fit
-from fedbench.federation.model import freeze_all_but
-from fedbench.federation.payload import StateDict, decode, encode, received_bytes, select
-from fedbench.federation.plan import StagePlan, group_of
+from fedbench.federation.payload import decode, encode, received_bytes
+from fedbench.federation.plan import StagePlan
 from fedbench.federation.server import Download
-from fedbench.metering import cuda_memory
-from fedbench.metering.cuda_memory import CudaMemory
 from fedbench.ssl import SSLMethod
+from fedbench.training import cuda_memory
+from fedbench.training.cuda_memory import CudaMemory
+from fedbench.training.local import LocalTask, Received, Term, build_fabric, fit
+from fedbench.training.model import freeze_all_but
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,7 @@ class Worker:
     def _decode(self, download: Download) -> None:
         payload = decode(download.data)
         self._payload, self._received_bytes = download.data, received_bytes(download.data, payload)
-        arrived: dict[str, StateDict] = {}
-        for key, value in payload.items():
-            arrived.setdefault(group_of(key), {})[key] = value
-        self._received |= {group: (download.versions[group], values) for group, values in arrived.items()}
+        self._received |= {group: (download.versions[group], part) for group, part in by_group(payload).items()}
 
     def _load_teachers(self, task: LocalTask, client: int, round_index: int) -> None:
         """`received` is the model as it is now; `previous` is that with what the client kept of its last visit."""

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from fedbench.federation.payload import StateDict, decode, encode
+from fedbench.encoders.tensor_groups import StateDict
+from fedbench.federation.payload import decode, encode
 from fedbench.files import write_atomically
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fedbench.federation.payload import StateDict
+from fedbench.encoders.tensor_groups import StateDict
 
 PAIRED_CLIENTS = 16  # updates that are kept for the pairwise distance: bounds the memory
 

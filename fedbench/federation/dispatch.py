@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fedbench.federation.plan import StagePlan, group_of
-from fedbench.federation.shipment import Reason, Shipment, Specs, declare, groups_of
+from fedbench.encoders.tensor_groups import block_groups, group_of, groups_of, is_block
+from fedbench.federation.plan import StagePlan
+from fedbench.federation.shipment import Reason, Shipment, Specs, declare
 from fedbench.federation.versions import Versions
 
 
@@ -57,8 +58,8 @@ class Dispatch:
 
         It needs everything but the blocks that it does not run.
         """
-        blocks = {f"block_{number + 1}" for number in active}
-        needed = [group for group in self.groups if group in blocks or not group.startswith("block_")]
+        blocks = block_groups(active)
+        needed = [group for group in self.groups if group in blocks or not is_block(group)]
         missing = self.versions.missing(client, needed)
         self.versions.hold(client, missing)
         versions = {group: self.versions.current[group] for group in needed}

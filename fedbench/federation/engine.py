@@ -14,19 +14,17 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import torch
-
 from fedbench.config.schema import Config
 from fedbench.data.pool import beside, place
+from fedbench.encoders.tensor_groups import by_group
 from fedbench.errors import UserError
 from fedbench.federation.client import Upload, Worker
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.experiment import Experiment, prepare
-from fedbench.federation.model import build_model
 from fedbench.federation.payload import decode
-from fedbench.federation.plan import group_of
 from fedbench.federation.server import Download, Server
 from fedbench.numerics import settle
+from fedbench.training.model import build_model
 from fedbench.workers import worker_context
 
 DEATHS = 3  # of workers over one client: then it is the client's doing
@@ -267,10 +265,7 @@ class Attendant:
             self._stage = stage
 
     def _take(self, order: Order) -> None:
-        arrived: dict[str, dict[str, torch.Tensor]] = {}
-        for key, value in decode(order.groups).items():
-            arrived.setdefault(group_of(key), {})[key] = value
-        versions = order.visit.download.versions
+        arrived, versions = by_group(decode(order.groups)), order.visit.download.versions
         self.worker.resume({group: (versions[group], values) for group, values in arrived.items()})
 
     def _payload(self, order: Order) -> bytes:

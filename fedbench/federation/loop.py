@@ -9,6 +9,7 @@ from time import perf_counter
 import torch
 from safetensors import SafetensorError
 
+from fedbench.encoders.tensor_groups import StateDict, select
 from fedbench.errors import UserError
 from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.client import Upload
@@ -16,10 +17,8 @@ from fedbench.federation.diagnostics import PairwiseL2, flatten, step_norm
 from fedbench.federation.dispatch import Dispatch
 from fedbench.federation.engine import Visit, build_engine, build_worker
 from fedbench.federation.experiment import Experiment
-from fedbench.federation.local import LocalTask
-from fedbench.federation.model import build_model
 from fedbench.federation.participation import active_blocks, participation
-from fedbench.federation.payload import StateDict, decode, received_bytes, select
+from fedbench.federation.payload import decode, received_bytes
 from fedbench.federation.record import RoundRecord
 from fedbench.federation.server import Server
 from fedbench.federation.server_training import ServerTraining
@@ -27,6 +26,8 @@ from fedbench.federation.shipment import compare, describe
 from fedbench.federation.strategy import ClientUpdate
 from fedbench.metering.step import StepCost, trace_step
 from fedbench.ssl import SSLMethod
+from fedbench.training.local import LocalTask
+from fedbench.training.model import build_model
 
 KINDS = ("state/", "held/")  # of tensors in a checkpoint
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedbench.config.schema import Config
-    from fedbench.federation.local import LocalStep
     from fedbench.federation.server_training import ServerTraining
+    from fedbench.training.local import LocalStep
 
 
 @dataclass(frozen=True)

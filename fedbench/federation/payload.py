@@ -1,19 +1,11 @@
 """Weights move by payload only: safetensors bytes, counted where they are encoded."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedbench.federation.plan import group_of
-
-StateDict = dict[str, Tensor]
-
-
-def select(state: Mapping[str, Tensor], groups: Iterable[str]) -> StateDict:
-    """The entries of a model's online state that belong to `groups`."""
-    wanted = frozenset(groups)
-    return {key: value for key, value in state.items() if group_of(key) in wanted}
+from fedbench.encoders.tensor_groups import StateDict
 
 
 def encode(state: Mapping[str, Tensor]) -> bytes:

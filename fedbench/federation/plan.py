@@ -1,16 +1,15 @@
 """The row of the table: which blocks exist at a stage, which are trained, which are uploaded ([LW] Table 1).
 
-Tensor groups are what versions, payloads and the ledger speak of: `stem`, `block_1` .. `block_S`, `norm`,
-`reshape` (only while a ResNet is shorter than full) and `heads`. The stem belongs to L_1; norm, reshape and
-heads are trained and sent at every stage, whatever the strategy.
+The stem belongs to L_1; norm, reshape and heads are trained and sent at every stage, whatever the strategy.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from fedbench.encoders.tensor_groups import HEADS, block_group, block_groups
 from fedbench.errors import UserError
 
-ALWAYS = ("norm", "reshape", "heads")
+ALWAYS = ("norm", "reshape", HEADS)
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class StagePlan:
         return tuple(block in self.trainable for block in active)
 
     def _idle(self, active: Iterable[int]) -> frozenset[str]:
-        return frozenset(f"block_{block + 1}" for block in set(range(self.depth)).difference(active))
+        return block_groups(set(range(self.depth)).difference(active))
 
 
 def line_up(plans: Sequence[StagePlan]) -> list[StagePlan]:
@@ -68,17 +67,9 @@ def line_up(plans: Sequence[StagePlan]) -> list[StagePlan]:
 
 
 def _groups(blocks: Iterable[int]) -> frozenset[str]:
-    numbered = {f"block_{block + 1}" for block in blocks}
-    stem = {"stem"} if "block_1" in numbered else set()
-    return frozenset(numbered | stem | set(ALWAYS))
-
-
-def group_of(key: str) -> str:
-    """The tensor group of a key of the online state: `encoder.blocks.3.norm1.weight` -> `block_4`."""
-    parts = key.split(".")
-    if parts[0] != "encoder":
-        return "heads"
-    return f"block_{int(parts[2]) + 1}" if parts[1] == "blocks" else parts[1]
+    numbered = block_groups(blocks)
+    stem = {"stem"} if block_group(0) in numbered else set()
+    return numbered | stem | set(ALWAYS)
 
 
 def check_plans(plans: Sequence[StagePlan], num_blocks: int) -> None:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from fedbench.federation.client import Upload
 from fedbench.federation.participation import Participation
 from fedbench.federation.shipment import Entry, Shipment
-from fedbench.metering.cuda_memory import CudaMemory, largest
 from fedbench.metering.step import StepCost
+from fedbench.training.cuda_memory import CudaMemory, largest
 
 LEDGER_COLUMNS = ("round", "stage", "client", "direction", *Entry._fields)
 

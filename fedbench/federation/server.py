@@ -6,10 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fedbench.encoders.tensor_groups import StateDict, group_of, select
 from fedbench.errors import UserError
 from fedbench.federation.dispatch import Dispatch
-from fedbench.federation.payload import StateDict, encode, select
-from fedbench.federation.plan import StagePlan, group_of
+from fedbench.federation.payload import encode
+from fedbench.federation.plan import StagePlan
 from fedbench.federation.shipment import Shipment, Specs
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 from fedbench.config.schema import Config
 from fedbench.data import Views
 from fedbench.data.pool import Pool, beside, place
-from fedbench.federation.local import LocalTask, build_fabric, fit
-from fedbench.federation.model import freeze_all_but
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.server import Server
 from fedbench.ssl import SSLMethod
+from fedbench.training.local import LocalTask, build_fabric, fit
+from fedbench.training.model import freeze_all_but
 
 
 class ServerTraining:

@@ -5,7 +5,7 @@ are counted by others (`payload.encode`, `payload.received_bytes`); the three co
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -13,15 +13,15 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from fedbench.conventions import ConventionName
+from fedbench.encoders.tensor_groups import ENVELOPE, group_of, is_block
 from fedbench.errors import AccountingError
-from fedbench.federation.plan import group_of
 from fedbench.ssl import SSLMethod
 
 Reason = Literal["round", "hand_over", "catch_up"]
 """Why a tensor travels: every round's exchange, a finished block's delivery ([LW] Algorithm 1, line 14), or
 because the client was not there when the others got it."""
 
-ENVELOPE = "envelope"  # stands for a group where bytes belong to the payload as a whole
 # Names of the types in a safetensors header, in the order in which it sorts tensors: widest first.
 DTYPES = {
     torch.int64: "I64",
@@ -75,6 +75,16 @@ class Entry(NamedTuple):
     buffer_bytes: int
     framing_bytes: int
 
+    def counted(self, convention: ConventionName) -> int:
+        """What the line counts for; `fedbench.conventions` has the rules in words."""
+        if convention == "step":
+            return self.value_bytes + self.framing_bytes
+        if self.reason != "round" or self.group in (ENVELOPE, "reshape"):  # [LW]: a temporary layer, thrown away
+            return 0
+        if convention == "paper-v3" and not is_block(self.group):
+            return 0
+        return self.value_bytes - self.buffer_bytes
+
 
 @dataclass(frozen=True)
 class Shipment:
@@ -86,6 +96,10 @@ class Shipment:
     def num_bytes(self) -> int:
         """Length of the payload: values and framing."""
         return sum(entry.value_bytes + entry.framing_bytes for entry in self.entries)
+
+    def counted(self, convention: ConventionName) -> int:
+        """What the payload counts for."""
+        return sum(entry.counted(convention) for entry in self.entries)
 
     @cached_property
     def framing_bytes(self) -> int:
@@ -148,8 +162,3 @@ def compare(what: str, shipment: Shipment, serialised: int, received: int) -> No
             f"{what}: {shipment.num_bytes} bytes were declared, {serialised} serialised, {received} received; "
             "allowed: three equal counts"
         )
-
-
-def groups_of(specs: Iterable[str]) -> list[str]:
-    """The tensor groups of a model's keys, in their order."""
-    return list(dict.fromkeys(map(group_of, specs)))

@@ -28,15 +28,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedbench.config.load import suggest
+from fedbench.encoders.tensor_groups import group_of, in_block_before, is_in_block
 from fedbench.errors import UserError
 from fedbench.federation.mechanism import Mechanism
-from fedbench.federation.plan import StagePlan, group_of
+from fedbench.federation.plan import StagePlan
 from fedbench.plugins import builtin_files, entry_points, is_place, load_plugin, short_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fedbench.federation.local import LocalStep
+    from fedbench.training.local import LocalStep
 
     StateDict = dict[str, Tensor]
 
@@ -121,20 +122,14 @@ class GrowingStrategy(Strategy):
 
 def _copied(initial: StateDict, current: StateDict, distance: int) -> StateDict:
     """Values for the new blocks of `initial`, taken from the blocks of `current` that stand `distance` before."""
-    new_blocks = {group_of(key) for key in initial if key.startswith("encoder.blocks.") and key not in current}
-    sources = {key: _block_before(key, distance) for key in initial if group_of(key) in new_blocks}
+    new_blocks = {group_of(key) for key in initial if is_in_block(key) and key not in current}
+    sources = {key: in_block_before(key, distance) for key in initial if group_of(key) in new_blocks}
     unequal = {
         group_of(key)
         for key, source in sources.items()
         if source not in current or current[source].shape != initial[key].shape
     }
     return {key: current[source] for key, source in sources.items() if group_of(key) not in unequal}
-
-
-def _block_before(key: str, distance: int) -> str:
-    """`encoder.blocks.3.norm1.weight`, 2 -> `encoder.blocks.1.norm1.weight`."""
-    encoder, blocks, number, rest = key.split(".", 3)
-    return f"{encoder}.{blocks}.{int(number) - distance}.{rest}"
 
 
 def weighted_mean(updates: Iterable[ClientUpdate]) -> StateDict:

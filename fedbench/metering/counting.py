@@ -1,38 +1,26 @@
 """The arithmetic of the conventions; `fedbench.conventions` has them in words."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Set
 
 import torch
 from torch import nn
 
 from fedbench.conventions import ConventionName
-from fedbench.federation.plan import StagePlan
-from fedbench.federation.shipment import ENVELOPE, Entry
+from fedbench.encoders.tensor_groups import HEADS, block_groups, is_block
 from fedbench.metering.meter import Meter
 from fedbench.ssl import SSLMethod
 
 
-def entry_bytes(entry: Entry, convention: ConventionName) -> int:
-    """What a line of the ledger counts for."""
-    if convention == "step":
-        return entry.value_bytes + entry.framing_bytes
-    if entry.reason != "round" or entry.group in (ENVELOPE, "reshape"):  # [LW]: a temporary layer, thrown away
-        return 0
-    if convention == "paper-v3" and not entry.group.startswith("block_"):
-        return 0
-    return entry.value_bytes - entry.buffer_bytes
-
-
 def paper_epoch_macs(
-    macs: Mapping[str, int], plan: StagePlan, active: Sequence[int], convention: ConventionName
+    macs: Mapping[str, int], trained_groups: Set[str], active: Iterable[int], convention: ConventionName
 ) -> int:
     """Multiply-accumulates that a paper's rule counts per view, sample and epoch, from `forward_macs_by_group`."""
-    run = {f"block_{block + 1}" for block in active}
-    counted = {group for group in macs if group in run or not group.startswith("block_")}
+    run = block_groups(active)
+    counted = {group for group in macs if group in run or not is_block(group)}
     if convention == "paper-v3":
         counted &= run
-    return sum(macs[group] * (3 if group in plan.trained_groups else 1) for group in counted)
+    return sum(macs[group] * (3 if group in trained_groups else 1) for group in counted)
 
 
 def forward_macs_by_group(model: SSLMethod, image_shape: tuple[int, int, int]) -> dict[str, int]:
@@ -41,7 +29,7 @@ def forward_macs_by_group(model: SSLMethod, image_shape: tuple[int, int, int]) -
     BatchNorm, activations, softmax and additions are not counted. The model is left as it was.
     """
     meter, norms = Meter({}), Counter[str]()
-    parts = model.encoder.parts() | {"heads": model.projection_head, " heads": model.prediction_head}
+    parts = model.encoder.parts() | {HEADS: model.projection_head, f" {HEADS}": model.prediction_head}
     hooks = [_announce(meter, group.strip(), part) for group, part in parts.items()]
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fedbench.federation.local import LocalTask
 from fedbench.metering.meter import Meter
+from fedbench.training.local import LocalTask
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,17 @@ from fedbench.config.load import config_hash
 from fedbench.config.schema import Config
 from fedbench.conventions import ConventionName
 from fedbench.data import build_views
+from fedbench.encoders.tensor_groups import HEADS, block_groups, group_of, groups_of
 from fedbench.federation import Mechanism, StagePlan, Strategy
 from fedbench.federation.experiment import check
-from fedbench.federation.local import LocalTask, num_steps
-from fedbench.federation.model import build_model, freeze_all_but
 from fedbench.federation.naming import strategy_label
-from fedbench.federation.plan import group_of
-from fedbench.federation.shipment import Shipment, declare, describe, groups_of
-from fedbench.metering.counting import entry_bytes, forward_macs_by_group, paper_epoch_macs
+from fedbench.federation.shipment import Shipment, declare, describe
+from fedbench.metering.counting import forward_macs_by_group, paper_epoch_macs
 from fedbench.metering.step import StepCost, trace_step
 from fedbench.profiling.rehearsal import Visit, rehearse, server_epochs
 from fedbench.profiling.sizes import Sizes, client_sizes
+from fedbench.training.local import LocalTask, num_steps
+from fedbench.training.model import build_model, freeze_all_but
 
 PAPER_RULES: tuple[ConventionName, ...] = ("paper-v4", "paper-v3")
 PARTS = ("encoder", "heads", "buffers", "hand_over", "catch_up", "framing")
@@ -265,14 +265,15 @@ class _Stage:
         """Of a client that takes part in every round; with depth dropout, on average over its visits."""
         views = 1 if self.model.target_encoder is not None else 2  # [LW] Table 2: SimCLR's figures are of both
         epochs = self.rounds * self.config.federation.local_epochs * views
+        trained = self.plan.trained_groups
         actives = [visit.active for visit in self.visits] or [tuple(range(self.plan.depth))]
         return {
-            rule: _mean([paper_epoch_macs(self.macs, self.plan, active, rule) for active in actives], epochs)
+            rule: _mean([paper_epoch_macs(self.macs, trained, active, rule) for active in actives], epochs)
             for rule in PAPER_RULES
         }
 
     def _not_run(self, active: Iterable[int]) -> frozenset[str]:
-        return frozenset(f"block_{block + 1}" for block in range(self.plan.depth) if block not in set(active))
+        return block_groups(set(range(self.plan.depth)).difference(active))
 
     def _traffic(self, shipments: Sequence[Shipment], exchanged: Set[str]) -> dict[ConventionName, Number]:
         """Of a mean client; under the paper's rules, of one that takes part in every round.
@@ -281,13 +282,8 @@ class _Stage:
         """
         idle = [self._not_run(visit.active) for visit in self.visits] or [frozenset()]
         rounds = [declare(self.specs, dict.fromkeys(exchanged - blocks, "round")) for blocks in idle]
-        paper = {rule: _mean([counted_bytes(one, rule) for one in rounds], self.rounds) for rule in PAPER_RULES}
+        paper = {rule: _mean([one.counted(rule) for one in rounds], self.rounds) for rule in PAPER_RULES}
         return {"step": self._each(sum(shipment.num_bytes for shipment in shipments)), **paper}
-
-
-def counted_bytes(shipment: Shipment, convention: ConventionName) -> int:
-    """What a payload counts for."""
-    return sum(entry_bytes(entry, convention) for entry in shipment.entries)
 
 
 def parts(shipments: Iterable[Shipment]) -> dict[str, int]:
@@ -300,7 +296,7 @@ def parts(shipments: Iterable[Shipment]) -> dict[str, int]:
                 totals[entry.reason] += entry.value_bytes
                 continue
             totals["buffers"] += entry.buffer_bytes
-            totals["heads" if entry.group == "heads" else "encoder"] += entry.value_bytes - entry.buffer_bytes
+            totals["heads" if entry.group == HEADS else "encoder"] += entry.value_bytes - entry.buffer_bytes
     return totals
 
 

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from fedbench.config import Config
 from fedbench.conformance import CHECKS, Trial
+from fedbench.encoders.tensor_groups import StateDict, group_of, select
 from fedbench.errors import AccountingError
 from fedbench.federation import ClientUpdate, GrowingStrategy, LocalStep, StagePlan, Strategy, weighted_mean
 from fedbench.federation import client as client_module
 from fedbench.federation import payload as payload_module
-from fedbench.federation.local import LocalTask
-from fedbench.federation.payload import StateDict, decode, select
-from fedbench.federation.plan import group_of
+from fedbench.federation.payload import decode
 from fedbench.federation.record import RoundRecord
 from fedbench.federation.server import Download, Server
 from fedbench.federation.shipment import Specs, declare
+from fedbench.training.local import LocalTask
 
 Tiny = Callable[..., Config]
 
@@ -237,7 +237,7 @@ def test_randomness_that_depends_on_who_trained_before_is_caught(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = itertools.count()
-    monkeypatch.setattr("fedbench.federation.local.stream", lambda seed, *key: next(calls))
+    monkeypatch.setattr("fedbench.training.local.stream", lambda seed, *key: next(calls))
     assert "same bits" in finding(tiny(), "same seed gives same bits")
 
 
@@ -245,6 +245,6 @@ def test_a_seed_that_reaches_nothing_is_caught(tiny: Tiny, monkeypatch: pytest.M
     from fedbench import random
 
     deaf = random.stream
-    for module in ("random", "federation.local", "federation.model", "encoders"):
+    for module in ("random", "training.local", "training.model", "encoders"):
         monkeypatch.setattr(f"fedbench.{module}.stream", lambda seed, *key: deaf(0, *key))
     assert "the same bits" in finding(tiny(), "another seed gives other bits")

@@ -14,9 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedbench.config import load_config
 from fedbench.federation import client, server_training
 from fedbench.federation.experiment import prepare
-from fedbench.federation.local import LocalTask
 from fedbench.federation.loop import Federation
 from fedbench.metering.step import StepCost
+from fedbench.training.local import LocalTask
 
 if not REAL:
     import stand_in

@@ -9,7 +9,7 @@ import torch
 from small import Trained
 
 from fedbench.federation import client
-from fedbench.federation.local import LocalTask
+from fedbench.training.local import LocalTask
 
 Train = Callable[..., Trained]
 FOUR_ROUNDS = {"federation": {"rounds": 4}}

@@ -13,9 +13,9 @@ from fedbench.config import Config
 from fedbench.data.pool import HostImages
 from fedbench.federation import engine, local
 from fedbench.federation.client import Worker
-from fedbench.federation.local import LocalTask, Received, Teacher, build_fabric
 from fedbench.random import generator, stream
 from fedbench.ssl import SSLMethod
+from fedbench.training.local import LocalTask, Received, Teacher, build_fabric
 
 pytestmark = pytest.mark.usefixtures("second", "untraced")
 Train = Callable[..., Trained]

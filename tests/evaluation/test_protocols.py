@@ -11,8 +11,8 @@ from fedbench.data import Dataset
 from fedbench.encoders import build_encoder
 from fedbench.evaluation import Candidate, description, evaluate, untrained_encoder
 from fedbench.evaluation.protocols import PREDICT
-from fedbench.federation.model import build_model
 from fedbench.protocols import PROTOCOLS, ProtocolName
+from fedbench.training.model import build_model
 
 NAMES = get_args(ProtocolName)
 QUICK: dict[str, Any] = {"finetune": {"epochs": 2, "warmup_epochs": 1, "batch_size": 32}}

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from fedbench.config import load_config
 from fedbench.conformance.witness import Visit, Witness
+from fedbench.encoders.tensor_groups import StateDict
 from fedbench.federation import LocalStep, StagePlan, Strategy
 from fedbench.federation.diagnostics import PairwiseL2, effective_rank, step_norm
 from fedbench.federation.experiment import prepare
-from fedbench.federation.model import build_model, freeze_all_but
 from fedbench.federation.participation import Participation
-from fedbench.federation.payload import StateDict
 from fedbench.federation.record import RoundRecord
 from fedbench.federation.shipment import Shipment
 from fedbench.metering.step import StepCost
+from fedbench.training.model import build_model, freeze_all_but
 
 SIZES = [40, 5, 15]  # of the uneven clients
 SLOPE = 0.01

@@ -11,11 +11,11 @@ from exhaustive import exhaustive
 
 from fedbench.cells import run_cells
 from fedbench.config import Config, config_hash
+from fedbench.encoders.tensor_groups import StateDict
 from fedbench.errors import UserError
 from fedbench.federation.engine import Processes
 from fedbench.federation.experiment import prepare
 from fedbench.federation.loop import Federation
-from fedbench.federation.payload import StateDict
 
 Tiny = Callable[..., Config]
 PROCESSES = {"engine": "processes", "workers": 2}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 
-from fedbench.federation.local import local_batches, num_steps
+from fedbench.training.local import local_batches, num_steps
 
 
 def batches(count: int, batch_size: int, epochs: int, seed: int = 0) -> torch.Tensor:

@@ -15,9 +15,9 @@ from fedbench.config import Config
 from fedbench.conformance.witness import Witness
 from fedbench.federation import LocalStep, StagePlan, Strategy
 from fedbench.federation.experiment import prepare
-from fedbench.federation.local import LocalTask, build_fabric, fit
-from fedbench.federation.model import build_model, freeze_all_but
 from fedbench.ssl import SSLMethod
+from fedbench.training.local import LocalTask, build_fabric, fit
+from fedbench.training.model import build_model, freeze_all_but
 
 Tiny = Callable[..., Config]
 RECIPE: dict[str, Any] = {

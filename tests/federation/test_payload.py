@@ -1,6 +1,7 @@
 import torch
 
-from fedbench.federation.payload import decode, encode, select
+from fedbench.encoders.tensor_groups import select
+from fedbench.federation.payload import decode, encode
 
 STATE = {
     "encoder.stem.w": torch.linspace(0, 1, 6).reshape(2, 3).T,  # not contiguous

@@ -1,8 +1,9 @@
 import pytest
 
+from fedbench.encoders.tensor_groups import group_of
 from fedbench.errors import UserError
 from fedbench.federation import StagePlan, load_strategy
-from fedbench.federation.plan import check_plan, check_plans, group_of, split_rounds
+from fedbench.federation.plan import check_plan, check_plans, split_rounds
 
 
 def rows(name: str, num_blocks: int, **fields: int) -> list[tuple[int, list[int], list[int]]]:

@@ -33,7 +33,7 @@ def grow(server: Server, initial: dict[str, torch.Tensor], *trained: int) -> Non
 
 
 def groups_in(server: Server, client: int) -> set[str]:
-    from fedbench.federation.plan import group_of
+    from fedbench.encoders.tensor_groups import group_of
 
     return {group_of(key) for key in decode(server.download(client, range(9)).data)}
 

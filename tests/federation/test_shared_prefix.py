@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fedbench.config import Config
 from fedbench.federation.experiment import prepare
-from fedbench.federation.local import LocalTask
-from fedbench.federation.model import build_model, freeze_all_but
 from fedbench.plugins import builtin_files
+from fedbench.training.local import LocalTask
+from fedbench.training.model import build_model, freeze_all_but
 
 Tiny = Callable[..., Config]
 RESNET = {"encoder": {"name": "resnet18", "depth": 4}, "data": {"num_train": 16}}

@@ -7,8 +7,8 @@ from exhaustive import exhaustive
 
 from fedbench.config import Config
 from fedbench.conformance.witness import Visit, Witness
+from fedbench.encoders.tensor_groups import group_of
 from fedbench.federation.experiment import prepare
-from fedbench.federation.plan import group_of
 
 ALWAYS = {"norm", "heads"}
 Tiny = Callable[..., Config]

@@ -10,10 +10,11 @@ from exhaustive import all_but
 from fedbench.config import Config
 from fedbench.conformance import Trial, run_checks
 from fedbench.conformance.witness import Witness
+from fedbench.encoders.tensor_groups import StateDict
 from fedbench.federation.experiment import prepare
 from fedbench.federation.loop import Federation
 from fedbench.federation.participation import Participation, participation
-from fedbench.federation.payload import StateDict, decode, encode
+from fedbench.federation.payload import decode, encode
 
 Tiny = Callable[..., Config]
 

@@ -11,9 +11,9 @@ from exhaustive import all_but
 
 from fedbench.config import Config
 from fedbench.conformance.witness import Witness
+from fedbench.encoders.tensor_groups import StateDict
 from fedbench.errors import UserError
 from fedbench.federation.experiment import prepare
-from fedbench.federation.payload import StateDict
 
 Tiny = Callable[..., Config]
 WEIGHTLESS: list[dict[str, Any]] = [

@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedbench.config import Config
 from fedbench.federation import LocalStep, Mechanism
 from fedbench.federation.experiment import prepare
-from fedbench.federation.local import LocalTask, build_fabric, fit
-from fedbench.federation.model import build_model, freeze_all_but
 from fedbench.metering.forward import forward_macs
 from fedbench.metering.meter import Meter
 from fedbench.metering.step import StepCost, measure_step, trace_step
 from fedbench.plugins import builtin_files
+from fedbench.training.local import LocalTask, build_fabric, fit
+from fedbench.training.model import build_model, freeze_all_but
 
 Tiny = Callable[..., Config]
 SHAPE = (1, 8, 8)

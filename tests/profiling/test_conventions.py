@@ -6,9 +6,9 @@ import pytest
 
 from fedbench.config import Config, load_config, resolve_file
 from fedbench.config.load import read_yaml
-from fedbench.federation.model import build_model
 from fedbench.metering.counting import forward_macs_by_group
 from fedbench.profiling import Profile, profile
+from fedbench.training.model import build_model
 
 Tiny = Callable[..., Config]
 BLOCK_PARAMETERS, STEM, NORM, HEADS = 444_864, 9_408 + 64 * 192, 384, 757_760

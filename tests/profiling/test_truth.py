@@ -20,7 +20,7 @@ from fedbench.federation.server_training import ServerTraining
 from fedbench.plugins import builtin_files
 from fedbench.profiling import Profile, profile
 from fedbench.profiling.budget import verdicts
-from fedbench.profiling.profile import PAPER_RULES, counted_bytes
+from fedbench.profiling.profile import PAPER_RULES
 from fedbench.profiling.rehearsal import server_epochs
 
 Tiny = Callable[..., Config]
@@ -169,7 +169,7 @@ def test_a_runs_ledger_counted_by_the_papers_rules_is_the_profiles_figure(tiny: 
     shipments = [shipment for record in Witness(prepare(config)).records for shipment in record.shipments]
     one = profile(config, trace=False)
     for rule in PAPER_RULES:
-        counted = sum(counted_bytes(shipment, rule) for shipment in shipments)
+        counted = sum(shipment.counted(rule) for shipment in shipments)
         predicted = one.total("download_bytes", rule) + one.total("upload_bytes", rule)
         assert counted / config.federation.num_clients == pytest.approx(predicted, rel=1e-12)
 

@@ -14,7 +14,7 @@ from fedbench.federation.loop import Federation
 
 
 def main() -> None:
-    """Local training is its own (`federation.local.fit`), with the arithmetic of `bare_fit`."""
+    """Local training is its own (`training.local.fit`), with the arithmetic of `bare_fit`."""
     folder, rounds, processes = asked()
     workload = Workload(folder, rounds, processes)
     with closing(Federation(workload.experiment, folder)) as federation:

@@ -16,7 +16,7 @@ from small_clients import configure
 from torch import Tensor
 
 from fedbench.federation.experiment import prepare
-from fedbench.federation.model import build_model
+from fedbench.training.model import build_model
 
 CLIENTS = 100
 CORES = 2

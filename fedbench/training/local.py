@@ -16,11 +16,11 @@ from fedbench.config.schema import Config, OptimizerConfig
 from fedbench.data import Views
 from fedbench.data.pool import Pool
 from fedbench.encoders.encoder import Encoder, SharedPrefix
-from fedbench.federation.plan import group_of
-from fedbench.metering import cuda_memory
-from fedbench.metering.cuda_memory import CudaMemory
+from fedbench.encoders.tensor_groups import block_groups, group_of
 from fedbench.random import generator, stream
 from fedbench.ssl import SSLMethod, StepOutput
+from fedbench.training import cuda_memory
+from fedbench.training.cuda_memory import CudaMemory
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # Fabric announces its precision there
 
@@ -136,7 +136,7 @@ class LocalTask(LightningModule):
         self.active = active
         for encoder in self.encoders:
             encoder.active = active
-        idle = {f"block_{number + 1}" for number in range(len(self.method.encoder.blocks)) if number not in active}
+        idle = block_groups(set(range(len(self.method.encoder.blocks))).difference(active))
         self.trained = {key: value for key, value in self.method.named_parameters() if value.requires_grad}
         for key in [key for key in self.trained if group_of(key) in idle]:
             self.trained.pop(key).grad = None  # of the client before

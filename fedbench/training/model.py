@@ -6,7 +6,7 @@ import torch
 
 from fedbench.config.schema import Config
 from fedbench.encoders import initial_encoder
-from fedbench.federation.plan import group_of
+from fedbench.encoders.tensor_groups import group_of, is_target
 from fedbench.plugins import load_plugin
 from fedbench.random import stream
 from fedbench.ssl import SSLMethod
@@ -32,7 +32,7 @@ def freeze_all_but(model: SSLMethod, trained_groups: Set[str]) -> None:
     blocks compute the same in both.
     """
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith("target_") and group_of(name) in trained_groups)
+        parameter.requires_grad_(not is_target(name) and group_of(name) in trained_groups)
     model.train()
     for encoder in (model.encoder, model.target_encoder):
         if encoder is not None:

@@ -1,0 +1,78 @@
+"""Tensor groups, and which keys of a model's state belong to which: the one place that takes a key apart.
+
+Versions, payloads and the ledger speak of groups: `stem`, `block_1` .. `block_S`, `norm`, `reshape` (only while a
+ResNet is shorter than full) and `heads`. Blocks are numbered from 0 in code, and from 1 in the name of a group.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+StateDict = dict[str, Tensor]
+HEADS = "heads"
+ENVELOPE = "envelope"  # stands for a group where bytes belong to a payload as a whole
+ENCODER = "encoder."  # how its keys begin in a model's state
+BLOCKS = f"{ENCODER}blocks."
+
+
+def block_group(block: int) -> str:
+    """The group of a block, 0-based: 3 -> `block_4`."""
+    return f"block_{block + 1}"
+
+
+def block_groups(blocks: Iterable[int]) -> frozenset[str]:
+    """The groups of blocks, 0-based."""
+    return frozenset(map(block_group, blocks))
+
+
+def is_block(group: str) -> bool:
+    """Whether a group is a block's."""
+    return group.startswith("block_")
+
+
+def group_of(key: str) -> str:
+    """The tensor group of a key of the online state: `encoder.blocks.3.norm1.weight` -> `block_4`."""
+    parts = key.split(".")
+    if parts[0] != "encoder":
+        return HEADS
+    return block_group(int(parts[2])) if parts[1] == "blocks" else parts[1]
+
+
+def groups_of(keys: Iterable[str]) -> list[str]:
+    """The groups of a model's keys, in their order."""
+    return list(dict.fromkeys(map(group_of, keys)))
+
+
+def select(state: Mapping[str, Tensor], groups: Iterable[str]) -> StateDict:
+    """The entries of a model's online state that belong to `groups`."""
+    wanted = frozenset(groups)
+    return {key: value for key, value in state.items() if group_of(key) in wanted}
+
+
+def by_group(state: Mapping[str, Tensor]) -> dict[str, StateDict]:
+    """The entries of a state by group, both in the order in which they come."""
+    parts: dict[str, StateDict] = {}
+    for key, value in state.items():
+        parts.setdefault(group_of(key), {})[key] = value
+    return parts
+
+
+def encoder_part(state: Mapping[str, Tensor]) -> StateDict:
+    """The encoder's own state within a model's: `encoder.norm.weight` -> `norm.weight`."""
+    return {key.removeprefix(ENCODER): value for key, value in state.items() if key.startswith(ENCODER)}
+
+
+def is_target(key: str) -> bool:
+    """Whether a key of a model's whole state is the target branch's, which never travels."""
+    return key.startswith("target_")
+
+
+def is_in_block(key: str) -> bool:
+    """Whether a key is a block's."""
+    return key.startswith(BLOCKS)
+
+
+def in_block_before(key: str, distance: int) -> str:
+    """`encoder.blocks.3.norm1.weight`, 2 -> `encoder.blocks.1.norm1.weight`."""
+    number, rest = key.removeprefix(BLOCKS).split(".", 1)
+    return f"{BLOCKS}{int(number) - distance}.{rest}"

@@ -1,0 +1,1 @@
+"""Training: the model of a stage, one local step, a client's or the server's whole local training."""
