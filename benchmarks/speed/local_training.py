@@ -15,6 +15,7 @@ from sizes import SIZES
 
 from fedbench.config import Config
 from fedbench.data import build_views
+from fedbench.federation import StagePlan
 from fedbench.training.local import LocalTask, build_fabric, fit
 from fedbench.training.model import build_model
 
@@ -28,8 +29,10 @@ def ratios(config: Config, num_samples: int, repeats: int) -> tuple[list[float],
     indices = torch.arange(num_samples)
     views = build_views(config.augmentation, encoder.image_size)
     bare, model = (build_model(config, encoder.depth) for _ in range(2))
-    task = LocalTask(model, (), config.optimizer, views, images)
-    fabric = build_fabric(config, images.device)
+    task = LocalTask(
+        model, StagePlan.end_to_end(encoder.depth).trained_groups, (), config.optimizer, views, images
+    )
+    fabric = build_fabric(config.precision, images.device)
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(repeats + 2):
         start = perf_counter()

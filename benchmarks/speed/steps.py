@@ -20,7 +20,7 @@ from fedbench.data import build_views
 from fedbench.federation.experiment import check
 from fedbench.metering.step import trace_step
 from fedbench.training.local import LocalTask, build_fabric
-from fedbench.training.model import build_model, freeze_all_but
+from fedbench.training.model import build_model
 
 IMAGE = (3, 32, 32)
 
@@ -38,17 +38,15 @@ class Step:
         strategy, mechanisms, plans, _ = check(config)
         plan, batch_size = plans[stage - 1], config.optimizer.batch_size
         model = build_model(config, plan.depth)
-        freeze_all_but(model, plan.trained_groups)
         images = torch.randint(0, 256, (batch_size, *IMAGE), dtype=torch.uint8)
         views = build_views(config.augmentation, IMAGE[-1])
-        self.task = LocalTask(model, (strategy, *mechanisms), config.optimizer, views, images)
-        self.task.received = model.online_state()
+        self.task = LocalTask(model, plan.trained_groups, (strategy, *mechanisms), config.optimizer, views, images)
         if not shared:
             for encoder in self.task.encoders:
                 encoder.prefix = None
         self.flops = trace_step(self.task, batch_size, IMAGE, config.precision).flops
         model.rebuild_target()
-        self.fabric = build_fabric(config, images.device)
+        self.fabric = build_fabric(config.precision, images.device)
         self.optimizer = self.task.configure_optimizers()
         self.batch = torch.arange(batch_size)
 

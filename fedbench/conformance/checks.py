@@ -16,7 +16,7 @@ from fedbench.federation.experiment import Experiment, prepare
 from fedbench.federation.payload import encode
 from fedbench.federation.strategy import ClientUpdate, Strategy
 from fedbench.training.local import LocalStep, LocalTask, Term
-from fedbench.training.model import build_model, freeze_all_but
+from fedbench.training.model import build_model
 
 
 @dataclass(frozen=True)
@@ -265,9 +265,8 @@ def _step_of_training(trial: Trial) -> tuple[LocalTask, LocalStep]:
     """A step of the last stage whose weights are away from the received ones."""
     config, plan = trial.config, trial.experiment.plans[-1]
     model = build_model(config, plan.depth)
-    freeze_all_but(model, plan.trained_groups)
     terms: tuple[Term, ...] = (trial.strategy, *trial.experiment.mechanisms)
-    task = LocalTask(model, terms, config.optimizer, trial.experiment.views, torch.empty(0))
+    task = LocalTask(model, plan.trained_groups, terms, config.optimizer, trial.experiment.views, torch.empty(0))
     task.received = {key: value.detach().clone() for key, value in task.trained.items()}
     with torch.no_grad():
         for number, parameter in enumerate(task.trained.values(), start=1):

@@ -23,7 +23,6 @@ from fedbench.ssl import SSLMethod
 from fedbench.training import cuda_memory
 from fedbench.training.cuda_memory import CudaMemory
 from fedbench.training.local import LocalTask, Received, Term, build_fabric, fit
-from fedbench.training.model import freeze_all_but
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Worker:
         self.views = views
         self.images = images
         self.states = states
-        self.fabric = build_fabric(config, images.device)
+        self.fabric = build_fabric(config.precision, images.device)
         self.task: LocalTask | None = None
         self._received: dict[str, tuple[int, StateDict]] = {}  # group -> version and CPU values, as last decoded
         self._payload: bytes | None = None  # the latest
@@ -77,9 +76,9 @@ class Worker:
     def start_stage(self, model: SSLMethod, plan: StagePlan, stage: int) -> None:
         """A new working model. Its initial values count for nothing: groups come from payloads only."""
         self._loaded = {}
-        freeze_all_but(model, plan.trained_groups)
         model.to(self.images.device)
-        self.task = LocalTask(model, self.terms, self.config.optimizer, self.views, self.images)
+        optimizer = self.config.optimizer
+        self.task = LocalTask(model, plan.trained_groups, self.terms, optimizer, self.views, self.images)
         self.task.to(self.images.device)
         self._reference = Received(model.online_state(), self.images.device)  # until the first payload comes
         self.task.received = self._reference
@@ -129,14 +128,14 @@ class Worker:
 
     def _load_teachers(self, task: LocalTask, client: int, round_index: int) -> None:
         """`received` is the model as it is now; `previous` is that with what the client kept of its last visit."""
-        task.teachers = {}
+        task.have_teachers(())
         if not task.all_teachers:
             return
         kept = self.states.load(client, self.stage, round_index) if "previous" in task.all_teachers else None
         values = {"received": task.method.online_state()}
         if kept is not None:
             values["previous"] = values["received"] | kept
-        task.teachers = {name: task.all_teachers[name] for name in values if name in task.all_teachers}  # type: ignore[misc]
+        task.have_teachers(name for name in values if name in task.all_teachers)
         for name, teacher in task.all_teachers.items():
             teacher.to(self.images.device if name in task.teachers else "cpu")  # a client has those that there are
         for name, teacher in task.teachers.items():

@@ -1,7 +1,8 @@
 """The loop over stages, rounds and clients ([LW] Algorithm 1). It knows neither files nor W&B."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from time import perf_counter
@@ -24,6 +25,7 @@ from fedbench.federation.server import Server
 from fedbench.federation.server_training import ServerTraining
 from fedbench.federation.shipment import compare, describe
 from fedbench.federation.strategy import ClientUpdate
+from fedbench.metering.costs import StepCosts
 from fedbench.metering.step import StepCost, trace_step
 from fedbench.ssl import SSLMethod
 from fedbench.training.local import LocalTask
@@ -53,7 +55,7 @@ class Federation:
         )
         self.stage = 0  # the last one that has begun
         self.rounds_done = 0
-        self._costs: dict[tuple[object, ...], StepCost] = {}
+        self._costs = StepCosts()
 
     def rounds(self) -> Iterator[RoundRecord]:
         """Train; yields a record after every round. After `resume`, the rounds that are left."""
@@ -194,28 +196,30 @@ class Federation:
                 mechanism.server_step(self.server_training)
         record.server_steps = self.server_training.num_steps
         if record.server_steps:
-            cost = self._cost(self.server_training.task, len(self.server_training.auxiliary), (True,) * depth)
+            task, num_samples = self.server_training.task, len(self.server_training.auxiliary)
+            cost = self._cost(task, num_samples, range(depth), (True,) * depth, ())
             record.server_flops = cost.flops * record.server_steps
             record.server_peak_memory_bytes = cost.peak_memory_bytes
 
     def _client_cost(self, visit: Visit, upload: Upload) -> StepCost:
         """Of a step like those that the client took, wherever that was."""
-        task = self.worker.task
-        assert task is not None
-        task.run_blocks(visit.active)
-        task.teachers = {name: task.all_teachers[name] for name in upload.teachers}  # type: ignore[misc]
-        return self._cost(task, upload.num_samples, self.worker.plan.passes(visit.active))
+        passes = self.worker.plan.passes(visit.active)
+        return self._cost(self.worker.task, upload.num_samples, visit.active, passes, upload.teachers)
 
-    def _cost(self, task: LocalTask | None, num_samples: int, passes: tuple[bool, ...]) -> StepCost:
-        """Traced once for each stage, side, batch size, what is run and trained, and set of teachers."""
+    def _cost(
+        self,
+        task: LocalTask | None,
+        num_samples: int,
+        active: Sequence[int],
+        passes: Sequence[bool],
+        teachers: Sequence[str],
+    ) -> StepCost:
         assert task is not None
-        batch_size = min(self.config.optimizer.batch_size, num_samples)
-        key = (self.worker.stage, task is self.worker.task, batch_size, passes, tuple(task.teachers))
-        if key not in self._costs:
-            encoder = self.config.encoder
-            shape = (encoder.in_channels, encoder.image_size, encoder.image_size)
-            self._costs[key] = trace_step(task, batch_size, shape, self.config.precision)
-        return self._costs[key]
+        batch_size, encoder = min(self.config.optimizer.batch_size, num_samples), self.config.encoder
+        shape = (encoder.in_channels, encoder.image_size, encoder.image_size)
+        trace = partial(trace_step, task, batch_size, shape, self.config.precision, active, teachers)
+        model = (self.stage, task is self.worker.task)
+        return self._costs.of(model, batch_size, passes, teachers, trace)
 
 
 @contextmanager

@@ -28,6 +28,11 @@ class StagePlan:
     upload: Sequence[int]
     older: int = 0
 
+    @classmethod
+    def end_to_end(cls, depth: int) -> "StagePlan":
+        """Everything that there is is trained and uploaded."""
+        return cls(depth, range(depth), range(depth))
+
     @property
     def trained_groups(self) -> frozenset[str]:
         """Groups with gradients on the client."""

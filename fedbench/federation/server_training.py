@@ -1,6 +1,6 @@
 """The server trains: its own working model, its own auxiliary images, everything that exists at the stage."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,6 @@ from fedbench.federation.plan import StagePlan
 from fedbench.federation.server import Server
 from fedbench.ssl import SSLMethod
 from fedbench.training.local import LocalTask, build_fabric, fit
-from fedbench.training.model import freeze_all_but
 
 
 class ServerTraining:
@@ -27,14 +26,13 @@ class ServerTraining:
         self.views = views
         self.auxiliary = auxiliary  # uint8 (N, C, H, W)
         self.device = device
-        self.fabric = build_fabric(config, device)
+        self.fabric = build_fabric(config.precision, device)
         self.num_steps = 0  # taken in this round
         self.task: LocalTask | None = None  # on the CPU: what a step costs is read off it
 
     def start_stage(self, model: SSLMethod, plan: StagePlan) -> None:
         """A new working model, of which all blocks are trained."""
-        blocks: Sequence[int] = range(plan.depth)
-        freeze_all_but(model, StagePlan(plan.depth, blocks, blocks).trained_groups)
+        self._trained_groups = StagePlan.end_to_end(plan.depth).trained_groups
         self.task = self._task(model, self.auxiliary)
 
     def start_round(self, round_index: int) -> None:
@@ -67,4 +65,4 @@ class ServerTraining:
         model.to("cpu")
 
     def _task(self, model: SSLMethod, images: Pool) -> LocalTask:
-        return LocalTask(model, (), self.config.optimizer, self.views, images)
+        return LocalTask(model, self._trained_groups, (), self.config.optimizer, self.views, images)

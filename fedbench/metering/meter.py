@@ -54,6 +54,10 @@ class Meter(TorchDispatchMode):
             self._see(tensor)
         return result
 
+    def enter(self, phase: str) -> None:
+        """From here on FLOPs are counted under `phase`."""
+        self.phase = phase
+
     def label(self, label: str, tensors: Iterable[Tensor]) -> None:
         """List these tensors under `label`, from now on and for the time before."""
         for tensor in tensors:

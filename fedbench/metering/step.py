@@ -6,15 +6,16 @@ activations, optimizer, a proximal term) is not counted, nor is augmentation. Me
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fedbench.metering.meter import Meter
-from fedbench.training.local import LocalTask
+from fedbench.training.local import LocalTask, build_fabric, take_step
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,29 @@ class StepCost:
     memory: Mapping[str, int]
 
 
-def trace_step(task: LocalTask, batch_size: int, image_shape: tuple[int, int, int], precision: str) -> StepCost:
-    """Trace a step of `task` on a batch of `batch_size` images of shape (C, H, W)."""
-    mode = FakeTensorMode()
-    with mode:
+def trace_step(
+    task: LocalTask,
+    batch_size: int,
+    image_shape: tuple[int, int, int],
+    precision: str,
+    active: Sequence[int] | None = None,
+    teachers: Iterable[str] | None = None,
+) -> StepCost:
+    """Trace a step of `task` on a batch of `batch_size` images of shape (C, H, W). The task stays as it is.
+
+    `active`: blocks that are run; `teachers`: frozen models that there are. None: those of the task now.
+    """
+    with FakeTensorMode():
         fake = _fake_copy(task)
+        fake.run_blocks(task.active if active is None else active)
+        fake.have_teachers(task.teachers if teachers is None else teachers)
         views = (torch.empty(batch_size, *image_shape), torch.empty(batch_size, *image_shape))
         return measure_step(fake, views, precision)
 
 
 def measure_step(task: LocalTask, views: tuple[Tensor, Tensor], precision: str) -> StepCost:
     """Meter one step of `task`, on whatever kind of tensors it is made of."""
+    fabric = build_fabric(precision, torch.device("cpu"))
     optimizer = task.configure_optimizers()
     parts = [task.method, *task.teachers.values()]
     meter = Meter(
@@ -62,28 +75,10 @@ def measure_step(task: LocalTask, views: tuple[Tensor, Tensor], precision: str) 
         meter.label("gradients", (weight.grad for weight in trained if weight.grad is not None))
         meter.label("optimizer state", _state(optimizer))
         meter.flops.clear()
-        _step(task, optimizer, views, precision, meter)
+        take_step(fabric, task, optimizer, partial(task.step_loss, views), meter.enter)
         meter.label("gradients", (weight.grad for weight in trained if weight.grad is not None))
         meter.hold_used("frozen copies", task.received.values())
     return StepCost(sum(meter.flops.values()), meter.peak_bytes, dict(meter.flops), meter.peak())
-
-
-def _step(
-    task: LocalTask,
-    optimizer: torch.optim.Optimizer,
-    views: tuple[Tensor, Tensor],
-    precision: str,
-    meter: Meter,
-) -> None:
-    """In the order of Lightning's loop: old gradients live until the loss is known."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-        loss = task.step_loss(views)
-    optimizer.zero_grad()
-    meter.phase = "backward"
-    loss.backward()
-    meter.phase = "optimizer"
-    optimizer.step()
-    task.method.update_target()
 
 
 def _create_optimizer_state(task: LocalTask, optimizer: torch.optim.Optimizer) -> None:

@@ -7,7 +7,8 @@ from fedbench.config import Config
 from fedbench.conventions import CONVENTIONS
 from fedbench.federation.experiment import prepare
 from fedbench.grid import differences
-from fedbench.profiling.profile import Profile, Traced, profile
+from fedbench.metering.costs import StepCosts
+from fedbench.profiling.profile import Profile, profile
 from fedbench.runner import cell_name, identity
 from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number
 from fedbench.tracking.progress import CellState, look
@@ -23,14 +24,14 @@ def forecast(configs: Sequence[Config], out: Path) -> str:
     Raises:
         UserError: if any cell cannot be run.
     """
-    traced: Traced = {}
+    costs = StepCosts()
     settings, lines, left = differences(configs), [], 0.0
     for config, setting in zip(configs, settings, strict=True):
         experiment = prepare(config)
         directory = RunDirectory(out / cell_name(experiment))
         state = look(directory, identity(experiment), config.federation.rounds, running=False)
         samples, server = [len(indices) for indices in experiment.client_indices], len(experiment.auxiliary)
-        cost = profile(config, samples, traced=traced, server_samples=server)
+        cost = profile(config, samples, costs=costs, server_samples=server)
         lines.append([state.name, setting, _words(state), *_figures(cost)])
         to_do = 1 - state.rounds_done / state.rounds if state.rounds else 0
         left += cost.total_flops * to_do

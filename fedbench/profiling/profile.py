@@ -4,7 +4,7 @@ Figures are of one client: the mean over all registered ones, whether drawn or n
 largest of any client.
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 
@@ -19,18 +19,18 @@ from fedbench.federation import Mechanism, StagePlan, Strategy
 from fedbench.federation.experiment import check
 from fedbench.federation.naming import strategy_label
 from fedbench.federation.shipment import Shipment, declare, describe
+from fedbench.metering.costs import StepCosts
 from fedbench.metering.counting import forward_macs_by_group, paper_epoch_macs
 from fedbench.metering.step import StepCost, trace_step
 from fedbench.profiling.rehearsal import Visit, rehearse, server_epochs
 from fedbench.profiling.sizes import Sizes, client_sizes
 from fedbench.training.local import LocalTask, num_steps
-from fedbench.training.model import build_model, freeze_all_but
+from fedbench.training.model import build_model
 
 PAPER_RULES: tuple[ConventionName, ...] = ("paper-v4", "paper-v3")
 PARTS = ("encoder", "heads", "buffers", "hand_over", "catch_up", "framing")
 PAPER_GB = 1000 * 2**20  # bytes: what [LW] v4 calls a GB
 Number = int | float
-Traced = dict[tuple[str, int, int, tuple[bool, ...], bool], StepCost]
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def profile(
     config: Config,
     samples: int | Sequence[int] | None = None,
     trace: bool = True,
-    traced: Traced | None = None,
+    costs: StepCosts | None = None,
     server_samples: int | None = None,
 ) -> Profile:
     """Profile a configuration without its data.
@@ -123,18 +123,18 @@ def profile(
     Args:
         samples: of every client, or of each one; None: as known from the configuration, see `client_sizes`.
         trace: False leaves out what needs a traced step (FLOPs in the convention `step`, and memory: zeros).
-        traced: steps that were traced before, and place for those that are now; alike for all seeds.
+        costs: steps that were traced before, and place for those that are now; alike for all seeds.
         server_samples: images of the server; None: as follows from the configuration.
 
     Raises:
         UserError: the configuration cannot be run.
     """
-    sizes, stages = _stages(config, samples, server_samples, {} if traced is None else traced)
+    sizes, stages = _stages(config, samples, server_samples, costs or StepCosts())
     return Profile(strategy_label(config), tuple(stage.profile(sizes, trace) for stage in stages), sizes)
 
 
 def _stages(
-    config: Config, samples: int | Sequence[int] | None, server_samples: int | None, traced: Traced
+    config: Config, samples: int | Sequence[int] | None, server_samples: int | None, costs: StepCosts
 ) -> tuple[Sizes, list["_Stage"]]:
     """The stages of a configuration with all their visits."""
     strategy, mechanisms, plans, rounds_per_stage = check(config)
@@ -142,7 +142,7 @@ def _stages(
     terms: tuple[Strategy | Mechanism, ...] = (strategy, *mechanisms)
     rounds = zip(plans, rounds_per_stage, strict=True)
     epochs = server_epochs(mechanisms)
-    stages = [_Stage(config, terms, epochs, plan, stage, n, traced) for stage, (plan, n) in enumerate(rounds, 1)]
+    stages = [_Stage(config, terms, epochs, plan, stage, n, costs) for stage, (plan, n) in enumerate(rounds, 1)]
     for visit in rehearse(config, mechanisms, plans, rounds_per_stage, [stage.specs for stage in stages]):
         stages[visit.stage - 1].visits.append(visit)
     return sizes, stages
@@ -162,7 +162,7 @@ class _Stage:
         plan: StagePlan,
         stage: int,
         rounds: int,
-        traced: Traced,
+        costs: StepCosts,
     ) -> None:
         self.config, self.terms, self.plan, self.stage, self.rounds = config, terms, plan, stage, rounds
         encoder = config.encoder
@@ -176,7 +176,7 @@ class _Stage:
         self.changing = frozenset(every_group) if anew else exchanged
         self._server_epochs = server_epochs
         self._alike = config_hash(config.model_copy(update={"seed": 0}))  # the seed does not change a step's cost
-        self._traced = traced
+        self._costs = costs
 
     def profile(self, sizes: Sizes, trace: bool) -> StageProfile:
         """Sum up the visits."""
@@ -224,16 +224,9 @@ class _Stage:
         return min(batch_size, num_samples), num_steps(num_samples, batch_size, epochs)
 
     def _cost(self, batch: int, visit: Visit) -> StepCost:
-        key = (self._alike, self.stage, batch, self.plan.passes(visit.active), visit.first)
-        if key not in self._traced:
-            task = self._task(self.terms, self.plan)
-            task.run_blocks(visit.active)
-            gone = {"previous"} if visit.first else set()
-            task.teachers = {name: teacher for name, teacher in task.teachers.items() if name not in gone}
-            self._traced[key] = trace_step(task, batch, self.image_shape, self.config.precision)
-            if "previous" not in task.all_teachers:  # then a first visit is like any other
-                self._traced[(*key[:-1], not visit.first)] = self._traced[key]
-        return self._traced[key]
+        teachers = frozenset[str]().union(*(term.teachers for term in self.terms))
+        there = teachers - {"previous"} if visit.first else teachers
+        return self._step_cost(self.terms, self.plan, batch, visit.active, there)
 
     def _server(self, num_samples: int, trace: bool) -> tuple[StepCost, int]:
         """A step of the server's training, of everything that exists, and the number of them in all rounds."""
@@ -241,19 +234,26 @@ class _Stage:
         steps = self.rounds * sum(num_steps(num_samples, batch_size, epochs) for epochs in self._server_epochs)
         if not steps or not trace:
             return NOTHING, steps
-        key = (f"{self._alike} server", self.stage, min(batch_size, num_samples), (True,) * self.plan.depth, False)
-        if key not in self._traced:
-            blocks = range(self.plan.depth)
-            task = self._task((), StagePlan(self.plan.depth, blocks, blocks))
-            self._traced[key] = trace_step(task, key[2], self.image_shape, self.config.precision)
-        return self._traced[key], steps
+        plan = StagePlan.end_to_end(self.plan.depth)
+        return self._step_cost((), plan, min(batch_size, num_samples), plan.trainable, ()), steps
 
-    def _task(self, terms: tuple[Strategy | Mechanism, ...], plan: StagePlan) -> LocalTask:
-        freeze_all_but(self.model, plan.trained_groups)
+    def _step_cost(
+        self,
+        terms: tuple[Strategy | Mechanism, ...],
+        plan: StagePlan,
+        batch: int,
+        active: Sequence[int],
+        teachers: Collection[str],
+    ) -> StepCost:
+        optimizer, precision = self.config.optimizer, self.config.precision
         views = build_views(self.config.augmentation, self.config.encoder.image_size)
-        task = LocalTask(self.model, terms, self.config.optimizer, views, torch.empty(0))
-        task.received = self.model.online_state()
-        return task
+
+        def trace() -> StepCost:
+            task = LocalTask(self.model, plan.trained_groups, terms, optimizer, views, torch.empty(0))
+            return trace_step(task, batch, self.image_shape, precision, active, teachers)
+
+        model = (self._alike, self.stage, bool(terms))
+        return self._costs.of(model, batch, plan.passes(active), teachers, trace)
 
     def _parameters(self) -> tuple[int, int]:
         """Numbers of parameters that are trained, and of all."""

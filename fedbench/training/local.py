@@ -2,8 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from fedbench.random import generator, stream
 from fedbench.ssl import SSLMethod, StepOutput
 from fedbench.training import cuda_memory
 from fedbench.training.cuda_memory import CudaMemory
+from fedbench.training.model import freeze_all_but
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # Fabric announces its precision there
 
@@ -108,16 +110,24 @@ class LocalTask(LightningModule):
     """Views of a batch, the SSL method's loss plus the added terms, AdamW, momentum."""
 
     def __init__(
-        self, method: SSLMethod, terms: Sequence[Term], optimizer: OptimizerConfig, views: Views, images: Pool
+        self,
+        method: SSLMethod,
+        trained_groups: Set[str],
+        terms: Sequence[Term],
+        optimizer: OptimizerConfig,
+        views: Views,
+        images: Pool,
     ) -> None:
+        """`method` is trained in `trained_groups` and frozen in all others; its values are those received."""
         super().__init__()
+        freeze_all_but(method, trained_groups)
         self.method = method
         self.terms = terms
         self.optimizer_config = optimizer
         self.views = views
         self.images = images  # uint8 (N, C, H, W); a batch of them is on the device
         self.generator = torch.Generator(images.device)
-        self.received: Mapping[str, Tensor] = {}
+        self.received: Mapping[str, Tensor] = method.online_state()
         names = frozenset[str]().union(*(term.teachers for term in terms))
         self.all_teachers = nn.ModuleDict({name: Teacher(method) for name in sorted(names)})
         self.teachers: Mapping[str, Teacher] = dict(self.all_teachers.items())  # type: ignore[arg-type]
@@ -140,6 +150,10 @@ class LocalTask(LightningModule):
         self.trained = {key: value for key, value in self.method.named_parameters() if value.requires_grad}
         for key in [key for key in self.trained if group_of(key) in idle]:
             self.trained.pop(key).grad = None  # of the client before
+
+    def have_teachers(self, names: Iterable[str]) -> None:
+        """Of the frozen models that the terms ask for, those that there are now."""
+        self.teachers = {name: self.all_teachers[name] for name in names}  # type: ignore[misc]
 
     def _share_prefix(self) -> SharedPrefix | None:
         """Frozen blocks hold the received values in both branches and in the teachers: run them once for all."""
@@ -209,13 +223,36 @@ def local_batches(indices: Tensor, batch_size: int, epochs: int, shuffle: torch.
     return indices[order[: steps * size].to(indices.device)].view(steps, size)
 
 
-def build_fabric(config: Config, device: torch.device) -> Fabric:
+def build_fabric(precision: str, device: torch.device) -> Fabric:
     """Lightning's part in a local step: the precision it is computed in, and its backward pass.
 
     It moves nothing, so it need not know the device: tensors are there already.
     """
-    precision = Precision() if config.precision == "32-true" else MixedPrecision(config.precision, device.type)
-    return Fabric(accelerator="cpu", devices=1, plugins=precision)
+    plugin = Precision() if precision == "32-true" else MixedPrecision(precision, device.type)  # type: ignore[arg-type]
+    return Fabric(accelerator="cpu", devices=1, plugins=plugin)
+
+
+def take_step(
+    fabric: Fabric,
+    task: LocalTask,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[], Tensor],
+    enter: Callable[[str], None] | None = None,
+) -> None:
+    """One local step, whether it trains or is metered. Old gradients live until the loss is known.
+
+    `enter` is told the phases after the forward pass as they begin: `backward`, `optimizer`.
+    """
+    with fabric.autocast():
+        loss = loss_of()
+    optimizer.zero_grad()
+    if enter:
+        enter("backward")
+    fabric.backward(loss)
+    if enter:
+        enter("optimizer")
+    optimizer.step()
+    task.method.update_target()
 
 
 def fit(fabric: Fabric, task: LocalTask, indices: Tensor, epochs: int, config: Config, *key: str | int) -> int:
@@ -235,12 +272,7 @@ def fit(fabric: Fabric, task: LocalTask, indices: Tensor, epochs: int, config: C
     batches = local_batches(indices, config.optimizer.batch_size, epochs, shuffle)
     optimizer = task.configure_optimizers()
     for batch in batches:
-        with fabric.autocast():
-            loss = task.training_step(batch)
-        optimizer.zero_grad()
-        fabric.backward(loss)
-        optimizer.step()
-        task.method.update_target()
+        take_step(fabric, task, optimizer, partial(task.training_step, batch))
     task.memory = cuda_memory.read(task.images.device)
     optimizer.zero_grad()  # gradients are this client's alone
     return len(batches)

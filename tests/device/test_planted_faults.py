@@ -9,7 +9,6 @@ import torch
 from small import Trained
 from torch import Tensor
 
-from fedbench.config import Config
 from fedbench.data.pool import HostImages
 from fedbench.federation import engine, local
 from fedbench.federation.client import Worker
@@ -186,7 +185,7 @@ def test_the_small_federation_without_a_fault_is_refused_nothing(train: Train) -
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_mixed_precision_is_that_of_the_device(precision: Literal["32-true", "bf16-mixed"]) -> None:
-    fabric = build_fabric(Config(precision=precision), torch.device("standin"))
+    fabric = build_fabric(precision, torch.device("standin"))
     with fabric.autocast():
         assert torch.is_autocast_enabled("standin") == (precision == "bf16-mixed")
         assert not torch.is_autocast_enabled("cpu")

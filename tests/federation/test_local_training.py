@@ -17,7 +17,7 @@ from fedbench.federation import LocalStep, StagePlan, Strategy
 from fedbench.federation.experiment import prepare
 from fedbench.ssl import SSLMethod
 from fedbench.training.local import LocalTask, build_fabric, fit
-from fedbench.training.model import build_model, freeze_all_but
+from fedbench.training.model import build_model
 
 Tiny = Callable[..., Config]
 RECIPE: dict[str, Any] = {
@@ -55,15 +55,14 @@ def task_of(config: Config, stage: int = 1) -> LocalTask:
     experiment = prepare(config)
     plan = experiment.plans[stage - 1]
     model = build_model(config, plan.depth)
-    freeze_all_but(model, plan.trained_groups)
     model.double()
     terms = (experiment.strategy, *experiment.mechanisms)
     views = in_double(experiment.views)
-    return LocalTask(model, terms, config.optimizer, views, experiment.dataset.train_images)
+    return LocalTask(model, plan.trained_groups, terms, config.optimizer, views, experiment.dataset.train_images)
 
 
 def trained(task: LocalTask, config: Config) -> tuple[SSLMethod, int]:
-    fabric = build_fabric(config, torch.device("cpu"))
+    fabric = build_fabric(config.precision, torch.device("cpu"))
     steps = fit(fabric, task, torch.tensor(IMAGES), config.federation.local_epochs, config, ROUND, CLIENT)
     return task.method, steps
 

@@ -12,7 +12,7 @@ from fedbench.config import Config
 from fedbench.federation.experiment import prepare
 from fedbench.plugins import builtin_files
 from fedbench.training.local import LocalTask
-from fedbench.training.model import build_model, freeze_all_but
+from fedbench.training.model import build_model
 
 Tiny = Callable[..., Config]
 RESNET = {"encoder": {"name": "resnet18", "depth": 4}, "data": {"num_train": 16}}
@@ -22,9 +22,10 @@ def task_of(config: Config, stage: int) -> LocalTask:
     experiment = prepare(config)
     plan = experiment.plans[stage - 1]
     model = build_model(config, plan.depth)
-    freeze_all_but(model, plan.trained_groups)
     terms = (experiment.strategy, *experiment.mechanisms)
-    task = LocalTask(model, terms, config.optimizer, experiment.views, experiment.dataset.train_images)
+    task = LocalTask(
+        model, plan.trained_groups, terms, config.optimizer, experiment.views, experiment.dataset.train_images
+    )
     for teacher in task.teachers.values():
         teacher.load(model.online_state())
     return task
@@ -100,8 +101,9 @@ def test_an_encoder_with_weights_of_its_own_shares_nothing(tiny: Tiny) -> None:
     config = tiny(strategy="lw_fedssl@v3")
     model = build_model(config, 3)
     model.target_oracle = copy.deepcopy(model.encoder)
-    freeze_all_but(model, prepare(config).plans[2].trained_groups)
-    task = LocalTask(model, (), config.optimizer, prepare(config).views, torch.empty(0))
+    task = LocalTask(
+        model, prepare(config).plans[2].trained_groups, (), config.optimizer, prepare(config).views, torch.empty(0)
+    )
     assert task.prefix is not None
     assert model.encoder.prefix is model.target_encoder.prefix is task.prefix  # type: ignore[union-attr]
     assert model.target_oracle.prefix is None

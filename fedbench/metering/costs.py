@@ -1,0 +1,32 @@
+"""The cost of a step, traced once for all steps that cost the same."""
+
+from collections.abc import Callable, Hashable, Iterable
+
+from fedbench.metering.step import StepCost
+
+
+class StepCosts:
+    """What steps cost that were traced before."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Hashable, ...], StepCost] = {}
+
+    def of(
+        self,
+        model: Hashable,
+        batch_size: int,
+        passes: Iterable[bool],
+        teachers: Iterable[str],
+        trace: Callable[[], StepCost],
+    ) -> StepCost:
+        """The cost of a step; `trace` is called only where none like it was traced.
+
+        Args:
+            model: names what is trained: equal for equal models, terms and settings.
+            passes: of each block that is run whether it is trained (blocks are alike).
+            teachers: names of the frozen models that there are.
+        """
+        key = (model, batch_size, *passes, *sorted(teachers))
+        if key not in self._known:
+            self._known[key] = trace()
+        return self._known[key]
