@@ -18,7 +18,7 @@ from fedbench.evaluation import describe_features, description, evaluate, untrai
 from fedbench.federation import checkpoint
 from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.experiment import Experiment
-from fedbench.federation.loop import Federation
+from fedbench.federation.federation import Federation
 from fedbench.federation.naming import strategy_label
 from fedbench.federation.record import LEDGER_COLUMNS
 from fedbench.files import exclusive
@@ -188,7 +188,7 @@ def _resume(
 
 def _current_encoder(federation: Federation) -> Encoder:
     """F with the server's values, as long as it is at this stage; the heads are thrown away."""
-    depth = federation.worker.plan.depth
+    depth = federation.course.plan.depth
     with torch.random.fork_rng(devices=[]):  # building draws weights, which are not kept
         encoder = build_encoder(federation.config.encoder, depth)
     encoder.load_state_dict(encoder_part(federation.server.state))
@@ -264,7 +264,7 @@ def _judged(experiment: Experiment, encoder: Encoder, scored_as: str, features_a
 def _now_and_then(experiment: Experiment, federation: Federation) -> dict[str, float]:
     """After every so many rounds, top-1 and features of the encoder as it is, and the time that this took."""
     every, start = experiment.config.evaluation.every, perf_counter()
-    if not every or federation.rounds_done % every:
+    if not every or federation.course.rounds_done % every:
         return {}
     figures = _judged(experiment, _current_encoder(federation), "probe", "features")
     shown = {key: value for key, value in figures.items() if key.startswith("features/") or key.endswith("_top1")}

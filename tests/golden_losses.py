@@ -34,7 +34,7 @@ def config(strategy: str, ssl: str) -> Config:
 def losses(config: Config) -> list[list[str]]:
     """One list a round, one loss a client."""
     from fedbench.federation.experiment import prepare
-    from fedbench.federation.loop import Federation
+    from fedbench.federation.federation import Federation
 
     settle(config)
     with tempfile.TemporaryDirectory() as folder:

@@ -22,7 +22,7 @@ from fedbench.config import Config, load_config
 from fedbench.errors import UserError
 from fedbench.evaluation import evaluate
 from fedbench.federation.experiment import prepare
-from fedbench.federation.loop import Federation
+from fedbench.federation.federation import Federation
 from fedbench.numerics import PORTABLE, EnvironmentNeededError, environment, require
 
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))

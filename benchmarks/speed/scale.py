@@ -27,7 +27,7 @@ def measure(registered: int, participants: int, rounds: int) -> dict[str, float]
 
     from fedbench.config import load_config
     from fedbench.federation.experiment import prepare
-    from fedbench.federation.loop import Federation
+    from fedbench.federation.federation import Federation
 
     total = SAMPLES * max(size for size, _ in REGISTERED)  # the same data whatever the number of clients
     with tempfile.TemporaryDirectory() as folder:

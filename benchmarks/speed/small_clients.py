@@ -22,7 +22,7 @@ from bare import bare_fit
 
 from fedbench.config import Config, load_config
 from fedbench.federation.experiment import Experiment, prepare
-from fedbench.federation.loop import Federation
+from fedbench.federation.federation import Federation
 from fedbench.training.model import build_model
 
 SAMPLES = 16

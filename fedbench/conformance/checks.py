@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedbench.config.schema import Config
-from fedbench.conformance.witness import Visit, Witness
+from fedbench.conformance.witness import Observation, Witness
 from fedbench.encoders.tensor_groups import HEADS, StateDict, group_of
 from fedbench.federation.experiment import Experiment, prepare
 from fedbench.federation.payload import encode
@@ -38,7 +38,7 @@ class Trial:
         self.witness = Witness(self.experiment)
 
     @property
-    def visits(self) -> list[Visit]:
+    def visits(self) -> list[Observation]:
         """Every visit of every client, in order."""
         return self.witness.visits
 
@@ -46,7 +46,7 @@ class Trial:
 Check = Callable[[Trial], Finding | None]
 
 
-def where(visit: Visit) -> str:
+def where(visit: Observation) -> str:
     """Stage, round and client of a visit."""
     return f"stage {visit.stage}, round {visit.round_index}, client {visit.client}"
 
@@ -79,7 +79,7 @@ def plan_is_coherent(trial: Trial) -> Finding | None:
 
 def client_trains_what_is_planned(trial: Trial) -> Finding | None:
     """On the client: every planned parameter changes; everything else keeps its bits, buffers included."""
-    parameters = {name for name, _ in trial.witness.worker.task.method.named_parameters()}  # type: ignore[union-attr]
+    parameters = {name for name, _ in trial.witness.federation.worker.task.method.named_parameters()}  # type: ignore[union-attr]
     for visit in trial.visits:
         changed = set(differing(visit.before, visit.after, visit.before))
         planned = {key for key in visit.before if group_of(key) in visit.plan.trained_by(visit.active)}

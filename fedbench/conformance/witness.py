@@ -1,30 +1,31 @@
-"""A tiny federation that keeps what every client received, trained from, ended with and sent back."""
+"""A tiny federation of which is kept what every client received, trained from, ended with and sent back."""
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fedbench.config.schema import Config
 from fedbench.encoders.tensor_groups import StateDict
-from fedbench.federation.client import Upload, Worker
-from fedbench.federation.engine import InProcess
-from fedbench.federation.engine import Visit as Turn
+from fedbench.federation.client import Upload
 from fedbench.federation.experiment import Experiment
-from fedbench.federation.loop import Federation
+from fedbench.federation.federation import Federation
+from fedbench.federation.observer import Observer
+from fedbench.federation.participation import Participation, participation
 from fedbench.federation.payload import decode
 from fedbench.federation.plan import StagePlan
+from fedbench.federation.protocol import Visit
 from fedbench.federation.record import RoundRecord
-from fedbench.federation.server import Download
 from fedbench.federation.strategy import ClientUpdate
-from fedbench.training.local import LocalTask
+from fedbench.ssl import SSLMethod
 
 
 @dataclass(frozen=True)
-class Visit:
+class Observation:
     """One client's round, as seen on the client.
 
     Attributes:
@@ -61,7 +62,7 @@ class Keepsakes:
     def __init__(self) -> None:
         self._values: defaultdict[str, list[Tensor]] = defaultdict(list)  # by key, the latest last
 
-    def copy(self, state: StateDict) -> StateDict:
+    def copy(self, state: Mapping[str, Tensor]) -> StateDict:
         """The values of `state`."""
         return {key: self._kept(key, value) for key, value in state.items()}
 
@@ -74,93 +75,66 @@ class Keepsakes:
         return self._values[key][-1]
 
 
-class _WitnessedWorker(Worker):
-    keepsakes: Keepsakes
-    before: StateDict
-    after: StateDict
-    download: Download
-    active: tuple[int, ...]
-    upload: Upload
-
-    def train(
-        self, client: int, indices: Tensor, round_index: int, download: Download, active: Sequence[int]
-    ) -> Upload:
-        self.download, self.active = download, tuple(active)
-        self.upload = super().train(client, indices, round_index, download, active)
-        return self.upload
-
-    def _receive(self, download: Download) -> LocalTask:
-        task = super()._receive(download)
-        self.before = self.keepsakes.copy(task.method.online_state())
-        return task
-
-    def _send(
-        self,
-        task: LocalTask,
-        client: int,
-        round_index: int,
-        num_samples: int,
-        num_steps: int,
-        active: Sequence[int],
-    ) -> Upload:
-        self.after = self.keepsakes.copy(task.method.online_state())
-        return super()._send(task, client, round_index, num_samples, num_steps, active)
-
-
-class Witness(Federation):
-    """Runs an experiment to its end, in a temporary folder.
+class Witness(Observer):
+    """Runs an experiment to its end, in a temporary folder, and keeps what it sees.
 
     `visits` in the order in which they happened; `records`, and the server's model after every aggregation
     (`aggregated`) and after every round (`final`), by round.
     """
 
     def __init__(self, experiment: Experiment, reverse: bool = False) -> None:
+        """`reverse`: the clients of a round train in the opposite order."""
+        self.experiment = experiment
+        self.visits: list[Observation] = []
+        self.aggregated: list[StateDict] = []
+        self.final: list[StateDict] = []
+        self._keepsakes = Keepsakes()
         with tempfile.TemporaryDirectory() as folder:
-            super().__init__(experiment, Path(folder))
-            worker = self.worker
-            self.worker: _WitnessedWorker = _WitnessedWorker(
-                worker.config, worker.terms, worker.views, worker.images, worker.states
+            draw = backwards if reverse else participation
+            self.federation = Federation(experiment, Path(folder), self, draw)
+            self.records = list(self.federation.rounds())
+
+    def visit_started(self, visit: Visit, model: SSLMethod) -> None:
+        """Keep what the client begins with."""
+        self._before = self._keepsakes.copy(model.online_state())
+
+    def visit_ended(self, visit: Visit, model: SSLMethod) -> None:
+        """Keep what it ends with."""
+        self._after = self._keepsakes.copy(model.online_state())
+
+    def update_arrived(
+        self, visit: Visit, upload: Upload, update: ClientUpdate | None, server: Mapping[str, Tensor]
+    ) -> None:
+        """Keep the visit."""
+        self.visits.append(
+            Observation(
+                visit.round_index,
+                visit.stage,
+                visit.client,
+                self.federation.course.plan,
+                visit.active,
+                self._keepsakes.copy(server),
+                frozenset(visit.versions),
+                self._keepsakes.copy(decode(visit.payload)),
+                len(visit.payload),
+                self._before,
+                self._after,
+                self._keepsakes.copy(decode(upload.data)),
+                len(upload.data),
+                update is not None,
             )
-            self.keepsakes = self.worker.keepsakes = Keepsakes()
-            self.engine = InProcess(experiment, self.worker)
-            self.visits: list[Visit] = []
-            self.aggregated: list[StateDict] = []
-            self.final: list[StateDict] = []
-            self.reverse = reverse
-            self.records = [self._after(record) for record in self.rounds()]
-
-    def _after(self, record: RoundRecord) -> RoundRecord:
-        self.final.append(self.keepsakes.copy(self.server.state))
-        return record
-
-    def _aggregate(self, record: RoundRecord) -> None:
-        if self.reverse:
-            drawn = record.participation.drawn[::-1]
-            record.participation = replace(record.participation, drawn=drawn)
-        super()._aggregate(record)
-        self.aggregated.append(self.keepsakes.copy(self.server.state))
-
-    def _arrive(self, visit: Turn, upload: Upload, record: RoundRecord) -> ClientUpdate | None:
-        server = self.keepsakes.copy(self.server.state)
-        update = super()._arrive(visit, upload, record)
-        self.visits.append(self._seen(visit.client, record, server, update))
-        return update
-
-    def _seen(self, client: int, record: RoundRecord, server: StateDict, update: ClientUpdate | None) -> Visit:
-        worker = self.worker
-        return Visit(
-            record.round_index,
-            record.stage,
-            client,
-            worker.plan,
-            worker.active,
-            server,
-            frozenset(worker.download.versions),
-            self.keepsakes.copy(decode(worker.download.data)),
-            len(worker.download.data),
-            worker.before,
-            worker.after,
-            self.keepsakes.copy(decode(worker.upload.data)),
-            len(worker.upload.data),
-            update is not None,
         )
+
+    def round_aggregated(self, server: Mapping[str, Tensor]) -> None:
+        """Keep the model after the aggregation."""
+        self.aggregated.append(self._keepsakes.copy(server))
+
+    def round_ended(self, record: RoundRecord, server: Mapping[str, Tensor]) -> None:
+        """Keep the model after the round."""
+        self.final.append(self._keepsakes.copy(server))
+
+
+def backwards(config: Config, round_index: int) -> Participation:
+    """A round's clients, the last one first."""
+    drawn = participation(config, round_index)
+    return replace(drawn, drawn=drawn.drawn[::-1])

@@ -16,9 +16,10 @@ from fedbench.data.pool import Pool
 from fedbench.encoders.tensor_groups import StateDict, by_group, select
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.diagnostics import effective_rank
+from fedbench.federation.observer import Observer
 from fedbench.federation.payload import decode, encode, received_bytes
 from fedbench.federation.plan import StagePlan
-from fedbench.federation.server import Download
+from fedbench.federation.protocol import Visit
 from fedbench.ssl import SSLMethod
 from fedbench.training import cuda_memory
 from fedbench.training.cuda_memory import CudaMemory
@@ -59,9 +60,16 @@ class Worker:
     """Trains one client after the other on one working model."""
 
     def __init__(
-        self, config: Config, terms: Sequence[Term], views: Views, images: Pool, states: ClientStates
+        self,
+        config: Config,
+        terms: Sequence[Term],
+        views: Views,
+        images: Pool,
+        states: ClientStates,
+        observer: Observer,
     ) -> None:
         self.config = config
+        self.observer = observer
         self.terms = terms
         self.views = views
         self.images = images
@@ -73,7 +81,7 @@ class Worker:
         self._received_bytes = 0  # of it
         self._loaded: dict[str, int] = {}  # group -> version of its values in the working model
 
-    def start_stage(self, model: SSLMethod, plan: StagePlan, stage: int) -> None:
+    def start_stage(self, model: SSLMethod, plan: StagePlan) -> None:
         """A new working model. Its initial values count for nothing: groups come from payloads only."""
         self._loaded = {}
         model.to(self.images.device)
@@ -83,34 +91,36 @@ class Worker:
         self._reference = Received(model.online_state(), self.images.device)  # until the first payload comes
         self.task.received = self._reference
         self.plan = plan
-        self.stage = stage
 
     def resume(self, received: Mapping[str, tuple[int, StateDict]]) -> None:
         """Take over what earlier payloads of a run that was stopped brought here: group -> version and values."""
         self._received |= received
 
-    def train(
-        self, client: int, indices: Tensor, round_index: int, download: Download, active: Sequence[int]
-    ) -> Upload:
-        """Train from what was sent, send back what was trained  ([LW] Algorithm 1, the client's part)."""
+    def train(self, visit: Visit, indices: Tensor) -> Upload:
+        """Train from what was sent, send back what was trained  ([LW] Algorithm 1, the client's part).
+
+        `indices` (int64): of the client's images.
+        """
         start = perf_counter()
-        task = self._receive(download)
-        task.run_blocks(active)
-        self._load_teachers(task, client, round_index)
+        task = self._receive(visit)
+        task.run_blocks(visit.active)
+        self._load_teachers(task, visit)
+        self.observer.visit_started(visit, task.method)
         cuda_memory.start(self.images.device)
         epochs = self.config.federation.local_epochs
-        num_steps = fit(self.fabric, task, indices, epochs, self.config, round_index, client)
-        upload = self._send(task, client, round_index, len(indices), num_steps, active)
+        num_steps = fit(self.fabric, task, indices, epochs, self.config, visit.round_index, visit.client)
+        self.observer.visit_ended(visit, task.method)
+        upload = self._send(task, visit, len(indices), num_steps)
         return replace(upload, seconds=perf_counter() - start)
 
-    def _receive(self, download: Download) -> LocalTask:
+    def _receive(self, visit: Visit) -> LocalTask:
         """Decode the payload; load every needed group that the working model has not in the needed version."""
         assert self.task is not None, "start_stage comes first"
-        if download.data is not self._payload:  # clients in a row are mostly sent the very same bytes
-            self._decode(download)
+        if visit.payload is not self._payload:  # clients in a row are mostly sent the very same bytes
+            self._decode(visit)
         missing: StateDict = {}
         received: StateDict = {}
-        for group, needed in download.versions.items():
+        for group, needed in visit.versions.items():
             version, values = self._received[group]
             assert version == needed, f"{group}: version {needed} is needed, {version} came as payload"
             if self._loaded.get(group) != version:
@@ -121,18 +131,19 @@ class Worker:
         self.task.received = self._reference = self._reference.renewed(received)
         return self.task
 
-    def _decode(self, download: Download) -> None:
-        payload = decode(download.data)
-        self._payload, self._received_bytes = download.data, received_bytes(download.data, payload)
-        self._received |= {group: (download.versions[group], part) for group, part in by_group(payload).items()}
+    def _decode(self, visit: Visit) -> None:
+        payload = decode(visit.payload)
+        self._payload, self._received_bytes = visit.payload, received_bytes(visit.payload, payload)
+        self._received |= {group: (visit.versions[group], part) for group, part in by_group(payload).items()}
 
-    def _load_teachers(self, task: LocalTask, client: int, round_index: int) -> None:
+    def _load_teachers(self, task: LocalTask, visit: Visit) -> None:
         """`received` is the model as it is now; `previous` is that with what the client kept of its last visit."""
         task.have_teachers(())
         if not task.all_teachers:
             return
-        kept = self.states.load(client, self.stage, round_index) if "previous" in task.all_teachers else None
-        values = {"received": task.method.online_state()}
+        values, kept = {"received": task.method.online_state()}, None
+        if "previous" in task.all_teachers:
+            kept = self.states.load(visit.client, visit.stage, visit.round_index)
         if kept is not None:
             values["previous"] = values["received"] | kept
         task.have_teachers(name for name in values if name in task.all_teachers)
@@ -141,24 +152,16 @@ class Worker:
         for name, teacher in task.teachers.items():
             teacher.load(values[name])
 
-    def _send(
-        self,
-        task: LocalTask,
-        client: int,
-        round_index: int,
-        num_samples: int,
-        num_steps: int,
-        active: Sequence[int],
-    ) -> Upload:
-        trained = self.plan.trained_by(active)
+    def _send(self, task: LocalTask, visit: Visit, num_samples: int, num_steps: int) -> Upload:
+        trained = self.plan.trained_by(visit.active)
         for group in trained:
             self._loaded.pop(group, None)  # overwritten by training
         state = task.method.online_state()
         if "previous" in task.all_teachers:
-            self.states.save(client, self.stage, round_index, select(state, trained))
+            self.states.save(visit.client, visit.stage, visit.round_index, select(state, trained))
         loss, added = (task.losses / num_steps).tolist()
         return Upload(
-            encode(select(state, self.plan.uploaded_by(active))),
+            encode(select(state, self.plan.uploaded_by(visit.active))),
             num_samples,
             num_steps,
             loss,

@@ -10,7 +10,7 @@ from fedbench.federation.versions import Versions
 
 
 @dataclass(frozen=True)
-class Order:
+class Delivery:
     """What one client is to be sent before it trains.
 
     Attributes:
@@ -53,7 +53,7 @@ class Dispatch:
         """What changed since the last round began is news in this one."""
         self.versions.start_round()
 
-    def download(self, client: int, active: Sequence[int]) -> Order:
+    def download(self, client: int, active: Sequence[int]) -> Delivery:
         """What the client lacks of the groups that it needs; from here on it holds them.
 
         It needs everything but the blocks that it does not run.
@@ -63,7 +63,7 @@ class Dispatch:
         missing = self.versions.missing(client, needed)
         self.versions.hold(client, missing)
         versions = {group: self.versions.current[group] for group in needed}
-        return Order(tuple(missing), versions, self._declare({group: self._reason(group) for group in missing}))
+        return Delivery(tuple(missing), versions, self._declare({group: self._reason(group) for group in missing}))
 
     def upload(self, active: Sequence[int]) -> Shipment:
         """What a client that ran the blocks `active` sends back."""

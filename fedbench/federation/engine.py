@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -21,24 +21,16 @@ from fedbench.errors import UserError
 from fedbench.federation.client import Upload, Worker
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.experiment import Experiment, prepare
+from fedbench.federation.observer import Observer
 from fedbench.federation.payload import decode
-from fedbench.federation.server import Download, Server
+from fedbench.federation.protocol import Visit
+from fedbench.federation.server import Server
 from fedbench.numerics import settle
 from fedbench.training.model import build_model
 from fedbench.workers import worker_context
 
 DEATHS = 3  # of workers over one client: then it is the client's doing
 AHEAD = 2  # visits for each worker that may be finished and wait for their turn
-
-
-class Visit(NamedTuple):
-    """A client's turn in a round: what it is sent, and the blocks that it runs."""
-
-    client: int
-    round_index: int
-    stage: int
-    download: Download
-    active: Sequence[int]
 
 
 class Engine(Protocol):
@@ -53,7 +45,7 @@ class Engine(Protocol):
         ...
 
 
-def build_worker(experiment: Experiment, folder: Path) -> Worker:
+def build_worker(experiment: Experiment, folder: Path, observer: Observer | None = None) -> Worker:
     """A worker for the clients of `experiment`, which keep their own state in `folder`."""
     return Worker(
         experiment.config,
@@ -61,6 +53,7 @@ def build_worker(experiment: Experiment, folder: Path) -> Worker:
         experiment.views,
         place(experiment.dataset.train_images, experiment.device),
         ClientStates(folder),
+        observer or Observer(),
     )
 
 
@@ -81,20 +74,19 @@ class InProcess:
         """See `Engine`."""
         for visit in visits:
             indices = beside(self.worker.images, self.experiment.client_indices[visit.client])
-            download, active = visit.download, visit.active
-            yield visit, self.worker.train(visit.client, indices, visit.round_index, download, active)
+            yield visit, self.worker.train(visit, indices)
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-class Order(NamedTuple):
+class Request(NamedTuple):
     """A visit as it goes to a worker process.
 
     Attributes:
         groups: safetensors bytes of what the client holds already and this worker has not seen; no traffic.
-        payload: names the bytes that the client is sent, for `visit.download.data` is left out where this worker
-            has had them in this round.
+        payload: names the bytes that the client is sent, for `visit.payload` is left out where this worker has had
+            them in this round.
     """
 
     visit: Visit
@@ -203,15 +195,15 @@ class Remote:
 
     def send(self, server: Server) -> None:
         """Send `visit`, with what the worker lacks for it."""
-        visit, versions = self.visit, self.visit.download.versions
+        visit, versions = self.visit, self.visit.versions
         if visit.round_index != self._round:
             self._round, self._payloads = visit.round_index, set()
-        sent = visit.download.groups
+        sent = visit.groups
         payload = tuple((group, versions[group]) for group in sent)
         lacking = [group for group in versions if group not in sent and self._known.get(group) != versions[group]]
         if payload in self._payloads:
-            visit = visit._replace(download=visit.download._replace(data=b""))
-        self.connection.send(Order(visit, server.encode(lacking), payload))
+            visit = visit._replace(payload=b"")
+        self.connection.send(Request(visit, server.encode(lacking), payload))
         self._known |= versions
         self._payloads.add(payload)
 
@@ -226,16 +218,16 @@ def serve(connection: Connection, config: Config, folder: Path) -> None:
     """A worker process: train what comes until the connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     settle(config)
-    attendant = Attendant(prepare(config), folder)
+    worker = RemoteWorker(prepare(config), folder)
     while True:
         try:
-            connection.send(attendant.answer(connection.recv()))
+            connection.send(worker.answer(connection.recv()))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return
 
 
-class Attendant:
-    """Answers orders in a worker process."""
+class RemoteWorker:
+    """Answers requests in a worker process."""
 
     def __init__(self, experiment: Experiment, folder: Path) -> None:
         self.experiment = experiment
@@ -244,13 +236,12 @@ class Attendant:
         self._stage, self._round = 0, -1
         self._payloads: dict[tuple[tuple[str, int], ...], bytes] = {}
 
-    def answer(self, order: Order) -> Upload | Failure:
+    def answer(self, request: Request) -> Upload | Failure:
         """Train one visit."""
         try:
-            self._start_stage(order.visit.stage)
-            self._take(order)
-            data = self._payload(order)
-            visit = order.visit._replace(download=order.visit.download._replace(data=data))
+            self._start_stage(request.visit.stage)
+            self._take(request)
+            visit = request.visit._replace(payload=self._payload(request))
             ((_, upload),) = self.engine.train([visit])
         except UserError as error:
             return Failure(str(error), is_users=True)
@@ -261,14 +252,14 @@ class Attendant:
     def _start_stage(self, stage: int) -> None:
         if stage != self._stage:
             plan = self.experiment.plans[stage - 1]
-            self.worker.start_stage(build_model(self.experiment.config, plan.depth), plan, stage)
+            self.worker.start_stage(build_model(self.experiment.config, plan.depth), plan)
             self._stage = stage
 
-    def _take(self, order: Order) -> None:
-        arrived, versions = by_group(decode(order.groups)), order.visit.download.versions
+    def _take(self, request: Request) -> None:
+        arrived, versions = by_group(decode(request.groups)), request.visit.versions
         self.worker.resume({group: (versions[group], values) for group, values in arrived.items()})
 
-    def _payload(self, order: Order) -> bytes:
-        if order.visit.round_index != self._round:
-            self._round, self._payloads = order.visit.round_index, {}
-        return self._payloads.setdefault(order.payload, order.visit.download.data)
+    def _payload(self, request: Request) -> bytes:
+        if request.visit.round_index != self._round:
+            self._round, self._payloads = request.visit.round_index, {}
+        return self._payloads.setdefault(request.payload, request.visit.payload)

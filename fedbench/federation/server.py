@@ -1,33 +1,25 @@
 """The server: the global model's tensors, and what leaves it as payload."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from fedbench.encoders.tensor_groups import StateDict, group_of, select
 from fedbench.errors import UserError
+from fedbench.federation.diagnostics import flatten
 from fedbench.federation.dispatch import Dispatch
-from fedbench.federation.payload import encode
+from fedbench.federation.payload import decode, encode
 from fedbench.federation.plan import StagePlan
-from fedbench.federation.shipment import Shipment, Specs
+from fedbench.federation.shipment import Specs
+
+STATE, HELD = "state/", "held/"  # kinds of tensors in a checkpoint
 
 
-class Download(NamedTuple):
-    """What one client is sent before it trains.
-
-    Attributes:
-        groups: that the client lacks.
-        data: their safetensors bytes.
-        versions: version of every group that the client needs, those that it holds already included.
-        shipment: the payload as it was declared.
-    """
-
-    groups: Sequence[str]
-    data: bytes
-    versions: Mapping[str, int]
-    shipment: Shipment
+class RejectedError(Exception):
+    """An upload that cannot be used, and why."""
 
 
 class Server:
@@ -48,10 +40,24 @@ class Server:
             key: (value if group_of(key) in new else old[key]).detach().clone() for key, value in initial.items()
         }
 
-    def download(self, client: int, active: Sequence[int]) -> Download:
-        """What the client lacks of the groups that it needs, as bytes."""
-        order = self.dispatch.download(client, active)
-        return Download(order.groups, self.encode(order.groups), order.versions, order.shipment)
+    def accept(self, data: bytes) -> StateDict:
+        """An upload, decoded.
+
+        Raises:
+            RejectedError: it does not decode, does not fit the model, or is not finite.
+        """
+        try:
+            state = decode(data)
+        except SafetensorError as error:
+            raise RejectedError(f"does not decode: {error}") from error
+        for key, value in state.items():
+            if key not in self.state or self.state[key].shape != value.shape:
+                raise RejectedError(f"{key} is not a tensor of the model")
+        if not flatten(state).sum().isfinite():  # else all are: one by one takes longer than to decode them
+            for key, value in state.items():
+                if not value.isfinite().all():
+                    raise RejectedError(f"{key} is not finite")
+        return state
 
     def apply(self, values: Mapping[str, Tensor], aggregated: bool) -> None:
         """Take over new values; the version of a group rises if one of its values changed.
@@ -83,3 +89,16 @@ class Server:
             self._encoded = {old: data for old, data in self._encoded.items() if set(old) <= set(current)}
             self._encoded[key] = encode(select(self.state, groups))
         return self._encoded[key]
+
+    def snapshot(self) -> tuple[dict[str, object], StateDict]:
+        """For a checkpoint: plain values, and tensors by kind and name."""
+        versions = self.dispatch.versions
+        held = {f"{HELD}{group}": torch.from_numpy(numbers) for group, numbers in versions.held().items()}
+        values = {f"{STATE}{key}": value.contiguous() for key, value in self.state.items()}
+        return {"versions": versions.facts()}, {**values, **held}
+
+    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a snapshot, in a stage that the dispatch knows."""
+        held = {key.removeprefix(HELD): v.numpy() for key, v in tensors.items() if key.startswith(HELD)}
+        self.dispatch.versions.restore(facts["versions"], held)
+        self.state = {key.removeprefix(STATE): v for key, v in tensors.items() if key.startswith(STATE)}

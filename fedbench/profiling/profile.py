@@ -18,11 +18,12 @@ from fedbench.encoders.tensor_groups import HEADS, block_groups, group_of, group
 from fedbench.federation import Mechanism, StagePlan, Strategy
 from fedbench.federation.experiment import check
 from fedbench.federation.naming import strategy_label
+from fedbench.federation.protocol import Visit
 from fedbench.federation.shipment import Shipment, declare, describe
 from fedbench.metering.costs import StepCosts
 from fedbench.metering.counting import forward_macs_by_group, paper_epoch_macs
 from fedbench.metering.step import StepCost, trace_step
-from fedbench.profiling.rehearsal import Visit, rehearse, server_epochs
+from fedbench.profiling.rehearsal import rehearse, server_epochs
 from fedbench.profiling.sizes import Sizes, client_sizes
 from fedbench.training.local import LocalTask, num_steps
 from fedbench.training.model import build_model
@@ -180,13 +181,14 @@ class _Stage:
 
     def profile(self, sizes: Sizes, trace: bool) -> StageProfile:
         """Sum up the visits."""
-        flops, steps, costs = 0, 0, [NOTHING]
+        flops, steps, costs, seen = 0, 0, [NOTHING], set[int]()
         for visit in self.visits:
             batch, local_steps = self._batch(sizes.clients[visit.client])
             steps += local_steps
             if trace:
-                costs.append(self._cost(batch, visit))
+                costs.append(self._cost(batch, visit, is_first=visit.client not in seen))
                 flops += costs[-1].flops * local_steps
+            seen.add(visit.client)
         highest, dearest = max(costs, key=_peak), max(costs, key=_flops)
         downloads = [visit.download for visit in self.visits]
         uploads = [visit.upload for visit in self.visits if visit.upload is not None]
@@ -223,9 +225,10 @@ class _Stage:
         batch_size, epochs = self.config.optimizer.batch_size, self.config.federation.local_epochs
         return min(batch_size, num_samples), num_steps(num_samples, batch_size, epochs)
 
-    def _cost(self, batch: int, visit: Visit) -> StepCost:
+    def _cost(self, batch: int, visit: Visit, is_first: bool) -> StepCost:
+        """`is_first`: whether it is the client's first visit in this stage, when it has no previous model."""
         teachers = frozenset[str]().union(*(term.teachers for term in self.terms))
-        there = teachers - {"previous"} if visit.first else teachers
+        there = teachers - {"previous"} if is_first else teachers
         return self._step_cost(self.terms, self.plan, batch, visit.active, there)
 
     def _server(self, num_samples: int, trace: bool) -> tuple[StepCost, int]:

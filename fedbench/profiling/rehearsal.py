@@ -1,38 +1,17 @@
-"""A federation without tensors: every visit of every client, with its payloads declared, and nothing trained.
+"""A federation without tensors: the protocol of a real run, with nothing behind it but declarations.
 
-Participation, depth dropout and versions are the very ones of a real run; only values are missing. That a group's
-values change when they are trained is taken for granted.
+That a group's values change when they are trained is taken for granted.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 from fedbench.config.schema import Config
 from fedbench.errors import UserError
 from fedbench.federation import Mechanism, ServerTraining, StagePlan
-from fedbench.federation.dispatch import Dispatch
-from fedbench.federation.participation import active_blocks, participation
-from fedbench.federation.shipment import Shipment, Specs
-
-
-@dataclass(frozen=True)
-class Visit:
-    """One client's round.
-
-    Attributes:
-        active: blocks that it runs.
-        first: whether it is the client's first visit in this stage.
-        upload: None if the client is lost before it.
-    """
-
-    stage: int
-    round_index: int
-    client: int
-    active: tuple[int, ...]
-    first: bool
-    download: Shipment
-    upload: Shipment | None
+from fedbench.federation.participation import Participation
+from fedbench.federation.protocol import Course, Visit
+from fedbench.federation.shipment import Specs
 
 
 class RehearsedTraining:
@@ -59,6 +38,44 @@ def server_epochs(mechanisms: Sequence[Mechanism]) -> list[int]:
     return [epochs for epochs in server.epochs if epochs]
 
 
+class Rehearsal:
+    """What is behind the protocol where nothing is trained (`federation.protocol.Executor`)."""
+
+    def __init__(self, mechanisms: Sequence[Mechanism], course: Course, specs: Sequence[Specs]) -> None:
+        self.mechanisms, self.course, self.specs = mechanisms, course, specs
+        self.visits: list[Visit] = []  # of the round under way
+
+    def start_stage(self, stage: int) -> None:
+        """See `Executor`."""
+        self.course.dispatch.start_stage(self.course.plan, self.specs[stage - 1])
+
+    def start_round(self, round_index: int, stage: int, drawn: Participation) -> None:
+        """See `Executor`."""
+        self.visits = []
+
+    def train(self, visits: Iterable[Visit]) -> Iterator[tuple[Visit, None]]:
+        """See `Executor`."""
+        for visit in visits:
+            yield visit, None
+
+    def trained(self, visit: Visit, result: None) -> None:
+        """See `Executor`."""
+        self.visits.append(visit)
+
+    def aggregate(self, returning: Iterator[tuple[Visit, None]]) -> None:
+        """See `Executor`."""
+        plan, dispatch, changed = self.course.plan, self.course.dispatch, set[str]()
+        for visit, _ in returning:
+            changed |= plan.uploaded_by(visit.active) & plan.trained_by(visit.active)
+        dispatch.changed(changed & set(dispatch.groups), aggregated=True)
+
+    def server_step(self) -> None:
+        """See `Executor`."""
+        dispatch = self.course.dispatch
+        if server_epochs(self.mechanisms):
+            dispatch.changed(dispatch.groups, aggregated=False)
+
+
 def rehearse(
     config: Config,
     mechanisms: Sequence[Mechanism],
@@ -67,28 +84,7 @@ def rehearse(
     specs: Sequence[Specs],
 ) -> Iterator[Visit]:
     """Visits in the order of a real run."""
-    federation = config.federation
-    dispatch = Dispatch(federation.num_clients, federation.client_memory == "kept")
-    round_index = 0
-    for stage, plan in enumerate(plans, start=1):
-        dispatch.start_stage(plan, specs[stage - 1])
-        visited: set[int] = set()
-        for _ in range(rounds_per_stage[stage - 1]):
-            dispatch.start_round()
-            drawn = participation(config, round_index)
-            changed: set[str] = set()
-            for client in drawn.drawn:
-                if client in drawn.lost_before:
-                    continue
-                active = active_blocks(config, mechanisms, plan, round_index, client)
-                download = dispatch.download(client, active).shipment
-                dispatch.trained(client, active)
-                upload = None if client in drawn.lost_after else dispatch.upload(active)
-                if upload is not None:
-                    changed |= plan.uploaded_by(active) & plan.trained_by(active)
-                yield Visit(stage, round_index, client, tuple(active), client not in visited, download, upload)
-                visited.add(client)
-            dispatch.changed(changed & set(dispatch.groups), aggregated=True)
-            if server_epochs(mechanisms):
-                dispatch.changed(dispatch.groups, aggregated=False)
-            round_index += 1
+    course = Course(config, mechanisms, plans, rounds_per_stage)
+    rehearsal = Rehearsal(mechanisms, course, specs)
+    for _ in course.rounds(rehearsal):
+        yield from rehearsal.visits

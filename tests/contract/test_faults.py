@@ -3,7 +3,7 @@
 import itertools
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,11 +16,14 @@ from fedbench.encoders.tensor_groups import StateDict, group_of, select
 from fedbench.errors import AccountingError
 from fedbench.federation import ClientUpdate, GrowingStrategy, LocalStep, StagePlan, Strategy, weighted_mean
 from fedbench.federation import client as client_module
-from fedbench.federation import payload as payload_module
+from fedbench.federation.client import Worker
+from fedbench.federation.dispatch import Delivery, Dispatch
 from fedbench.federation.payload import decode
+from fedbench.federation.protocol import Visit
 from fedbench.federation.record import RoundRecord
-from fedbench.federation.server import Download, Server
+from fedbench.federation.server import Server
 from fedbench.federation.shipment import Specs, declare
+from fedbench.training import local as local_module
 from fedbench.training.local import LocalTask
 
 Tiny = Callable[..., Config]
@@ -122,7 +125,7 @@ def test_frozen_parameters_that_train_are_caught(tiny: Tiny, monkeypatch: pytest
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith("target_"))
 
-    monkeypatch.setattr(client_module, "freeze_all_but", freeze_nothing)
+    monkeypatch.setattr(local_module, "freeze_all_but", freeze_nothing)
     words = finding(tiny(strategy="lw_fedssl"), "client trains what is planned")
     assert "changed: encoder.blocks.0" in words
 
@@ -133,7 +136,7 @@ def test_frozen_batchnorm_in_training_mode_is_caught(tiny: Tiny, monkeypatch: py
             parameter.requires_grad_(not name.startswith("target_") and group_of(name) in groups)
         model.train()
 
-    monkeypatch.setattr(client_module, "freeze_all_but", freeze_gradients_only)
+    monkeypatch.setattr(local_module, "freeze_all_but", freeze_gradients_only)
     resnet = {"encoder": {"name": "resnet18", "depth": 4}, "federation": {"rounds": 4, "num_clients": 2}}
     config = tiny(resnet, {"strategy": "lw_fedssl", "data": {"num_train": 16}})
     assert "bn1.num_batches_tracked" in finding(config, "client trains what is planned")
@@ -141,46 +144,41 @@ def test_frozen_batchnorm_in_training_mode_is_caught(tiny: Tiny, monkeypatch: py
 
 def test_weights_that_arrive_uncounted_are_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[Server] = []
-    download = Server.download
+    download, encode = Dispatch.download, Server.encode
 
-    def heads_only(self: Server, client: int, active: Any) -> Download:
-        served.append(self)
+    def heads_only(self: Dispatch, client: int, active: Any) -> Delivery:
         whole = download(self, client, active)
-        heads = {key: value for key, value in decode(whole.data).items() if group_of(key) == "heads"}
-        declared = declare(self.dispatch.specs, {"heads": "round"})
-        return Download(["heads"], payload_module.encode(heads), whole.versions, declared)
+        return replace(whole, groups=("heads",), shipment=declare(self.specs, {"heads": "round"}))
 
-    def by_reference(self: Any, download: Download) -> LocalTask:
+    def noted(self: Server, groups: Any) -> bytes:
+        served.append(self)
+        return encode(self, groups)
+
+    def by_reference(self: Worker, visit: Visit) -> LocalTask:
+        assert self.task is not None
         self.task.method.load_online(served[-1].state)
-        self._received_bytes = len(download.data)
+        self._received_bytes = len(visit.payload)
         return self.task
 
-    monkeypatch.setattr(Server, "download", heads_only)
-    monkeypatch.setattr("fedbench.conformance.witness._WitnessedWorker._receive", snapshot_after(by_reference))
+    monkeypatch.setattr(Dispatch, "download", heads_only)
+    monkeypatch.setattr(Server, "encode", noted)
+    monkeypatch.setattr(Worker, "_receive", by_reference)
     assert "arrived otherwise" in finding(tiny(strategy="fedssl"), "clients start from payloads alone")
 
 
 def test_a_client_that_goes_on_from_the_one_before_it_is_caught(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def load_once(self: Any, download: Download) -> LocalTask:
+    def load_once(self: Worker, visit: Visit) -> LocalTask:
+        assert self.task is not None
         if not self._loaded:
-            self.task.method.load_online(decode(download.data))
+            self.task.method.load_online(decode(visit.payload))
         self._loaded = {"everything": 1}
-        self._received_bytes = len(download.data)
+        self._received_bytes = len(visit.payload)
         return self.task
 
-    monkeypatch.setattr("fedbench.conformance.witness._WitnessedWorker._receive", snapshot_after(load_once))
+    monkeypatch.setattr(Worker, "_receive", load_once)
     assert "round 0, client 1" in finding(tiny(strategy="fedssl"), "clients start from payloads alone")
-
-
-def snapshot_after(receive: Callable[[Any, Download], LocalTask]) -> Callable[[Any, Download], LocalTask]:
-    def wrapped(self: Any, download: Download) -> LocalTask:
-        task = receive(self, download)
-        self.before = self.keepsakes.copy(task.method.online_state())
-        return task
-
-    return wrapped
 
 
 def test_heads_that_stay_at_home_are_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +189,7 @@ def test_heads_that_stay_at_home_are_caught(tiny: Tiny, monkeypatch: pytest.Monk
     monkeypatch.setattr(client_module, "select", without_heads)
     with pytest.raises(AccountingError, match=r"round 0, client 0, upload: \d+ bytes were declared"):
         Trial(tiny())
-    monkeypatch.setattr("fedbench.federation.loop.compare", lambda *_: None)
+    monkeypatch.setattr("fedbench.federation.federation.compare", lambda *_: None)
     assert "heads in every upload" in finding(tiny(), "heads are synchronised")
 
 

@@ -9,7 +9,7 @@ from exhaustive import all_but
 from fedbench.data.pool import HostImages, place
 from fedbench.federation import engine, server_training
 from fedbench.federation.experiment import prepare
-from fedbench.federation.loop import Federation
+from fedbench.federation.federation import Federation
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fedbench.config import load_config
 from fedbench.federation import client, server_training
 from fedbench.federation.experiment import prepare
-from fedbench.federation.loop import Federation
+from fedbench.federation.federation import Federation
 from fedbench.metering.step import StepCost
 from fedbench.training.local import LocalTask
 
@@ -90,4 +90,4 @@ def _watch(monkeypatch: pytest.MonkeyPatch, crossed: list[Crossed]) -> None:
 @pytest.fixture
 def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the traced steps of the costs, which run on fake CPU tensors wherever the model is."""
-    monkeypatch.setattr("fedbench.federation.loop.trace_step", lambda *_: StepCost(1, 1, {}, {}))
+    monkeypatch.setattr("fedbench.federation.costs.trace_step", lambda *_: StepCost(1, 1, {}, {}))

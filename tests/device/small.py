@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fedbench.federation.loop import Federation
+from fedbench.federation.federation import Federation
 from fedbench.federation.record import RoundRecord
 
 REAL = torch.accelerator.is_available()

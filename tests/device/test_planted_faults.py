@@ -10,10 +10,11 @@ from small import Trained
 from torch import Tensor
 
 from fedbench.data.pool import HostImages
-from fedbench.federation import engine, local
+from fedbench.federation import engine
 from fedbench.federation.client import Worker
 from fedbench.random import generator, stream
 from fedbench.ssl import SSLMethod
+from fedbench.training import local
 from fedbench.training.local import LocalTask, Received, Teacher, build_fabric
 
 pytestmark = pytest.mark.usefixtures("second", "untraced")

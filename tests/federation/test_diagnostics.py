@@ -16,7 +16,7 @@ from tiny_config import TINY, UNEVEN
 from torch import Tensor
 
 from fedbench.config import load_config
-from fedbench.conformance.witness import Visit, Witness
+from fedbench.conformance.witness import Observation, Witness
 from fedbench.encoders.tensor_groups import StateDict
 from fedbench.federation import LocalStep, StagePlan, Strategy
 from fedbench.federation.diagnostics import PairwiseL2, effective_rank, step_norm
@@ -109,8 +109,8 @@ def test_the_uneven_clients_are_uneven(seen: dict[str, Witness]) -> None:
     assert [len(indices) for indices in seen["tilted"].experiment.client_indices] == SIZES
 
 
-def hand(witness: Witness, visit: Visit) -> ByHand:
-    experiment, config = witness.experiment, witness.config
+def hand(witness: Witness, visit: Observation) -> ByHand:
+    experiment, config = witness.experiment, witness.experiment.config
     model = build_model(config, visit.plan.depth)
     model.load_online(visit.before)
     freeze_all_but(model, visit.plan.trained_groups)

@@ -15,7 +15,7 @@ from fedbench.encoders.tensor_groups import StateDict
 from fedbench.errors import UserError
 from fedbench.federation.engine import Processes
 from fedbench.federation.experiment import prepare
-from fedbench.federation.loop import Federation
+from fedbench.federation.federation import Federation
 
 Tiny = Callable[..., Config]
 PROCESSES = {"engine": "processes", "workers": 2}

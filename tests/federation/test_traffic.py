@@ -6,7 +6,7 @@ import pytest
 from exhaustive import exhaustive
 
 from fedbench.config import Config
-from fedbench.conformance.witness import Visit, Witness
+from fedbench.conformance.witness import Observation, Witness
 from fedbench.encoders.tensor_groups import group_of
 from fedbench.federation.experiment import prepare
 
@@ -19,7 +19,7 @@ def downloads(config: Config) -> list[set[str]]:
     return [{group_of(key) for key in visit.payload} for visit in visits(config) if visit.client == 0]
 
 
-def visits(config: Config) -> list[Visit]:
+def visits(config: Config) -> list[Observation]:
     return Witness(prepare(config)).visits
 
 

@@ -1,7 +1,7 @@
 """Clients that come late, get lost, or send rubbish."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +11,13 @@ from fedbench.config import Config
 from fedbench.conformance import Trial, run_checks
 from fedbench.conformance.witness import Witness
 from fedbench.encoders.tensor_groups import StateDict
+from fedbench.federation import ClientUpdate
+from fedbench.federation.client import Upload
 from fedbench.federation.experiment import prepare
-from fedbench.federation.loop import Federation
+from fedbench.federation.federation import Federation
 from fedbench.federation.participation import Participation, participation
 from fedbench.federation.payload import decode, encode
+from fedbench.federation.protocol import Visit
 
 Tiny = Callable[..., Config]
 
@@ -79,7 +82,7 @@ def test_a_round_from_which_nobody_returned_makes_no_catch_up_of_the_next(
         everyone = tuple(range(config.federation.num_clients))
         return Participation(everyone, frozenset(everyone if round_index == empty else ()), frozenset())
 
-    monkeypatch.setattr("fedbench.federation.loop.participation", none_in_one_round)
+    monkeypatch.setattr("fedbench.conformance.witness.participation", none_in_one_round)
     records = Witness(prepare(tiny(strategy=strategy))).records
     assert [len(record.returned) for record in records] == [3 * (number != empty) for number in range(6)]
     assert [record.catch_up_bytes for record in records] == [0] * 6
@@ -96,12 +99,13 @@ def test_a_round_from_which_nobody_returned_makes_no_catch_up_of_the_next(
 def test_an_unusable_update_is_rejected_counted_and_named(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[StateDict], bytes], reason: str
 ) -> None:
-    accept = Federation._accept
+    update = Federation._update
 
-    def spoiled(self: Federation, client: int, data: bytes, record: Any) -> Any:
-        return accept(self, client, spoil(decode(data)) if client == 1 else data, record)
+    def spoiled(self: Federation, visit: Visit, upload: Upload) -> ClientUpdate | None:
+        data = spoil(decode(upload.data)) if visit.client == 1 else upload.data
+        return update(self, visit, replace(upload, data=data))
 
-    monkeypatch.setattr(Federation, "_accept", spoiled)
+    monkeypatch.setattr(Federation, "_update", spoiled)
     witness = Witness(prepare(tiny()))
     record = witness.records[0]
     assert list(record.rejected) == [1]
@@ -112,14 +116,15 @@ def test_an_unusable_update_is_rejected_counted_and_named(
 
 def test_a_finite_update_whose_sum_is_not_finite_is_accepted(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two values of 3e38 are float32; their sum is not."""
-    accept = Federation._accept
+    update = Federation._update
 
-    def huge(self: Federation, client: int, data: bytes, record: Any) -> Any:
-        key, value = next((key, value) for key, value in decode(data).items() if value.numel() > 1)
-        large = encode(decode(data) | {key: torch.full_like(value, 3e38)})
-        return accept(self, client, large if client == 1 else data, record)
+    def huge(self: Federation, visit: Visit, upload: Upload) -> ClientUpdate | None:
+        state = decode(upload.data)
+        key, value = next((key, value) for key, value in state.items() if value.numel() > 1)
+        large = encode(state | {key: torch.full_like(value, 3e38)})
+        return update(self, visit, replace(upload, data=large if visit.client == 1 else upload.data))
 
-    monkeypatch.setattr(Federation, "_accept", huge)
+    monkeypatch.setattr(Federation, "_update", huge)
     record = Witness(prepare(tiny())).records[0]
     assert record.rejected == {}
     assert record.returned == [0, 1, 2]

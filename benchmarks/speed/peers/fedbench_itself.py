@@ -10,7 +10,7 @@ if __name__ == "__main__" and int(sys.argv[-1]) > 1:
 
 from workload import Workload, asked
 
-from fedbench.federation.loop import Federation
+from fedbench.federation.federation import Federation
 
 
 def main() -> None:

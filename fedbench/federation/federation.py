@@ -1,0 +1,187 @@
+"""A federation that trains: what is behind the protocol in a real run. It knows neither files nor W&B."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+
+from fedbench.encoders.tensor_groups import select
+from fedbench.errors import UserError
+from fedbench.federation.checkpoint import Checkpoint
+from fedbench.federation.client import Upload
+from fedbench.federation.costs import RunCosts
+from fedbench.federation.diagnostics import PairwiseL2, step_norm
+from fedbench.federation.engine import build_engine, build_worker
+from fedbench.federation.experiment import Experiment
+from fedbench.federation.observer import Observer
+from fedbench.federation.participation import Participation, participation
+from fedbench.federation.payload import received_bytes
+from fedbench.federation.protocol import Course, Draw, Visit
+from fedbench.federation.record import RoundRecord
+from fedbench.federation.server import RejectedError, Server
+from fedbench.federation.server_training import ServerTraining
+from fedbench.federation.shipment import compare, describe
+from fedbench.federation.strategy import ClientUpdate
+from fedbench.ssl import SSLMethod
+from fedbench.training.model import build_model
+
+
+class Federation:
+    """Server and worker of one run. Iterate over `rounds()`; afterwards `server.state` is the result.
+
+    The final model is delivered to nobody, whatever the strategy: a client is sent what it needs to train. (A
+    block of LW-FedSSL is handed over when the next stage begins; the last one has no next stage.)
+    """
+
+    record: RoundRecord  # of the round under way
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        observer: Observer | None = None,
+        draw: Draw = participation,
+    ) -> None:
+        """`folder` is where clients keep what survives a round, if a mechanism needs that."""
+        self.experiment, self.config = experiment, experiment.config
+        self.strategy, self.mechanisms = experiment.strategy, experiment.mechanisms
+        self.observer = observer or Observer()
+        self.course = Course(self.config, self.mechanisms, experiment.plans, experiment.rounds_per_stage, draw)
+        self.server = Server(self.course.dispatch)
+        self.worker = build_worker(experiment, folder, self.observer)
+        self.engine = build_engine(experiment, self.worker, self.server, folder)
+        self.server_training = ServerTraining(
+            self.config, self.server, experiment.views, experiment.auxiliary, experiment.device
+        )
+        self.costs = RunCosts(self.config)
+
+    def rounds(self) -> Iterator[RoundRecord]:
+        """Train; yields a record after every round. After `resume`, the rounds that are left."""
+        for _ in self.course.rounds(self):
+            yield self.record
+
+    def close(self) -> None:
+        """End what the engine started."""
+        self.engine.close()
+
+    def start_stage(self, stage: int) -> None:
+        """See `Executor`."""
+        plan = self.course.plan
+        model = build_model(self.config, plan.depth)
+        initial = self.strategy.start_stage(stage, model.online_state(), self.server.state)
+        self.server.start_stage(plan, describe(model), initial)
+        self._start_training(model)
+
+    def _start_training(self, model: SSLMethod) -> None:
+        """Working models of the worker and, where it trains, of the server."""
+        plan = self.course.plan
+        self.worker.start_stage(model, plan)
+        if len(self.experiment.auxiliary):
+            self.server_training.start_stage(build_model(self.config, plan.depth), plan)
+
+    def start_round(self, round_index: int, stage: int, drawn: Participation) -> None:
+        """See `Executor`."""
+        self.record = RoundRecord(round_index, stage, drawn)
+        self._round_start = perf_counter()
+
+    def train(self, visits: Iterable[Visit]) -> Iterator[tuple[Visit, Upload]]:
+        """See `Executor`."""
+        return self.engine.train(map(self._with_payload, visits))
+
+    def _with_payload(self, visit: Visit) -> Visit:
+        with clock(self.record, "communication"):
+            return visit._replace(payload=self.server.encode(visit.groups))
+
+    def trained(self, visit: Visit, upload: Upload) -> None:
+        """See `Executor`."""
+        where = f"round {visit.round_index}, client {visit.client}"
+        compare(f"{where}, download", visit.download, len(visit.payload), upload.received_bytes)
+        assert self.worker.task is not None
+        cost = self.costs.of_client(self.worker.task, self.course.plan, visit, upload)
+        self.record.add(visit.client, visit.download, upload, cost)
+        if visit.upload is None:
+            self.observer.update_arrived(visit, upload, None, self.server.state)
+
+    def aggregate(self, returning: Iterator[tuple[Visit, Upload]]) -> None:
+        """See `Executor`."""
+        before, distances = dict(self.server.state), PairwiseL2()
+
+        def updates() -> Iterator[ClientUpdate]:
+            for visit, upload in returning:
+                update = self._update(visit, upload)
+                self.observer.update_arrived(visit, upload, update, self.server.state)
+                if update is not None:
+                    distances.add(update.state)
+                    yield update
+
+        stream = updates()
+        values = self.strategy.aggregate(stream)
+        if next(stream, None) is not None:
+            raise UserError(
+                f"strategy={self.config.strategy['name']}: aggregate left updates of round "
+                f"{self.record.round_index} unread; allowed: to consume them all, because the clients train while "
+                "they are read"
+            )
+        self.server.apply(values, aggregated=True)
+        self.record.pairwise_l2 = distances.mean()
+        self.record.server_step_norm = step_norm(before, values) if values else 0.0
+        self.observer.round_aggregated(self.server.state)
+
+    def _update(self, visit: Visit, upload: Upload) -> ClientUpdate | None:
+        """What a client sent back, decoded; None if it is not usable, and then the record says why."""
+        assert visit.upload is not None
+        self.record.add_upload(visit.client, visit.upload)
+        with clock(self.record, "communication"):
+            try:
+                state = self.server.accept(upload.data)
+            except RejectedError as reason:
+                self.record.rejected[visit.client] = str(reason)
+                return None
+        where = f"round {visit.round_index}, client {visit.client}, upload"
+        compare(where, visit.upload, len(upload.data), received_bytes(upload.data, state))
+        return ClientUpdate(visit.client, upload.num_samples, state)
+
+    def server_step(self) -> None:
+        """See `Executor`."""
+        record, training = self.record, self.server_training
+        training.start_round(record.round_index)
+        with clock(record, "server"):
+            for mechanism in self.mechanisms:
+                mechanism.server_step(training)
+        record.server_steps = training.num_steps
+        if record.server_steps:
+            assert training.task is not None
+            depth, num_samples = self.course.plan.depth, len(training.auxiliary)
+            cost = self.costs.of_server(training.task, record.stage, depth, num_samples)
+            record.server_flops = cost.flops * record.server_steps
+            record.server_peak_memory_bytes = cost.peak_memory_bytes
+        record.seconds["round"] = perf_counter() - self._round_start
+        self.observer.round_ended(record, self.server.state)
+
+    def checkpoint(self, cell_hash: str, **facts: object) -> Checkpoint:
+        """All that the rest of the run depends on; `facts` are the caller's own."""
+        server_facts, tensors = self.server.snapshot()
+        own = {"stage": self.course.stage, "rounds_done": self.course.rounds_done}
+        return Checkpoint(cell_hash, {**own, **server_facts, **facts}, tensors)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on after the round of `checkpoint`."""
+        facts = checkpoint.facts
+        self.course.stage, self.course.rounds_done = facts["stage"], facts["rounds_done"]
+        plan, dispatch = self.course.plan, self.course.dispatch
+        model = build_model(self.config, plan.depth)
+        dispatch.resume_stage(plan, describe(model))
+        self.server.restore(facts, checkpoint.tensors)
+        self._start_training(model)
+        known = (group for group in dispatch.groups if dispatch.versions.held_by_anyone(group))
+        self.worker.resume(
+            {group: (dispatch.versions.current[group], select(self.server.state, {group})) for group in known}
+        )
+
+
+@contextmanager
+def clock(record: RoundRecord, part: str) -> Iterator[None]:
+    """Add the wall time of the block to `record.seconds[part]`."""
+    start = perf_counter()
+    yield
+    record.seconds[part] = record.seconds.get(part, 0.0) + perf_counter() - start

@@ -1,0 +1,133 @@
+"""The protocol of a federation ([LW] Algorithm 1): stages, rounds, who is drawn, what goes down, what comes back.
+
+It is written once and knows no tensor. What is behind it is its executor's business: a `Federation` trains clients
+and averages their updates, a rehearsal (`fedbench.profiling.rehearsal`) only declares what would travel.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple, Protocol, TypeVar
+
+from fedbench.config.schema import Config
+from fedbench.federation.dispatch import Dispatch
+from fedbench.federation.mechanism import Mechanism
+from fedbench.federation.participation import Participation, active_blocks, participation
+from fedbench.federation.plan import StagePlan
+from fedbench.federation.shipment import Shipment
+
+Result = TypeVar("Result")
+Draw = Callable[[Config, int], Participation]
+
+
+class Visit(NamedTuple):
+    """A client's turn in a round.
+
+    Attributes:
+        active: blocks that the client runs, ascending.
+        groups: those that it is sent, because it lacks their current version.
+        versions: version of every group that it needs, those that it holds already included.
+        download: the payload down, as declared; `upload`: the one up, None if the client is lost before it.
+        payload: the bytes of the download; empty where nothing is trained.
+    """
+
+    client: int
+    round_index: int
+    stage: int
+    active: tuple[int, ...]
+    groups: tuple[str, ...]
+    versions: Mapping[str, int]
+    download: Shipment
+    upload: Shipment | None
+    payload: bytes = b""
+
+
+class Executor(Protocol[Result]):
+    """What is behind the protocol. `Result`: what is known of a visit when the client has trained."""
+
+    def start_stage(self, stage: int) -> None:
+        """The model of a stage (1-based) comes into being; the dispatch learns its tensors."""
+        ...
+
+    def start_round(self, round_index: int, stage: int, drawn: Participation) -> None:
+        """A round begins."""
+        ...
+
+    def train(self, visits: Iterable[Visit]) -> Iterator[tuple[Visit, Result]]:
+        """Train each client from what it is sent, in any order; visits are drawn and handed on in theirs."""
+        ...
+
+    def trained(self, visit: Visit, result: Result) -> None:
+        """A client has trained, whether its update comes back or not: its costs are counted."""
+        ...
+
+    def aggregate(self, returning: Iterator[tuple[Visit, Result]]) -> None:
+        """M <- aggregate of what comes back. Clients train while `returning` is consumed, which is to its end."""
+        ...
+
+    def server_step(self) -> None:
+        """What mechanisms do on the server after the aggregation; the round ends with it."""
+        ...
+
+
+class Course:
+    """Where a run is, and how it goes on.
+
+    Attributes:
+        stage: the last one that has begun; 0 before the first.
+        rounds_done: over all stages.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        mechanisms: Sequence[Mechanism],
+        plans: Sequence[StagePlan],
+        rounds_per_stage: Sequence[int],
+        draw: Draw = participation,
+    ) -> None:
+        self.config, self.mechanisms, self.plans, self.draw = config, mechanisms, plans, draw
+        self.ends = list(accumulate(rounds_per_stage))
+        federation = config.federation
+        self.dispatch = Dispatch(federation.num_clients, federation.client_memory == "kept")
+        self.stage = self.rounds_done = 0
+
+    @property
+    def plan(self) -> StagePlan:
+        """Of the stage that has begun last."""
+        return self.plans[self.stage - 1]
+
+    def rounds(self, executor: Executor[Result]) -> Iterator[int]:
+        """The rounds that are left; yields the index of each when it is over."""
+        for stage, end in enumerate(self.ends, start=1):
+            if stage > self.stage:
+                self.stage = stage
+                executor.start_stage(stage)
+            while self.rounds_done < end:
+                self._round(executor)
+                self.rounds_done += 1
+                yield self.rounds_done - 1
+
+    def _round(self, executor: Executor[Result]) -> None:
+        self.dispatch.start_round()
+        drawn = self.draw(self.config, self.rounds_done)
+        executor.start_round(self.rounds_done, self.stage, drawn)
+        executor.aggregate(self._returning(executor, drawn))
+        executor.server_step()
+
+    def _departing(self, drawn: Participation) -> Iterator[Visit]:
+        """Payload down: what each client that trains is sent."""
+        for client in drawn.drawn:
+            if client not in drawn.lost_before:
+                active = active_blocks(self.config, self.mechanisms, self.plan, self.rounds_done, client)
+                sent = self.dispatch.download(client, active)
+                upload = None if client in drawn.lost_after else self.dispatch.upload(active)
+                where = (client, self.rounds_done, self.stage)
+                yield Visit(*where, tuple(active), sent.groups, sent.versions, sent.shipment, upload)
+
+    def _returning(self, executor: Executor[Result], drawn: Participation) -> Iterator[tuple[Visit, Result]]:
+        """Payload up: what comes back of those that trained."""
+        for visit, result in executor.train(self._departing(drawn)):
+            self.dispatch.trained(visit.client, visit.active)
+            executor.trained(visit, result)
+            if visit.upload is not None:
+                yield visit, result
