@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fedbench.encoders.tensor_groups import is_target
 from fedbench.metering.meter import Meter
 from fedbench.training.local import LocalTask, build_fabric, take_step
 
@@ -98,7 +99,7 @@ def _fake_copy(task: LocalTask) -> LocalTask:
     real = {id(tensor): tensor for tensor in [*task.parameters(), *task.buffers()]}
     replaced: dict[int, object] = {number: _fake(tensor) for number, tensor in real.items()}
     own = task.method.state_dict(keep_vars=True)
-    replaced[id(task.received)] = {key: _fake(own[key]) for key in task.received}  # of the model's shapes
+    replaced[id(task.received)] = {key: _fake(value) for key, value in own.items() if not is_target(key)}
     shared = (task.images, task.generator, task.views, task.terms, task.optimizer_config)
     untouched = (*shared, task.losses, task.projections)  # by a step of `step_loss`
     replaced |= {id(value): value for value in untouched}

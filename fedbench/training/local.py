@@ -118,7 +118,7 @@ class LocalTask(LightningModule):
         views: Views,
         images: Pool,
     ) -> None:
-        """`method` is trained in `trained_groups` and frozen in all others; its values are those received."""
+        """`method` is trained in `trained_groups` and frozen in all others."""
         super().__init__()
         freeze_all_but(method, trained_groups)
         self.method = method
@@ -127,7 +127,7 @@ class LocalTask(LightningModule):
         self.views = views
         self.images = images  # uint8 (N, C, H, W); a batch of them is on the device
         self.generator = torch.Generator(images.device)
-        self.received: Mapping[str, Tensor] = method.online_state()
+        self.received: Mapping[str, Tensor] = {}
         names = frozenset[str]().union(*(term.teachers for term in terms))
         self.all_teachers = nn.ModuleDict({name: Teacher(method) for name in sorted(names)})
         self.teachers: Mapping[str, Teacher] = dict(self.all_teachers.items())  # type: ignore[arg-type]
