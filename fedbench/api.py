@@ -15,8 +15,8 @@ from fedbench.files import user_path
 from fedbench.pretrained import PretrainedEncoder
 from fedbench.profiling import Profile
 from fedbench.profiling import profile as profile_config
-from fedbench.runner import Outcome, cell_name, cell_rounds, run_cell
-from fedbench.tracking.ranking import Row, leaderboard
+from fedbench.reporting.ranking import Row, leaderboard
+from fedbench.running.cell import Outcome, cell_name, cell_rounds, run_cell
 from fedbench.tracking.run_directory import RunDirectory
 from fedbench.tracking.runs import read_runs
 

@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterable
 from math import isfinite
 
-from fedbench.config.load import suggest
-from fedbench.errors import UserError
+from fedbench.errors import UserError, suggest
 
 RESOURCES = ("memory", "upload", "download", "flops", "total_flops")  # total: of all clients and the server
 UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}

@@ -321,8 +321,8 @@ def run_command(arguments: argparse.Namespace) -> int:
 
         start_importing()
     with uncollected():
-        from fedbench.cells import run_cells
-        from fedbench.profiling.forecast import forecast
+        from fedbench.running.cells import run_cells
+        from fedbench.running.forecast import forecast
 
     if arguments.dry_run:
         print(forecast(configs, out))
@@ -347,7 +347,7 @@ def print_config(configs: Sequence["Config"]) -> None:
 def tune_command(arguments: argparse.Namespace) -> None:
     """Run the trials, print the winners, leave them as a grid."""
     from fedbench.config import read_words, resolve_file
-    from fedbench.grid import read_grid
+    from fedbench.config.grid import read_grid
 
     asked = read_words(arguments.words)
     if asked.file is None:
@@ -357,7 +357,7 @@ def tune_command(arguments: argparse.Namespace) -> None:
     out = arguments.out or Path("runs") / f"tune-{path.stem}"
     check_out(out)
     with uncollected():
-        from fedbench.tuning import predict, tune
+        from fedbench.running.tuning import predict, tune
 
     if arguments.dry_run:
         print(predict(grid, overrides, out))
@@ -434,7 +434,7 @@ def partition_command(arguments: argparse.Namespace) -> None:
     check_out(arguments.out.parent)
     config = single_config(arguments.words)
     with uncollected():
-        from fedbench.data.mixture import describe, mixture, plot
+        from fedbench.data.partitions.mixture import describe, mixture, plot
         from fedbench.federation.experiment import share_out
         from fedbench.federation.strategy import load_mechanisms
 
@@ -511,11 +511,11 @@ def report_command(arguments: argparse.Namespace) -> None:
         raise UserError(f"{words[0]}: allowed only with --wandb")
     overrides = parse_overrides(words)
     with uncollected():
-        from fedbench.tracking.ranking import leaderboard
-        from fedbench.tracking.report import report
+        from fedbench.reporting.ranking import leaderboard
+        from fedbench.reporting.report import report
+        from fedbench.reporting.terminal import show
+        from fedbench.reporting.wandb_leaderboard import mirror_leaderboard, tracking_of
         from fedbench.tracking.runs import gather
-        from fedbench.tracking.terminal import show
-        from fedbench.tracking.wandb_leaderboard import mirror_leaderboard, tracking_of
 
     runs, _ = gather(paths)
     tracking = tracking_of(runs, overrides) if arguments.wandb else None
@@ -529,7 +529,7 @@ def report_command(arguments: argparse.Namespace) -> None:
 
 def diff_command(arguments: argparse.Namespace) -> None:
     """Print what differs between two runs."""
-    from fedbench.tracking.diff import diff
+    from fedbench.reporting.diff import diff
 
     print(diff(arguments.one, arguments.other))
 
@@ -545,7 +545,7 @@ def reproduce_command(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("reproduced") / files[0].stem
     check_out(out)
     with uncollected():
-        from fedbench.reproduce import reproduce
+        from fedbench.running.reproduce import reproduce
 
     text, right = reproduce(files[0], arguments.row, arguments.seed, out, overrides)
     print(text)
@@ -561,7 +561,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     data = parse_overrides(word for word in arguments.data if "=" in word)
     overrides = parse_overrides(word for word in words if "=" in word)
     with uncollected():
-        from fedbench.judge import judge
+        from fedbench.running.evaluate import judge
 
     print(judge(paths, arguments.protocol.split(","), data, overrides))
 
@@ -615,8 +615,8 @@ def single_config(words: Sequence[str]) -> "Config":
 def selected_cells(arguments: argparse.Namespace) -> tuple[list["Config"], Path]:
     """The cells that the words ask for, validated, and the folder for their results."""
     from fedbench.config import read_words, resolve_file
+    from fedbench.config.grid import Grid, cells, read_grid, shard
     from fedbench.config.load import read_yaml
-    from fedbench.grid import Grid, cells, read_grid, shard
 
     words = list(arguments.words)
     grid = arguments.grid

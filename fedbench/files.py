@@ -1,9 +1,10 @@
-"""Files that are either the old ones or the new ones, never a part."""
+"""Files: shipped ones by name, and those that are either the old ones or the new ones, never a part."""
 
 import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from socket import gethostname
 
@@ -60,3 +61,9 @@ def append(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def config_names(kind: str) -> list[str]:
+    """Names of the shipped files of a kind (`grids` or `presets`), without `.yaml`."""
+    folder = Path(str(resources.files("fedbench.configs") / kind))
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))

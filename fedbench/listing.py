@@ -12,9 +12,8 @@ from pydantic import TypeAdapter
 
 from fedbench.config import EncoderConfig, config_names, resolve_file
 from fedbench.config.keys import Key, config_keys, schema_keys
-from fedbench.config.load import suggest
 from fedbench.data.source import DataSource
-from fedbench.errors import UserError
+from fedbench.errors import UserError, suggest
 from fedbench.federation import Mechanism, Strategy
 from fedbench.federation.naming import presets_of
 from fedbench.federation.strategy import mechanism_names

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal, TypeGuard, TypeVar
 
-from fedbench.errors import UserError
-from fedbench.files import user_path
+from fedbench.errors import UserError, suggest
+from fedbench.files import config_names, user_path
 
 Kind = Literal["strategies", "mechanisms", "ssl", "datasets"]
 PACKAGES: dict[Kind, tuple[str, str]] = {  # a package that imports no torch, and the one inside it
@@ -128,8 +128,6 @@ def is_known(kind: Kind, name: str) -> bool:
 
 def unknown(kind: Kind, name: str) -> str:
     """That no plugin has a name, and which names there are."""
-    from fedbench.config.load import config_names, suggest
-
     presets = config_names(kind) if kind == "strategies" else []
     names = [*builtin_files(kind), *entry_points(kind), *presets]
     return f"{name!r} is not known; {suggest(name, names)}, package.module:Class, or a path ending in .py"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fedbench
 from fedbench.config import EncoderConfig
-from fedbench.data.augment import MEAN, STD, normalize
+from fedbench.data.views.augment import MEAN, STD, normalize
 from fedbench.encoders import Encoder, build_encoder
 from fedbench.encoders.twin import Twin
 from fedbench.errors import UserError

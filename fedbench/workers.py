@@ -8,7 +8,7 @@ from multiprocessing.context import ForkServerContext
 def worker_context() -> ForkServerContext:
     """The server is started with its first worker, unless it runs already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedbench.cells"])  # imports whatever a worker needs
+    context.set_forkserver_preload(["fedbench.running.cells"])  # imports whatever a worker needs
     return context
 
 

@@ -17,12 +17,12 @@ from exhaustive import exhaustive
 from rich.console import Console
 from tiny_config import TINY
 
-from fedbench.cells import prepare_cells, run_cells
 from fedbench.cli import main
 from fedbench.config import Config
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
-from fedbench.runner import cell_name, run_cell
+from fedbench.running.cell import cell_name, run_cell
+from fedbench.running.cells import prepare_cells, run_cells
 from fedbench.tracking.progress import Progress, duration
 from fedbench.tracking.run_directory import RunDirectory
 
@@ -101,7 +101,7 @@ def test_a_failed_cell_goes_on_when_it_is_started_again(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("fedbench.runner._evaluate", lambda *_: 1 / 0)
+        patch.setattr("fedbench.running.cell._evaluate", lambda *_: 1 / 0)
         assert run_cells([tiny()], tmp_path) == {"failed": 1}
     assert "FAILED, ZeroDivisionError" in capsys.readouterr().err
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
@@ -183,7 +183,7 @@ def test_a_full_disk_fails_the_cells_and_says_so(
     def full(path: Path, content: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    for module in ("tracking.run_directory", "tracking.leaderboard", "federation.checkpoint"):
+    for module in ("tracking.run_directory", "reporting.leaderboard", "federation.checkpoint"):
         monkeypatch.setattr(f"fedbench.{module}.write_atomically", full)
     assert run_cells([tiny(seed=0), tiny(seed=1)], tmp_path) == {"failed": 2}
     printed = capsys.readouterr()

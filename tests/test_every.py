@@ -10,7 +10,7 @@ from exhaustive import all_but
 from fedbench.config import Config
 from fedbench.federation import checkpoint
 from fedbench.federation.experiment import prepare
-from fedbench.runner import cell_name, run_cell
+from fedbench.running.cell import cell_name, run_cell
 from fedbench.tracking.progress import look, row
 from fedbench.tracking.run_directory import RunDirectory
 

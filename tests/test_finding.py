@@ -23,7 +23,7 @@ from fedbench.errors import UserError
 from fedbench.federation import Mechanism, Strategy
 from fedbench.federation.experiment import prepare
 from fedbench.plugins import builtin_files, load_plugin
-from fedbench.runner import identity
+from fedbench.running.cell import identity
 from fedbench.scaffold import TEMPLATES
 
 Tiny = Callable[..., Config]

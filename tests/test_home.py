@@ -11,7 +11,7 @@ import fedbench
 from fedbench.cli import main
 from fedbench.config.schema import PartitionConfig
 from fedbench.data.dataset import _load
-from fedbench.data.groups import by_groups
+from fedbench.data.partitions.groups import by_groups
 from fedbench.federation import Strategy
 from fedbench.plugins import load_plugin
 

@@ -12,8 +12,8 @@ from fedbench.cli import main
 from fedbench.config import Config
 from fedbench.federation.experiment import prepare
 from fedbench.federation.naming import strategy_label, whole
-from fedbench.runner import cell_name, identity, run_cell
-from fedbench.tracking.ranking import leaderboard
+from fedbench.reporting.ranking import leaderboard
+from fedbench.running.cell import cell_name, identity, run_cell
 from fedbench.tracking.runs import read_runs
 
 Tiny = Callable[..., Config]

@@ -11,8 +11,8 @@ import pytest
 from fedbench.cli import main
 from fedbench.config import Config
 from fedbench.federation.experiment import prepare
-from fedbench.runner import cell_name, run_cell
-from fedbench.tracking.leaderboard import leaderboard
+from fedbench.reporting.leaderboard import leaderboard
+from fedbench.running.cell import cell_name, run_cell
 from fedbench.tracking.runs import gather
 
 Tiny = Callable[..., Config]

@@ -16,7 +16,6 @@ import yaml
 from golden_losses import FILE, SSL_METHODS, config
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedbench.cells import prepare_cells
 from fedbench.cli import main
 from fedbench.config import Config, load_config
 from fedbench.errors import UserError
@@ -24,6 +23,7 @@ from fedbench.evaluation import evaluate
 from fedbench.federation.experiment import prepare
 from fedbench.federation.federation import Federation
 from fedbench.numerics import PORTABLE, EnvironmentNeededError, environment, require
+from fedbench.running.cells import prepare_cells
 
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
 x86_64_linux = pytest.mark.skipif(

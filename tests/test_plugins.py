@@ -14,7 +14,7 @@ from fedbench.federation import Strategy, load_strategy
 from fedbench.federation.experiment import prepare
 from fedbench.federation.naming import strategy_label
 from fedbench.plugins import describe, load_plugin
-from fedbench.runner import cell_name, run_cell
+from fedbench.running.cell import cell_name, run_cell
 from fedbench.ssl import SSLMethod
 
 FEDPROX = '''

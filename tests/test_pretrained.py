@@ -21,7 +21,7 @@ from fedbench.config import Config, load_config
 from fedbench.errors import UserError
 from fedbench.evaluation.linear import fit_linear
 from fedbench.federation.experiment import prepare
-from fedbench.runner import cell_name, run_cell
+from fedbench.running.cell import cell_name, run_cell
 
 Finished = Callable[[str], tuple[Config, Path]]
 ENCODERS: dict[str, dict[str, Any]] = {

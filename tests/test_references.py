@@ -11,15 +11,15 @@ import yaml
 from safetensors.torch import load_file
 from tiny_config import TINY
 
-from fedbench.cells import run_cells
 from fedbench.cli import main
 from fedbench.config import Config
 from fedbench.errors import UserError
 from fedbench.evaluation import untrained_encoder
 from fedbench.federation.experiment import prepare
 from fedbench.profiling import profile
-from fedbench.runner import cell_name, run_cell
-from fedbench.tracking.report import report
+from fedbench.reporting.report import report
+from fedbench.running.cell import cell_name, run_cell
+from fedbench.running.cells import run_cells
 from fedbench.tracking.run_directory import RunDirectory
 
 Tiny = Callable[..., Config]

@@ -9,7 +9,7 @@ import yaml
 from tiny_config import TINY
 
 from fedbench.cli import main
-from fedbench.reproduce import compare
+from fedbench.running.reproduce import compare
 
 Committed = tuple[Path, dict[str, Any]]
 

@@ -24,7 +24,7 @@ from fedbench.errors import UserError
 from fedbench.federation import checkpoint
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
-from fedbench.runner import cell_name, run_cell
+from fedbench.running.cell import cell_name, run_cell
 from fedbench.tracking.run_directory import RunDirectory
 
 Tiny = Callable[..., Config]
@@ -188,7 +188,7 @@ def test_a_run_that_other_code_began_says_so_when_it_goes_on(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped_run(tiny(), tmp_path)
-    monkeypatch.setattr("fedbench.runner.git_state", lambda source: {"commit": "f00d", "dirty": False})
+    monkeypatch.setattr("fedbench.running.cell.git_state", lambda source: {"commit": "f00d", "dirty": False})
     assert "BY OTHER CODE" in run_cell(prepare(tiny()), tmp_path).words
 
 

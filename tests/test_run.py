@@ -20,7 +20,7 @@ from fedbench.config import Config, load_config
 from fedbench.encoders import build_encoder
 from fedbench.evaluation import describe_features, untrained_encoder
 from fedbench.federation.experiment import prepare
-from fedbench.runner import cell_name, run_cell
+from fedbench.running.cell import cell_name, run_cell
 from fedbench.tracking.run_directory import RunDirectory
 
 Tiny = Callable[..., Config]

@@ -11,12 +11,12 @@ from tiny_config import TINY
 
 from fedbench.cli import main
 from fedbench.config import load_config
+from fedbench.config.grid import Grid, Search, cells, read_grid
 from fedbench.config.load import config_hash
 from fedbench.errors import UserError
 from fedbench.federation.experiment import prepare
-from fedbench.grid import Grid, Search, cells, read_grid
+from fedbench.running.tuning import contestants, sample
 from fedbench.tracking.run_directory import RunDirectory
-from fedbench.tuning import contestants, sample
 
 SPACE = {
     "optimizer.base_lr": {"low": 1e-4, "high": 1e-1, "log": True},

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from sizes import QUICK_START, VIT_TINY
 
-from fedbench import runner
 from fedbench.config import Config
 from fedbench.federation import client, loop
 from fedbench.federation.experiment import prepare
+from fedbench.running import cell as runner
 
 WARM_UP = 2
 

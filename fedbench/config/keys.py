@@ -45,7 +45,7 @@ def config_keys(prefix: str = "") -> list[Key]:
     keys = list(schema_keys(Config.model_json_schema()))
     found = [key for key in keys if not prefix or f"{key.name}.".startswith(f"{prefix}.")]
     if not found:
-        from fedbench.config.load import suggest
+        from fedbench.errors import suggest
 
         sections = dict.fromkeys(key.name.partition(".")[0] for key in keys)
         raise UserError(f"keys: {prefix!r} is no key; {suggest(prefix, sections)}, and the keys in them")
@@ -102,7 +102,7 @@ def config_schema() -> Tree:
 
 def grid_schema() -> Tree:
     """JSON schema of a grid file: `base` and `cells` are parts of configurations."""
-    from fedbench.grid import Grid
+    from fedbench.config.grid import Grid
 
     schema, part = Grid.model_json_schema(), config_schema()
     definitions = part.pop("$defs")

@@ -1,6 +1,5 @@
 """From YAML files and `key=value` words to a `Config`; every error names its key, value and what is allowed."""
 
-import difflib
 import hashlib
 import json
 import re
@@ -14,19 +13,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from fedbench.config.schema import Config, EvaluationConfig
-from fedbench.errors import UserError
-from fedbench.files import user_path
+from fedbench.errors import UserError, suggest
+from fedbench.files import config_names, user_path
 from fedbench.plugins import Kind, is_known, unknown
 
 Tree = dict[str, Any]
 PLUGINS: dict[str, Kind] = {"strategy": "strategies", "ssl": "ssl", "data": "datasets"}  # section -> kind
 UNTRAINED = "untrained"  # what a run of no rounds is called
-
-
-def config_names(kind: str) -> list[str]:
-    """Names of the shipped files of a kind (`grids` or `presets`), without `.yaml`."""
-    folder = Path(str(resources.files("fedbench.configs") / kind))
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
 def resolve_file(name_or_path: str, kind: str) -> Path:
@@ -177,14 +170,6 @@ def explain(model: type[BaseModel], details: ErrorDetails) -> str:
     value = details["input"]
     shown = "" if isinstance(value, Mapping | BaseModel) else f" (got {value!r})"
     return f"  {key}: {message}{shown}"
-
-
-def suggest(name: str, allowed: Iterable[str]) -> str:
-    """`did you mean` where something is close, and the list of what is allowed."""
-    names = list(allowed)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}allowed: {', '.join(names) or 'none'}"
 
 
 def fields_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:

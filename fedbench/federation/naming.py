@@ -5,10 +5,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from fedbench.config.load import UNTRAINED, Tree, config_names, flat, read_yaml, resolve_file
+from fedbench.config.load import UNTRAINED, Tree, flat, read_yaml, resolve_file
 from fedbench.config.schema import Config
 from fedbench.errors import UserError
 from fedbench.federation.strategy import active_mechanisms, load_strategy
+from fedbench.files import config_names
 from fedbench.plugins import short_name
 
 MISSING = object()

@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from fedbench.config.load import suggest
 from fedbench.encoders.tensor_groups import group_of, in_block_before, is_in_block
-from fedbench.errors import UserError
+from fedbench.errors import UserError, suggest
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan
 from fedbench.plugins import builtin_files, entry_points, is_place, load_plugin, short_name

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from fedbench.config import load_config, resolve_file
-from fedbench.config.load import flat, merge, read_yaml, suggest
+from fedbench.config.load import flat, merge, read_yaml
 from fedbench.conventions import CONVENTIONS
-from fedbench.errors import UserError
+from fedbench.errors import UserError, suggest
 from fedbench.profiling.profile import Profile, profile
 from fedbench.tables import bullets, markdown
 

@@ -1,1 +1,1 @@
-"""Results: run directories (the record), their W&B mirror, and the leaderboard computed from the files."""
+"""Tracking: run directories (the record), what is read from them, progress, and their W&B mirror."""

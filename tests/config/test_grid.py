@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from fedbench.config import config_names, load_config, resolve_file
+from fedbench.config.grid import Grid, cells, read_grid
 from fedbench.config.load import read_yaml
 from fedbench.errors import UserError
 from fedbench.federation.experiment import check
-from fedbench.grid import Grid, cells, read_grid
 
 
 def test_axes_are_multiplied_and_cells_added() -> None:

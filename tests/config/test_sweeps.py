@@ -8,8 +8,8 @@ import yaml
 
 from fedbench.cli import main, parse, selected_cells
 from fedbench.config import read_words
+from fedbench.config.grid import Grid, cells, shard
 from fedbench.errors import UserError
-from fedbench.grid import Grid, cells, shard
 
 
 def found(grid: dict[str, Any], *words: str) -> list[tuple[str, str, int]]:

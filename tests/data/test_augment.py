@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import v2
 
 from fedbench.config.schema import AugmentationConfig
-from fedbench.data import augment, build_views, normalize
+from fedbench.data import build_views, normalize
+from fedbench.data.views import augment
 
 OFF = {"min_scale": 1.0, "flip": 0.0, "jitter": 0.0, "grayscale": 0.0, "blur": (0, 0), "solarize": (0, 0)}
 

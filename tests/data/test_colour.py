@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from fedbench.data import colour
+from fedbench.data.views import colour
 
 TOLERANCE = 2e-6  # float32 rounding of values in [0, 1]; torchvision orders the sums differently
 PAIRS = [

@@ -9,7 +9,7 @@ from PIL import Image
 from fedbench.cli import main
 from fedbench.config import config_hash, load_config
 from fedbench.data import Dataset
-from fedbench.data.mixture import Mixture, describe, mixture, plot
+from fedbench.data.partitions.mixture import Mixture, describe, mixture, plot
 from fedbench.federation.experiment import prepare
 
 IMAGES = torch.zeros(8, 1, 2, 2, dtype=torch.uint8)

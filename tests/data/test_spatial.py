@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from fedbench.data import spatial
+from fedbench.data.views import spatial
 
 BOXES = torch.tensor([[0, 0, 9, 11], [2, 3, 5, 4], [7, 1, 1, 6], [4, 9, 5, 2]])  # top, left, height, width
 FLIPS = torch.tensor([True, False, True, False])

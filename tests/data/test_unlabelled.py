@@ -13,7 +13,7 @@ from fedbench.config import config_hash, load_config
 from fedbench.config.schema import DataConfig, EncoderConfig
 from fedbench.data import Dataset, load_dataset
 from fedbench.data.dataset import _load
-from fedbench.data.mixture import describe, mixture
+from fedbench.data.partitions.mixture import describe, mixture
 from fedbench.errors import UserError
 
 

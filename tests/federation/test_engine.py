@@ -9,13 +9,13 @@ import pytest
 import torch
 from exhaustive import exhaustive
 
-from fedbench.cells import run_cells
 from fedbench.config import Config, config_hash
 from fedbench.encoders.tensor_groups import StateDict
 from fedbench.errors import UserError
 from fedbench.federation.engine import Processes
 from fedbench.federation.experiment import prepare
 from fedbench.federation.federation import Federation
+from fedbench.running.cells import run_cells
 
 Tiny = Callable[..., Config]
 PROCESSES = {"engine": "processes", "workers": 2}

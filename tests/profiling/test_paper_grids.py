@@ -4,7 +4,7 @@ import pytest
 from exhaustive import all_but
 
 from fedbench.config import config_names, resolve_file
-from fedbench.grid import cells, read_grid
+from fedbench.config.grid import cells, read_grid
 from fedbench.profiling import profile
 
 PAPER = [name for name in config_names("grids") if name.startswith("paper/")]

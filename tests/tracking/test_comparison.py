@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from fedbench.tracking.leaderboard import leaderboard, read_runs, render
-from fedbench.tracking.pareto import PANELS, front
-from fedbench.tracking.ranking import Row, by_table, drawn
+from fedbench.reporting.leaderboard import leaderboard, read_runs, render
+from fedbench.reporting.pareto import PANELS, front
+from fedbench.reporting.ranking import Row, by_table, drawn
 from fedbench.tracking.run_directory import RunDirectory
 
 Fake = Callable[..., RunDirectory]

@@ -7,7 +7,7 @@ import numpy
 import pytest
 
 from fedbench.errors import UserError
-from fedbench.tracking.leaderboard import leaderboard, read_runs, render, write
+from fedbench.reporting.leaderboard import leaderboard, read_runs, render, write
 from fedbench.tracking.run_directory import RunDirectory
 
 Fake = Callable[..., RunDirectory]
@@ -261,7 +261,7 @@ def test_no_runs_make_no_table(tmp_path: Path) -> None:
 
 
 def test_a_seed_that_was_run_twice_counts_once_and_the_newer_run_counts() -> None:
-    from fedbench.tracking.comparison import cells
+    from fedbench.reporting.comparison import cells
     from fedbench.tracking.evaluations import Evaluation
     from fedbench.tracking.runs import Run
 

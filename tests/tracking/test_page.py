@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from report_page import CHROMIUM, add_rounds, page_of, play, without_bokeh
 
-from fedbench.tracking.curves import Curve, over_seeds
-from fedbench.tracking.iso_budget import best_within, choices
-from fedbench.tracking.leaderboard import leaderboard
-from fedbench.tracking.pareto import PANELS
-from fedbench.tracking.report import report, write_page
+from fedbench.reporting.curves import Curve, over_seeds
+from fedbench.reporting.iso_budget import best_within, choices
+from fedbench.reporting.leaderboard import leaderboard
+from fedbench.reporting.pareto import PANELS
+from fedbench.reporting.report import report, write_page
 from fedbench.tracking.run_directory import RunDirectory
 from fedbench.tracking.runs import read_runs
 

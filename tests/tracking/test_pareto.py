@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from fedbench.tracking.leaderboard import leaderboard, read_runs
-from fedbench.tracking.pareto import PANELS, _columns, _figure, like_measured, pareto_front, plot
+from fedbench.reporting.leaderboard import leaderboard, read_runs
+from fedbench.reporting.pareto import PANELS, _columns, _figure, like_measured, pareto_front, plot
 from fedbench.tracking.run_directory import RunDirectory
 
 Fake = Callable[..., RunDirectory]

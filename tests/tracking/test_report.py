@@ -18,11 +18,11 @@ from report_page import CHROMIUM, add_rounds, browse, page_of, without_bokeh
 
 from fedbench.cli import main
 from fedbench.errors import UserError
-from fedbench.tracking.iso_budget import best_within, iso_budgets, levels
-from fedbench.tracking.leaderboard import leaderboard, render, write
-from fedbench.tracking.pareto import PANELS, front
-from fedbench.tracking.ranking import Row
-from fedbench.tracking.report import report
+from fedbench.reporting.iso_budget import best_within, iso_budgets, levels
+from fedbench.reporting.leaderboard import leaderboard, render, write
+from fedbench.reporting.pareto import PANELS, front
+from fedbench.reporting.ranking import Row
+from fedbench.reporting.report import report
 from fedbench.tracking.run_directory import RunDirectory
 from fedbench.tracking.runs import gather, wandb_id
 
@@ -427,7 +427,7 @@ def test_a_broken_rounds_file_costs_the_curve_and_nothing_else(fake_run: Fake, r
 
 
 def test_a_report_needs_no_torch(tmp_path: Path) -> None:
-    code = "import sys, fedbench.tracking.report as r; assert 'torch' not in sys.modules"
+    code = "import sys, fedbench.reporting.report as r; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     code = "import sys; from fedbench.cli import parser; parser(); assert 'bokeh' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fedbench.tracking.ranking import Row, leaderboard, short_name
+from fedbench.reporting.ranking import Row, leaderboard, short_name
+from fedbench.reporting.terminal import LEGEND, WIDTH, show
 from fedbench.tracking.run_directory import RunDirectory
 from fedbench.tracking.runs import read_runs
-from fedbench.tracking.terminal import LEGEND, WIDTH, show
 
 FILES = [Path("runs/leaderboard.md")]
 CHANGED = "lw_fedssl@v3(calibration.epochs=3, alignment=None)"

@@ -10,14 +10,14 @@ import pytest
 from wandb_log import recorded, records
 from wandb_stand_in import StandIn
 
-from fedbench.cells import run_cells
 from fedbench.cli import main
 from fedbench.config import Config
 from fedbench.errors import UserError
-from fedbench.tracking import wandb_leaderboard
+from fedbench.reporting import wandb_leaderboard
+from fedbench.reporting.wandb_leaderboard import mirror_leaderboard, tracking_of
+from fedbench.running.cells import run_cells
 from fedbench.tracking.run_directory import RunDirectory
 from fedbench.tracking.runs import read_runs
-from fedbench.tracking.wandb_leaderboard import mirror_leaderboard, tracking_of
 
 Fake = Callable[..., RunDirectory]
 OFFLINE = {"tracking": {"wandb": "offline"}}

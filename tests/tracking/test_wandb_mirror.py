@@ -15,7 +15,7 @@ from wandb_stand_in import StandIn
 
 from fedbench.config import Config, TrackingConfig
 from fedbench.federation.experiment import prepare
-from fedbench.runner import group_name, identity, run_cell
+from fedbench.running.cell import group_name, identity, run_cell
 from fedbench.tracking import wandb_mirror
 from fedbench.tracking.run_directory import RunDirectory
 from fedbench.tracking.wandb_mirror import WandbMirror

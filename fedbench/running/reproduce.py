@@ -9,9 +9,9 @@ from fedbench.config import Config, load_config
 from fedbench.config.load import flat
 from fedbench.errors import UserError
 from fedbench.federation.experiment import prepare
-from fedbench.runner import cell_name, run_cell
+from fedbench.reporting.results import COSTS, Tree, entry, read_results
+from fedbench.running.cell import cell_name, run_cell
 from fedbench.tables import bullets, markdown
-from fedbench.tracking.results import COSTS, Tree, entry, read_results
 from fedbench.tracking.runs import HOW, gather
 
 ACCURACIES = ("top1", "untrained_top1")

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedbench.reporting.leaderboard import percent, place
+from fedbench.reporting.ranking import Row, by_table, short_name
 from fedbench.tables import GFLOPS, MB, MIB, with_ratio
-from fedbench.tracking.leaderboard import percent, place
-from fedbench.tracking.ranking import Row, by_table, short_name
 
 WIDTH = 80  # where there is no terminal
 FIGURES = ("top-1 %", "gain", "all GFLOPs", "client MiB", "client MB")

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedbench.config import Config
+from fedbench.config.grid import differences
 from fedbench.conventions import CONVENTIONS
 from fedbench.federation.experiment import prepare
-from fedbench.grid import differences
 from fedbench.metering.costs import StepCosts
 from fedbench.profiling.profile import Profile, profile
-from fedbench.runner import cell_name, identity
+from fedbench.running.cell import cell_name, identity
 from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number
 from fedbench.tracking.progress import CellState, look
 from fedbench.tracking.run_directory import RunDirectory

@@ -7,14 +7,14 @@ from typing import Any
 
 from fedbench.errors import UserError
 from fedbench.files import write_atomically
+from fedbench.reporting.comparison import Cell
+from fedbench.reporting.iso_budget import BUDGET_NOTE, budget_line, iso_budgets
+from fedbench.reporting.leaderboard import Column, csv_text, latex_section, section
+from fedbench.reporting.page import html_page
+from fedbench.reporting.pareto import FRONT_NOTE, PANELS, front, front_names, plot
+from fedbench.reporting.ranking import Row, by_table, located, ranked
+from fedbench.reporting.results import results
 from fedbench.tables import bullets, markdown
-from fedbench.tracking.comparison import Cell
-from fedbench.tracking.iso_budget import BUDGET_NOTE, budget_line, iso_budgets
-from fedbench.tracking.leaderboard import Column, csv_text, latex_section, section
-from fedbench.tracking.page import html_page
-from fedbench.tracking.pareto import FRONT_NOTE, PANELS, front, front_names, plot
-from fedbench.tracking.ranking import Row, by_table, located, ranked
-from fedbench.tracking.results import results
 from fedbench.tracking.run_directory import write_json
 from fedbench.tracking.runs import Run, gather
 

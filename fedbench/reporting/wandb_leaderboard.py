@@ -10,12 +10,12 @@ from typing import Any
 from fedbench.config import TrackingConfig, load_config
 from fedbench.config.load import digest
 from fedbench.errors import UserError
-from fedbench.tracking.leaderboard import plain, render
-from fedbench.tracking.pareto import plot
-from fedbench.tracking.ranking import Row, by_table, leaderboard
+from fedbench.reporting.leaderboard import plain, render
+from fedbench.reporting.pareto import plot
+from fedbench.reporting.ranking import Row, by_table, leaderboard
+from fedbench.reporting.wandb_report import save_report
 from fedbench.tracking.runs import Run
 from fedbench.tracking.wandb_mirror import Place, WandbMirror
-from fedbench.tracking.wandb_report import save_report
 from fedbench.tracking.wandb_server import warn
 
 FOLDER = "leaderboard"  # below that of the results: where W&B's files go

@@ -18,15 +18,15 @@ from fedbench.config import Config
 from fedbench.errors import UserError
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
-from fedbench.runner import Outcome, cell_name, identity, run_cell
-from fedbench.tracking.leaderboard import write
-from fedbench.tracking.pareto import plot
+from fedbench.reporting.leaderboard import write
+from fedbench.reporting.pareto import plot
+from fedbench.reporting.ranking import Row, leaderboard
+from fedbench.reporting.terminal import show
+from fedbench.reporting.wandb_leaderboard import mirror_leaderboard
+from fedbench.running.cell import Outcome, cell_name, identity, run_cell
 from fedbench.tracking.progress import Progress
-from fedbench.tracking.ranking import Row, leaderboard
 from fedbench.tracking.run_directory import ERROR, RunDirectory
 from fedbench.tracking.runs import read_runs
-from fedbench.tracking.terminal import show
-from fedbench.tracking.wandb_leaderboard import mirror_leaderboard
 from fedbench.workers import worker_context
 
 
@@ -107,7 +107,7 @@ def _refresh(out: Path) -> list[Row]:
 
 def _page(out: Path) -> list[Path]:
     """Write the report's page beside the leaderboard, and say where it is; none where there is no finished run."""
-    from fedbench.tracking.report import write_page  # Bokeh takes its time to import
+    from fedbench.reporting.report import write_page  # Bokeh takes its time to import
 
     try:
         return [path] if (path := write_page([out], out)) else []

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from fedbench.config.schema import AugmentationConfig
-from fedbench.data.augment import BRIGHTNESS, CONTRAST, HUE, SATURATION, SIGMA, normalize
+from fedbench.data.views.augment import BRIGHTNESS, CONTRAST, HUE, SATURATION, SIGMA, normalize
 
 
 class LightlyViews:

@@ -10,11 +10,11 @@ from bokeh.models.ranges import Range
 from bokeh.models.renderers import DataRenderer
 from bokeh.plotting import figure
 
+from fedbench.reporting.curves import Curve, over_seeds
+from fedbench.reporting.leaderboard import percent
+from fedbench.reporting.pareto import COLOURS, Panel, accuracy_label, front, like_measured, style
+from fedbench.reporting.ranking import Row, drawn, row_name
 from fedbench.tables import number
-from fedbench.tracking.curves import Curve, over_seeds
-from fedbench.tracking.leaderboard import percent
-from fedbench.tracking.pareto import COLOURS, Panel, accuracy_label, front, like_measured, style
-from fedbench.tracking.ranking import Row, drawn, row_name
 
 GLYPHS = ("●", "■", "▲", "◆", "▼", "✚", "✖")  # as MARKERS of pareto.py
 SHAPES = ("circle", "square", "triangle", "diamond", "inverted_triangle", "cross", "x")

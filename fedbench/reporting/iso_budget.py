@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
+from fedbench.reporting.leaderboard import percent
+from fedbench.reporting.paired import is_better
+from fedbench.reporting.pareto import PANELS, Panel, competes, like_measured
+from fedbench.reporting.ranking import Row, row_name, top1_of
 from fedbench.tables import number
-from fedbench.tracking.leaderboard import percent
-from fedbench.tracking.paired import is_better
-from fedbench.tracking.pareto import PANELS, Panel, competes, like_measured
-from fedbench.tracking.ranking import Row, row_name, top1_of
 
 DIGITS = 3  # of a budget
 BUDGET_NOTE = (

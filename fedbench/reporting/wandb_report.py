@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fedbench.tracking.pareto import PANELS
+from fedbench.reporting.pareto import PANELS
 from fedbench.tracking.wandb_mirror import SUMS
 
 

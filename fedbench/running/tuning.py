@@ -18,15 +18,15 @@ import yaml
 from scipy.stats import qmc
 
 import fedbench
-from fedbench.cells import prepare_cells, run_cells
 from fedbench.config import Config, load_config
+from fedbench.config.grid import TOGETHER, Grid, Range, Search, cells
 from fedbench.config.load import Tree, flat, merge, nest
 from fedbench.config.schema import TuningRecord
 from fedbench.errors import UserError
 from fedbench.federation.naming import strategy_label
 from fedbench.files import write_atomically
-from fedbench.grid import TOGETHER, Grid, Range, Search, cells
-from fedbench.profiling.forecast import forecast
+from fedbench.running.cells import prepare_cells, run_cells
+from fedbench.running.forecast import forecast
 from fedbench.tables import bullets, markdown
 from fedbench.tracking.manifest import git_state
 from fedbench.tracking.run_directory import ERROR, SUMMARY, RunDirectory

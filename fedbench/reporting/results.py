@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fedbench.errors import UserError
-from fedbench.tracking.comparison import Cell
-from fedbench.tracking.ranking import Row, row_name
+from fedbench.reporting.comparison import Cell
+from fedbench.reporting.ranking import Row, row_name
 from fedbench.tracking.run_directory import ENCODER
 from fedbench.tracking.runs import Run
 

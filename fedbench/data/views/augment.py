@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedbench.config.schema import AugmentationConfig
-from fedbench.data import colour, spatial
+from fedbench.data.views import colour, spatial
 
 # At jitter_strength 1: the largest change of brightness, contrast, saturation and hue (BYOL, Appendix B)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1
@@ -34,7 +34,7 @@ def build_views(config: AugmentationConfig, image_size: int) -> Views:
     """The views that `config.name` asks for, `image_size` pixels wide and high."""
     if config.name == "batched":
         return BatchedViews(config, image_size)
-    from fedbench.data.lightly_views import LightlyViews  # imports for seconds
+    from fedbench.data.views.lightly_views import LightlyViews  # imports for seconds
 
     return LightlyViews(config, image_size)
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedbench.config.schema import PartitionConfig
-from fedbench.data.class_partition import by_classes
-from fedbench.data.groups import by_groups
+from fedbench.data.partitions.class_partition import by_classes
+from fedbench.data.partitions.groups import by_groups
 from fedbench.errors import UserError
 
 DIRICHLET_ATTEMPTS = 20

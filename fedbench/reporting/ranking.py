@@ -12,8 +12,8 @@ from typing import Any
 
 from fedbench.config.load import UNTRAINED
 from fedbench.config.schema import OptimizerConfig
-from fedbench.tracking.comparison import OF_CLIENTS, Cell, comparable, varying
-from fedbench.tracking.paired import is_better, paired_difference
+from fedbench.reporting.comparison import OF_CLIENTS, Cell, comparable, varying
+from fedbench.reporting.paired import is_better, paired_difference
 from fedbench.tracking.runs import Run, describe
 
 REFERENCE = "fedssl"

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
+from fedbench.reporting.leaderboard import difference, known, percent, place
+from fedbench.reporting.pareto import front_names
+from fedbench.reporting.ranking import Row
 from fedbench.tables import GFLOPS, MB, MIB, number
-from fedbench.tracking.leaderboard import difference, known, percent, place
-from fedbench.tracking.pareto import front_names
-from fedbench.tracking.ranking import Row
 
 Best = Literal["ascending", "descending"]
 

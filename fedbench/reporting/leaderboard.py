@@ -11,9 +11,9 @@ from fedbench.config.load import UNTRAINED
 from fedbench.conventions import CONVENTIONS
 from fedbench.files import write_atomically
 from fedbench.protocols import PROTOCOLS
+from fedbench.reporting.paired import METHOD
+from fedbench.reporting.ranking import REFERENCE, Row, by_table, leaderboard, located, row_name, short_name
 from fedbench.tables import GFLOPS, MB, MIB, bullets, latex, latex_text, markdown, number, with_ratio
-from fedbench.tracking.paired import METHOD
-from fedbench.tracking.ranking import REFERENCE, Row, by_table, leaderboard, located, row_name, short_name
 from fedbench.tracking.run_directory import write_json
 from fedbench.tracking.runs import Run, read_runs
 

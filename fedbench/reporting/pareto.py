@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedbench.reporting.ranking import Row, by_table, drawn, row_name
 from fedbench.tables import GFLOPS, MB, MIB
-from fedbench.tracking.ranking import Row, by_table, drawn, row_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

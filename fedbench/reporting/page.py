@@ -8,14 +8,14 @@ from bokeh.embed import file_html
 from bokeh.models import Model
 from bokeh.resources import INLINE
 
-from fedbench.tracking.charts import GLYPHS, cost_chart, curve_chart, look, switch
-from fedbench.tracking.comparison import Cell
-from fedbench.tracking.curves import Curve, read_curve
-from fedbench.tracking.grid import grid
-from fedbench.tracking.iso_budget import BUDGET_NOTE, budget_line, choices, iso_budgets
-from fedbench.tracking.leaderboard import gaps, notes
-from fedbench.tracking.pareto import FRONT_NOTE, PANELS
-from fedbench.tracking.ranking import Row, drawn, row_name
+from fedbench.reporting.charts import GLYPHS, cost_chart, curve_chart, look, switch
+from fedbench.reporting.comparison import Cell
+from fedbench.reporting.curves import Curve, read_curve
+from fedbench.reporting.iso_budget import BUDGET_NOTE, budget_line, choices, iso_budgets
+from fedbench.reporting.leaderboard import gaps, notes
+from fedbench.reporting.pareto import FRONT_NOTE, PANELS
+from fedbench.reporting.ranking import Row, drawn, row_name
+from fedbench.reporting.sorted_table import grid
 
 TEMPLATE, SCRIPT = (Path(__file__).with_name(f"page.{suffix}") for suffix in ("html", "js"))
 Ranked = Sequence[tuple[Row, Cell]]

@@ -1,0 +1,1 @@
+"""Two random views of a batch of images."""

@@ -1,0 +1,1 @@
+"""Reporting: leaderboards, their files and pictures, and the page, computed from finished runs."""
