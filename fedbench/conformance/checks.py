@@ -82,7 +82,7 @@ def client_trains_what_is_planned(trial: Trial) -> Finding | None:
     parameters = {name for name, _ in trial.witness.federation.worker.task.method.named_parameters()}  # type: ignore[union-attr]
     for visit in trial.visits:
         changed = set(differing(visit.before, visit.after, visit.before))
-        planned = {key for key in visit.before if group_of(key) in visit.plan.trained_by(visit.active)}
+        planned = {key for key in visit.before if group_of(key) in visit.plan.trained_groups}
         frozen_but_changed = changed - planned
         if frozen_but_changed:
             return Finding("frozen tensors unchanged", f"changed: {short(frozen_but_changed)}", where(visit))
@@ -95,7 +95,7 @@ def client_trains_what_is_planned(trial: Trial) -> Finding | None:
 def upload_is_what_was_trained(trial: Trial) -> Finding | None:
     """The upload holds the trained groups, all of them and no other, with the values that training ended with."""
     for visit in trial.visits:
-        trained = {key for key in visit.after if group_of(key) in visit.plan.trained_by(visit.active)}
+        trained = {key for key in visit.after if group_of(key) in visit.plan.trained_groups}
         lost, idle = trained - set(visit.upload), set(visit.upload) - trained
         if lost:
             return Finding(

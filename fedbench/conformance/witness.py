@@ -30,7 +30,7 @@ class Observation:
 
     Attributes:
         server: the server's tensors when the payload left it.
-        active: blocks that the client ran.
+        plan: of the visit.
         needed: groups that the client needs in this round.
         payload: what the payload decodes to.
         download_bytes, upload_bytes: lengths of the two payloads.
@@ -44,7 +44,6 @@ class Observation:
     stage: int
     client: int
     plan: StagePlan
-    active: tuple[int, ...]
     server: StateDict
     needed: frozenset[str]
     payload: StateDict
@@ -111,8 +110,7 @@ class Witness(Observer):
                 visit.round_index,
                 visit.stage,
                 visit.client,
-                self.federation.course.plan,
-                visit.active,
+                visit.plan,
                 self._keepsakes.copy(server),
                 frozenset(visit.versions),
                 self._keepsakes.copy(decode(visit.payload)),

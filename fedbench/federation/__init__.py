@@ -11,6 +11,7 @@ from fedbench.federation.strategy import (
     load_strategy,
     weighted_mean,
 )
+from fedbench.federation.turn import Turn
 from fedbench.training.local import LocalStep
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ServerTraining",
     "StagePlan",
     "Strategy",
+    "Turn",
     "load_mechanisms",
     "load_strategy",
     "weighted_mean",

@@ -90,7 +90,6 @@ class Worker:
         self.task.to(self.images.device)
         self._reference = Received(model.online_state(), self.images.device)  # until the first payload comes
         self.task.received = self._reference
-        self.plan = plan
 
     def resume(self, received: Mapping[str, tuple[int, StateDict]]) -> None:
         """Take over what earlier payloads of a run that was stopped brought here: group -> version and values."""
@@ -103,7 +102,7 @@ class Worker:
         """
         start = perf_counter()
         task = self._receive(visit)
-        task.run_blocks(visit.active)
+        task.narrow(visit.plan.run, visit.plan.trained_groups)
         self._load_teachers(task, visit)
         self.observer.visit_started(visit, task.method)
         cuda_memory.start(self.images.device)
@@ -153,7 +152,7 @@ class Worker:
             teacher.load(values[name])
 
     def _send(self, task: LocalTask, visit: Visit, num_samples: int, num_steps: int) -> Upload:
-        trained = self.plan.trained_by(visit.active)
+        trained = visit.plan.trained_groups
         for group in trained:
             self._loaded.pop(group, None)  # overwritten by training
         state = task.method.online_state()
@@ -161,7 +160,7 @@ class Worker:
             self.states.save(visit.client, visit.stage, visit.round_index, select(state, trained))
         loss, added = (task.losses / num_steps).tolist()
         return Upload(
-            encode(select(state, self.plan.uploaded_by(visit.active))),
+            encode(select(state, visit.plan.uploaded_groups)),
             num_samples,
             num_steps,
             loss,

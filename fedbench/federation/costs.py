@@ -18,29 +18,22 @@ class RunCosts:
         self.config = config
         self._known = StepCosts()
 
-    def of_client(self, task: LocalTask, plan: StagePlan, visit: Visit, upload: Upload) -> StepCost:
+    def of_client(self, task: LocalTask, visit: Visit, upload: Upload) -> StepCost:
         """Of a step like those that the client took, wherever that was."""
-        key = (visit.stage, "client")
-        return self._of(key, task, upload.num_samples, visit.active, plan.passes(visit.active), upload.teachers)
+        return self._of((visit.stage, "client"), task, visit.plan, upload.num_samples, upload.teachers)
 
     def of_server(self, task: LocalTask, stage: int, depth: int, num_samples: int) -> StepCost:
         """Of a step of the server, which runs and trains everything that there is."""
-        return self._of((stage, "server"), task, num_samples, range(depth), (True,) * depth, ())
+        return self._of((stage, "server"), task, StagePlan.end_to_end(depth), num_samples, ())
 
     def _of(
-        self,
-        model: tuple[int, str],
-        task: LocalTask,
-        num_samples: int,
-        active: Sequence[int],
-        passes: Sequence[bool],
-        teachers: Sequence[str],
+        self, model: tuple[int, str], task: LocalTask, plan: StagePlan, num_samples: int, teachers: Sequence[str]
     ) -> StepCost:
         encoder, precision = self.config.encoder, self.config.precision
         batch_size = min(self.config.optimizer.batch_size, num_samples)
         shape = (encoder.in_channels, encoder.image_size, encoder.image_size)
 
         def trace() -> StepCost:
-            return trace_step(task, batch_size, shape, precision, active, teachers)
+            return trace_step(task, batch_size, shape, precision, plan.run, plan.trained_groups, teachers)
 
-        return self._known.of(model, batch_size, passes, teachers, trace)
+        return self._known.of(model, batch_size, plan.passes, teachers, trace)

@@ -1,9 +1,9 @@
 """Who is sent what: the server's bookkeeping, which needs no tensor and so can be rehearsed without any."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from fedbench.encoders.tensor_groups import block_groups, group_of, groups_of, is_block
+from fedbench.encoders.tensor_groups import block_groups, group_of, groups_of
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.shipment import Reason, Shipment, Specs, declare
 from fedbench.federation.versions import Versions
@@ -53,26 +53,26 @@ class Dispatch:
         """What changed since the last round began is news in this one."""
         self.versions.start_round()
 
-    def download(self, client: int, active: Sequence[int]) -> Delivery:
+    def download(self, client: int, plan: StagePlan) -> Delivery:
         """What the client lacks of the groups that it needs; from here on it holds them.
 
         It needs everything but the blocks that it does not run.
         """
-        blocks = block_groups(active)
-        needed = [group for group in self.groups if group in blocks or not is_block(group)]
+        dropped = block_groups(plan.dropped)
+        needed = [group for group in self.groups if group not in dropped]
         missing = self.versions.missing(client, needed)
         self.versions.hold(client, missing)
         versions = {group: self.versions.current[group] for group in needed}
         return Delivery(tuple(missing), versions, self._declare({group: self._reason(group) for group in missing}))
 
-    def upload(self, active: Sequence[int]) -> Shipment:
-        """What a client that ran the blocks `active` sends back."""
-        sent = self.plan.uploaded_by(active)
+    def upload(self, plan: StagePlan) -> Shipment:
+        """What a client sends back after a visit of that plan."""
+        sent = plan.uploaded_groups
         return self._declare({group: "round" for group in self.groups if group in sent})
 
-    def trained(self, client: int, active: Sequence[int]) -> None:
+    def trained(self, client: int, plan: StagePlan) -> None:
         """Local training overwrote what it trained: the client holds no version of that any more."""
-        gone = self.plan.trained_by(active) if self.clients_keep else set(self.groups)
+        gone = plan.trained_groups if self.clients_keep else set(self.groups)
         self.versions.forget(client, [group for group in self.groups if group in gone])
 
     def changed(self, groups: Iterable[str], aggregated: bool) -> None:

@@ -46,7 +46,9 @@ class Federation:
         self.experiment, self.config = experiment, experiment.config
         self.strategy, self.mechanisms = experiment.strategy, experiment.mechanisms
         self.observer = observer or Observer()
-        self.course = Course(self.config, self.mechanisms, experiment.plans, experiment.rounds_per_stage, draw)
+        self.course = Course(
+            self.config, self.strategy, self.mechanisms, experiment.plans, experiment.rounds_per_stage, draw
+        )
         self.server = Server(self.course.dispatch)
         self.worker = build_worker(experiment, folder, self.observer)
         self.engine = build_engine(experiment, self.worker, self.server, folder)
@@ -97,7 +99,7 @@ class Federation:
         where = f"round {visit.round_index}, client {visit.client}"
         compare(f"{where}, download", visit.download, len(visit.payload), upload.received_bytes)
         assert self.worker.task is not None
-        cost = self.costs.of_client(self.worker.task, self.course.plan, visit, upload)
+        cost = self.costs.of_client(self.worker.task, visit, upload)
         self.record.add(visit.client, visit.download, upload, cost)
         if visit.upload is None:
             self.observer.update_arrived(visit, upload, None, self.server.state)

@@ -1,4 +1,4 @@
-"""What combines with any strategy: an added loss, a step on the server, blocks that sit a round out.
+"""What combines with any strategy: an added loss, a step on the server, a narrower plan for a client's visit.
 
 A mechanism is one file in `methods/mechanisms/`, and is switched on under its name in the strategy's
 configuration: `strategy: {name: fedssl, proximal: {mu: 0.1}}`. A whole one:
@@ -14,7 +14,7 @@ configuration: `strategy: {name: fedssl, proximal: {mu: 0.1}}`. A whole one:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,11 +23,11 @@ from pydantic import ConfigDict
 from fedbench.federation.plan import StagePlan
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from fedbench.config.schema import Config
     from fedbench.federation.server_training import ServerTraining
+    from fedbench.federation.turn import Turn
     from fedbench.training.local import LocalStep
 
 
@@ -54,9 +54,9 @@ class Mechanism:
         """A term added to the client's loss, or None."""
         return None
 
-    def active_blocks(self, plan: StagePlan, draw: torch.Generator) -> Sequence[int]:
-        """Blocks that one client runs (and needs) in one round, in ascending order."""
-        return range(plan.depth)
+    def visit_plan(self, plan: StagePlan, turn: Turn) -> StagePlan:
+        """The plan narrowed for one client in one round: less is run (and needed), trained or uploaded."""
+        return plan
 
     def server_step(self, server: ServerTraining) -> None:
         """What the server does with the model after every aggregation."""

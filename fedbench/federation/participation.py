@@ -1,13 +1,10 @@
-"""Who takes part in a round, with which blocks, and who is lost on the way; every draw has its own stream."""
+"""Who takes part in a round, and who is lost on the way; every draw has its own stream."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from fedbench.config.schema import Config
-from fedbench.federation.mechanism import Mechanism
-from fedbench.federation.plan import StagePlan
 from fedbench.random import generator
 
 
@@ -32,14 +29,3 @@ def participation(config: Config, round_index: int) -> Participation:
     before = frozenset(client for client in drawn if chance[0, client] < federation.dropout_before)
     after = frozenset(client for client in drawn if chance[1, client] < federation.dropout_after)
     return Participation(drawn, before, after - before)
-
-
-def active_blocks(
-    config: Config, mechanisms: Sequence[Mechanism], plan: StagePlan, round_index: int, client: int
-) -> list[int]:
-    """Blocks that a client runs in a round: those that every mechanism lets run."""
-    active = set(range(plan.depth))
-    for number, mechanism in enumerate(mechanisms):
-        draw = generator(config.seed, "blocks", round_index, client, number)
-        active &= set(mechanism.active_blocks(plan, draw))
-    return sorted(active)

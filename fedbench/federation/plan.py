@@ -3,7 +3,7 @@
 The stem belongs to L_1; norm, reshape and heads are trained and sent at every stage, whatever the strategy.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from fedbench.encoders.tensor_groups import HEADS, block_group, block_groups
@@ -14,19 +14,23 @@ ALWAYS = ("norm", "reshape", HEADS)
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage of a strategy. Blocks are numbered from 0, as in a Python range: L_1 is block 0.
+    """One stage of a strategy, or that narrowed for one visit of one client (`Strategy.visit_plan`).
+
+    Blocks are numbered from 0, as in a Python range: L_1 is block 0.
 
     Attributes:
         depth: blocks that the encoder has.
         trainable: blocks that a client trains.
         upload: blocks that a client sends back.
         older: blocks that are not this stage's newest; set where the stages are lined up.
+        dropped: blocks that a client does not run in a visit; it neither needs, trains nor uploads them.
     """
 
     depth: int
     trainable: Sequence[int]
     upload: Sequence[int]
     older: int = 0
+    dropped: frozenset[int] = frozenset()
 
     @classmethod
     def end_to_end(cls, depth: int) -> "StagePlan":
@@ -36,32 +40,36 @@ class StagePlan:
     @property
     def trained_groups(self) -> frozenset[str]:
         """Groups with gradients on the client."""
-        return _groups(self.trainable)
+        return _groups(self.trainable) - block_groups(self.dropped)
 
     @property
     def uploaded_groups(self) -> frozenset[str]:
         """Groups that a client sends back."""
-        return _groups(self.upload)
+        return _groups(self.upload) - block_groups(self.dropped)
 
     @property
     def newest(self) -> range:
         """Blocks that this stage added; where nothing grows, the last one."""
         return range(self.older, self.depth)
 
-    def trained_by(self, active: Iterable[int]) -> frozenset[str]:
-        """Groups with gradients on a client that runs the blocks `active` only."""
-        return self.trained_groups - self._idle(active)
+    @property
+    def run(self) -> tuple[int, ...]:
+        """Blocks that a client runs, ascending."""
+        return tuple(block for block in range(self.depth) if block not in self.dropped)
 
-    def uploaded_by(self, active: Iterable[int]) -> frozenset[str]:
-        """Groups that such a client sends back."""
-        return self.uploaded_groups - self._idle(active)
+    @property
+    def passes(self) -> tuple[bool, ...]:
+        """Whether the stem is trained, and each block that is run: what a step costs, where blocks are alike."""
+        return ("stem" in self.trained_groups, *(block in self.trainable for block in self.run))
 
-    def passes(self, active: Iterable[int]) -> tuple[bool, ...]:
-        """Of each block that it runs whether it is trained: what a step costs, where blocks are alike."""
-        return tuple(block in self.trainable for block in active)
+    def without(self, blocks: Iterable[int]) -> "StagePlan":
+        """The same for a client that does not run `blocks`."""
+        return replace(self, dropped=self.dropped | frozenset(blocks))
 
-    def _idle(self, active: Iterable[int]) -> frozenset[str]:
-        return block_groups(set(range(self.depth)).difference(active))
+    def limited_to(self, blocks: Collection[int]) -> "StagePlan":
+        """The same for a client that trains and uploads no other blocks than `blocks`; it runs all of them."""
+        trainable, upload = ([one for one in plan if one in blocks] for plan in (self.trainable, self.upload))
+        return replace(self, trainable=trainable, upload=upload)
 
 
 def line_up(plans: Sequence[StagePlan]) -> list[StagePlan]:
@@ -108,6 +116,26 @@ def check_plan(plan: object, stage: int, num_blocks: int) -> None:
             raise UserError(
                 f"plan of stage {stage}: {field}={blocks}; allowed: distinct blocks from 0 to {plan.depth - 1}"
             )
+
+
+def check_visit_plan(plan: object, stage: StagePlan, who: str) -> StagePlan:
+    """A visit's plan, which must be a part of its stage's.
+
+    Raises:
+        UserError: it is not; naming `who` made it, the field, the value and what is allowed.
+    """
+    if not isinstance(plan, StagePlan) or plan.depth != stage.depth:
+        raise UserError(f"{who}: visit_plan returned {plan!r}; allowed: a StagePlan of depth {stage.depth}")
+    allowed = {"trainable": stage.trainable, "upload": stage.upload, "dropped": range(stage.depth)}
+    for field, within in allowed.items():
+        blocks = list(getattr(plan, field))
+        if not set(blocks) <= set(within):
+            raise UserError(
+                f"{who}: visit_plan returned {field}={blocks}; allowed: some of the stage's {list(within)}"
+            )
+    if not plan.run:
+        raise UserError(f"{who}: visit_plan drops every block; allowed: to leave one that is run")
+    return plan
 
 
 def split_rounds(rounds: int, num_stages: int) -> list[int]:

@@ -11,9 +11,11 @@ from typing import NamedTuple, Protocol, TypeVar
 from fedbench.config.schema import Config
 from fedbench.federation.dispatch import Dispatch
 from fedbench.federation.mechanism import Mechanism
-from fedbench.federation.participation import Participation, active_blocks, participation
+from fedbench.federation.participation import Participation, participation
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.shipment import Shipment
+from fedbench.federation.strategy import Strategy
+from fedbench.federation.turn import Narrowing
 
 Result = TypeVar("Result")
 Draw = Callable[[Config, int], Participation]
@@ -23,7 +25,7 @@ class Visit(NamedTuple):
     """A client's turn in a round.
 
     Attributes:
-        active: blocks that the client runs, ascending.
+        plan: the stage's, narrowed for this visit.
         groups: those that it is sent, because it lacks their current version.
         versions: version of every group that it needs, those that it holds already included.
         download: the payload down, as declared; `upload`: the one up, None if the client is lost before it.
@@ -33,7 +35,7 @@ class Visit(NamedTuple):
     client: int
     round_index: int
     stage: int
-    active: tuple[int, ...]
+    plan: StagePlan
     groups: tuple[str, ...]
     versions: Mapping[str, int]
     download: Shipment
@@ -80,14 +82,17 @@ class Course:
     def __init__(
         self,
         config: Config,
+        strategy: Strategy,
         mechanisms: Sequence[Mechanism],
         plans: Sequence[StagePlan],
         rounds_per_stage: Sequence[int],
         draw: Draw = participation,
     ) -> None:
-        self.config, self.mechanisms, self.plans, self.draw = config, mechanisms, plans, draw
-        self.ends = list(accumulate(rounds_per_stage))
         federation = config.federation
+        self.config, self.plans, self.draw = config, plans, draw
+        self.narrowing = Narrowing(strategy, mechanisms, config.seed, federation.num_clients)
+        self.rounds_per_stage = rounds_per_stage
+        self.ends = list(accumulate(rounds_per_stage))
         self.dispatch = Dispatch(federation.num_clients, federation.client_memory == "kept")
         self.stage = self.rounds_done = 0
 
@@ -118,16 +123,21 @@ class Course:
         """Payload down: what each client that trains is sent."""
         for client in drawn.drawn:
             if client not in drawn.lost_before:
-                active = active_blocks(self.config, self.mechanisms, self.plan, self.rounds_done, client)
-                sent = self.dispatch.download(client, active)
-                upload = None if client in drawn.lost_after else self.dispatch.upload(active)
+                plan = self._visit_plan(client)
+                sent = self.dispatch.download(client, plan)
+                upload = None if client in drawn.lost_after else self.dispatch.upload(plan)
                 where = (client, self.rounds_done, self.stage)
-                yield Visit(*where, tuple(active), sent.groups, sent.versions, sent.shipment, upload)
+                yield Visit(*where, plan, sent.groups, sent.versions, sent.shipment, upload)
+
+    def _visit_plan(self, client: int) -> StagePlan:
+        rounds = self.rounds_per_stage[self.stage - 1]
+        in_stage = self.rounds_done - (self.ends[self.stage - 1] - rounds)
+        return self.narrowing.visit_plan(self.plan, client, self.rounds_done, in_stage, rounds)
 
     def _returning(self, executor: Executor[Result], drawn: Participation) -> Iterator[tuple[Visit, Result]]:
         """Payload up: what comes back of those that trained."""
         for visit, result in executor.train(self._departing(drawn)):
-            self.dispatch.trained(visit.client, visit.active)
+            self.dispatch.trained(visit.client, visit.plan)
             executor.trained(visit, result)
             if visit.upload is not None:
                 yield visit, result

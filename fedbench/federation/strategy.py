@@ -36,6 +36,7 @@ from fedbench.plugins import builtin_files, entry_points, is_place, load_plugin,
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedbench.federation.turn import Turn
     from fedbench.training.local import LocalStep
 
     StateDict = dict[str, Tensor]
@@ -80,6 +81,10 @@ class Strategy(ABC):
     def start_stage(self, stage: int, initial: StateDict, current: StateDict) -> StateDict:
         """Values for the model of a stage: `initial` is random; `current`, the server's, wins where both exist."""
         return initial
+
+    def visit_plan(self, plan: StagePlan, turn: Turn) -> StagePlan:
+        """The stage's plan narrowed for one client in one round: less is run, trained or uploaded."""
+        return plan
 
     def local_loss(self, step: LocalStep) -> Tensor | None:
         """A term added to the SSL loss, or None."""

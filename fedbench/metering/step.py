@@ -6,7 +6,7 @@ activations, optimizer, a proximal term) is not counted, nor is augmentation. Me
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,16 +43,19 @@ def trace_step(
     batch_size: int,
     image_shape: tuple[int, int, int],
     precision: str,
-    active: Sequence[int] | None = None,
+    run: Sequence[int] | None = None,
+    trained_groups: Set[str] | None = None,
     teachers: Iterable[str] | None = None,
 ) -> StepCost:
     """Trace a step of `task` on a batch of `batch_size` images of shape (C, H, W). The task stays as it is.
 
-    `active`: blocks that are run; `teachers`: frozen models that there are. None: those of the task now.
+    `run`: blocks that are run, of which `trained_groups` are trained; `teachers`: frozen models that there are.
+    Where these are None, the step is as the task is now.
     """
     with FakeTensorMode():
         fake = _fake_copy(task)
-        fake.run_blocks(task.active if active is None else active)
+        if run is not None and trained_groups is not None:
+            fake.narrow(run, trained_groups)
         fake.have_teachers(task.teachers if teachers is None else teachers)
         views = (torch.empty(batch_size, *image_shape), torch.empty(batch_size, *image_shape))
         return measure_step(fake, views, precision)

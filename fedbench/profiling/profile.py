@@ -144,7 +144,8 @@ def _stages(
     rounds = zip(plans, rounds_per_stage, strict=True)
     epochs = server_epochs(mechanisms)
     stages = [_Stage(config, terms, epochs, plan, stage, n, costs) for stage, (plan, n) in enumerate(rounds, 1)]
-    for visit in rehearse(config, mechanisms, plans, rounds_per_stage, [stage.specs for stage in stages]):
+    specs = [stage.specs for stage in stages]
+    for visit in rehearse(config, strategy, mechanisms, plans, rounds_per_stage, specs):
         stages[visit.stage - 1].visits.append(visit)
     return sizes, stages
 
@@ -192,6 +193,7 @@ class _Stage:
         highest, dearest = max(costs, key=_peak), max(costs, key=_flops)
         downloads = [visit.download for visit in self.visits]
         uploads = [visit.upload for visit in self.visits if visit.upload is not None]
+        plans = [visit.plan for visit in self.visits] or [self.plan]
         trained, whole = self._parameters()
         server, server_steps = self._server(sizes.server, trace)
         return StageProfile(
@@ -207,8 +209,8 @@ class _Stage:
             server_flops=server.flops * server_steps,
             server_peak_memory_bytes=server.peak_memory_bytes,
             flops={"step": self._each(flops), **self._paper_macs()},
-            download_bytes=self._traffic(downloads, self.changing),
-            upload_bytes=self._traffic(uploads, self.plan.uploaded_groups),
+            download_bytes=self._traffic(downloads, [self.changing - block_groups(one.dropped) for one in plans]),
+            upload_bytes=self._traffic(uploads, [one.uploaded_groups for one in plans]),
             download={part: self._each(value) for part, value in parts(downloads).items()},
             upload={part: self._each(value) for part, value in parts(uploads).items()},
             peak_memory_bytes=highest.peak_memory_bytes,
@@ -229,7 +231,7 @@ class _Stage:
         """`is_first`: whether it is the client's first visit in this stage, when it has no previous model."""
         teachers = frozenset[str]().union(*(term.teachers for term in self.terms))
         there = teachers - {"previous"} if is_first else teachers
-        return self._step_cost(self.terms, self.plan, batch, visit.active, there)
+        return self._step_cost(self.terms, visit.plan, batch, there)
 
     def _server(self, num_samples: int, trace: bool) -> tuple[StepCost, int]:
         """A step of the server's training, of everything that exists, and the number of them in all rounds."""
@@ -238,14 +240,13 @@ class _Stage:
         if not steps or not trace:
             return NOTHING, steps
         plan = StagePlan.end_to_end(self.plan.depth)
-        return self._step_cost((), plan, min(batch_size, num_samples), plan.trainable, ()), steps
+        return self._step_cost((), plan, min(batch_size, num_samples), ()), steps
 
     def _step_cost(
         self,
         terms: tuple[Strategy | Mechanism, ...],
         plan: StagePlan,
         batch: int,
-        active: Sequence[int],
         teachers: Collection[str],
     ) -> StepCost:
         optimizer, precision = self.config.optimizer, self.config.precision
@@ -253,10 +254,10 @@ class _Stage:
 
         def trace() -> StepCost:
             task = LocalTask(self.model, plan.trained_groups, terms, optimizer, views, torch.empty(0))
-            return trace_step(task, batch, self.image_shape, precision, active, teachers)
+            return trace_step(task, batch, self.image_shape, precision, plan.run, plan.trained_groups, teachers)
 
         model = (self._alike, self.stage, bool(terms))
-        return self._costs.of(model, batch, plan.passes(active), teachers, trace)
+        return self._costs.of(model, batch, plan.passes, teachers, trace)
 
     def _parameters(self) -> tuple[int, int]:
         """Numbers of parameters that are trained, and of all."""
@@ -268,23 +269,20 @@ class _Stage:
         """Of a client that takes part in every round; with depth dropout, on average over its visits."""
         views = 1 if self.model.target_encoder is not None else 2  # [LW] Table 2: SimCLR's figures are of both
         epochs = self.rounds * self.config.federation.local_epochs * views
-        trained = self.plan.trained_groups
-        actives = [visit.active for visit in self.visits] or [tuple(range(self.plan.depth))]
+        plans = [visit.plan for visit in self.visits] or [self.plan]
         return {
-            rule: _mean([paper_epoch_macs(self.macs, trained, active, rule) for active in actives], epochs)
+            rule: _mean([paper_epoch_macs(self.macs, one.trained_groups, one.run, rule) for one in plans], epochs)
             for rule in PAPER_RULES
         }
 
-    def _not_run(self, active: Iterable[int]) -> frozenset[str]:
-        return block_groups(set(range(self.plan.depth)).difference(active))
-
-    def _traffic(self, shipments: Sequence[Shipment], exchanged: Set[str]) -> dict[ConventionName, Number]:
+    def _traffic(
+        self, shipments: Sequence[Shipment], exchanged: Sequence[Set[str]]
+    ) -> dict[ConventionName, Number]:
         """Of a mean client; under the paper's rules, of one that takes part in every round.
 
-        With depth dropout, blocks that a client does not run are not exchanged: the mean over its visits.
+        `exchanged`: groups that travel in a visit, by visit. The mean over them: plans may be narrowed by chance.
         """
-        idle = [self._not_run(visit.active) for visit in self.visits] or [frozenset()]
-        rounds = [declare(self.specs, dict.fromkeys(exchanged - blocks, "round")) for blocks in idle]
+        rounds = [declare(self.specs, dict.fromkeys(groups, "round")) for groups in exchanged]
         paper = {rule: _mean([one.counted(rule) for one in rounds], self.rounds) for rule in PAPER_RULES}
         return {"step": self._each(sum(shipment.num_bytes for shipment in shipments)), **paper}
 

@@ -8,7 +8,7 @@ from typing import cast
 
 from fedbench.config.schema import Config
 from fedbench.errors import UserError
-from fedbench.federation import Mechanism, ServerTraining, StagePlan
+from fedbench.federation import Mechanism, ServerTraining, StagePlan, Strategy
 from fedbench.federation.participation import Participation
 from fedbench.federation.protocol import Course, Visit
 from fedbench.federation.shipment import Specs
@@ -64,9 +64,9 @@ class Rehearsal:
 
     def aggregate(self, returning: Iterator[tuple[Visit, None]]) -> None:
         """See `Executor`."""
-        plan, dispatch, changed = self.course.plan, self.course.dispatch, set[str]()
+        dispatch, changed = self.course.dispatch, set[str]()
         for visit, _ in returning:
-            changed |= plan.uploaded_by(visit.active) & plan.trained_by(visit.active)
+            changed |= visit.plan.uploaded_groups & visit.plan.trained_groups
         dispatch.changed(changed & set(dispatch.groups), aggregated=True)
 
     def server_step(self) -> None:
@@ -78,13 +78,14 @@ class Rehearsal:
 
 def rehearse(
     config: Config,
+    strategy: Strategy,
     mechanisms: Sequence[Mechanism],
     plans: Sequence[StagePlan],
     rounds_per_stage: Sequence[int],
     specs: Sequence[Specs],
 ) -> Iterator[Visit]:
     """Visits in the order of a real run."""
-    course = Course(config, mechanisms, plans, rounds_per_stage)
+    course = Course(config, strategy, mechanisms, plans, rounds_per_stage)
     rehearsal = Rehearsal(mechanisms, course, specs)
     for _ in course.rounds(rehearsal):
         yield from rehearsal.visits

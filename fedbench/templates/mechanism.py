@@ -13,7 +13,7 @@ from fedbench.federation import LocalStep, Mechanism
 class Mine(Mechanism):
     """Any strategy can have it: `strategy={name: fedssl, ./mine.py: {weight: 0.5}}`.
 
-    Other hooks than `local_loss`: `active_blocks` (a client runs fewer blocks), `server_step` with `auxiliary`
+    Other hooks than `local_loss`: `visit_plan` (a client runs or trains less), `server_step` with `auxiliary`
     (the server trains on images of its own), `check` (refuse a configuration).
     """
 

@@ -17,7 +17,6 @@ from fedbench.config.schema import Config, OptimizerConfig
 from fedbench.data import Views
 from fedbench.data.pool import Pool
 from fedbench.encoders.encoder import Encoder, SharedPrefix
-from fedbench.encoders.tensor_groups import block_groups, group_of
 from fedbench.random import generator, stream
 from fedbench.ssl import SSLMethod, StepOutput
 from fedbench.training import cuda_memory
@@ -120,7 +119,6 @@ class LocalTask(LightningModule):
     ) -> None:
         """`method` is trained in `trained_groups` and frozen in all others."""
         super().__init__()
-        freeze_all_but(method, trained_groups)
         self.method = method
         self.terms = terms
         self.optimizer_config = optimizer
@@ -132,24 +130,26 @@ class LocalTask(LightningModule):
         self.all_teachers = nn.ModuleDict({name: Teacher(method) for name in sorted(names)})
         self.teachers: Mapping[str, Teacher] = dict(self.all_teachers.items())  # type: ignore[arg-type]
         self.encoders = [module for module in self.modules() if isinstance(module, Encoder)]  # of all branches
-        self.active: Sequence[int] = ()
-        self.run_blocks(range(len(method.encoder.blocks)))  # whatever an earlier task with the same model ran
-        self.prefix = self._share_prefix()
+        self.prefix: SharedPrefix | None = None
+        self.trained: dict[str, nn.Parameter] = {}
+        self._narrowed: tuple[object, ...] = ()
+        self.narrow(range(len(method.encoder.blocks)), trained_groups)  # whatever an earlier task had
         self.losses = torch.zeros(2, device=images.device)  # sums over steps: the SSL loss, the added terms
         self.memory: CudaMemory | None = None  # of the last training, on a GPU
         self.projections = torch.zeros(0)  # of the last step: z1 (B, D)
 
-    def run_blocks(self, active: Sequence[int]) -> None:
-        """Let every encoder run these blocks only; what is not run is not trained."""
-        if list(active) == list(self.active):
+    def narrow(self, run: Sequence[int], trained_groups: Set[str]) -> None:
+        """Let every encoder run the blocks `run` only, and train `trained_groups` only."""
+        if self._narrowed == (*run, trained_groups):
             return
-        self.active = active
+        self._narrowed = (*run, trained_groups)
         for encoder in self.encoders:
-            encoder.active = active
-        idle = block_groups(set(range(len(self.method.encoder.blocks))).difference(active))
+            encoder.active = run
+        for parameter in self.trained.values():
+            parameter.grad = None  # of the visit before
+        freeze_all_but(self.method, trained_groups)
         self.trained = {key: value for key, value in self.method.named_parameters() if value.requires_grad}
-        for key in [key for key in self.trained if group_of(key) in idle]:
-            self.trained.pop(key).grad = None  # of the client before
+        self.prefix = self._share_prefix()
 
     def have_teachers(self, names: Iterable[str]) -> None:
         """Of the frozen models that the terms ask for, those that there are now."""
@@ -163,8 +163,9 @@ class LocalTask(LightningModule):
         if not num_frozen:
             return None
         prefix = SharedPrefix(num_frozen)
-        for encoder in (self.method.encoder, *(teacher.encoder for teacher in self.teachers.values())):
-            encoder.prefix = prefix
+        self.method.encoder.prefix = prefix
+        for teacher in self.all_teachers.children():  # also those that there are not yet
+            teacher.encoder.prefix = prefix  # type: ignore[union-attr]
         if self.method.target_encoder is not None and self.method.target_follows():
             self.method.target_encoder.prefix = prefix
         return prefix

@@ -1,6 +1,5 @@
 """Depth dropout ([LW] v4 Sec. 4.6, DD): a client runs some of the blocks only, and exchanges no other."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,7 +8,7 @@ from pydantic import Field
 
 from fedbench.config.schema import Config
 from fedbench.errors import UserError
-from fedbench.federation import Mechanism, StagePlan
+from fedbench.federation import Mechanism, StagePlan, Turn
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,9 @@ class DepthDropout(Mechanism):
                 "allowed: vit"
             )
 
-    def active_blocks(self, plan: StagePlan, draw: torch.Generator) -> Sequence[int]:
+    def visit_plan(self, plan: StagePlan, turn: Turn) -> StagePlan:
         """The newest blocks, and earlier ones drawn without replacement until there are `max_depth`."""
         earlier = [block for block in range(plan.depth) if block not in plan.newest]
         room = max(self.max_depth - len(plan.newest), 0)
-        kept = torch.randperm(len(earlier), generator=draw)[:room].tolist()
-        return sorted([*plan.newest, *(earlier[number] for number in kept)])
+        order = torch.randperm(len(earlier), generator=turn.draw).tolist()
+        return plan.without(earlier[number] for number in order[room:])

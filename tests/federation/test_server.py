@@ -35,7 +35,10 @@ def grow(server: Server, initial: dict[str, torch.Tensor], *trained: int) -> Non
 def groups_in(server: Server, client: int) -> set[str]:
     from fedbench.encoders.tensor_groups import group_of
 
-    return {group_of(key) for key in decode(server.encode(server.dispatch.download(client, range(9)).groups))}
+    return {
+        group_of(key)
+        for key in decode(server.encode(server.dispatch.download(client, StagePlan.end_to_end(9)).groups))
+    }
 
 
 def test_a_new_client_is_sent_everything_and_a_second_time_nothing() -> None:
@@ -49,7 +52,7 @@ def test_a_new_client_is_sent_everything_and_a_second_time_nothing() -> None:
 def test_only_what_changed_is_sent_again() -> None:
     server = new_server(1)
     grow(server, STAGE_1, 0)
-    server.dispatch.download(0, range(9))
+    server.dispatch.download(0, StagePlan.end_to_end(9))
     server.apply(
         {"encoder.norm.w": torch.zeros(1), "projection_head.w": torch.ones(4)}, aggregated=True
     )  # heads: same values
@@ -59,15 +62,15 @@ def test_only_what_changed_is_sent_again() -> None:
 def test_what_local_training_overwrote_is_sent_again_even_if_the_server_kept_it() -> None:
     server = new_server(2)
     grow(server, STAGE_1, 0)
-    server.dispatch.download(0, range(9))
-    server.dispatch.trained(0, range(2))
+    server.dispatch.download(0, StagePlan.end_to_end(9))
+    server.dispatch.trained(0, StagePlan.end_to_end(2))
     assert groups_in(server, 0) == {"stem", "block_1", "norm", "reshape", "heads"}
 
 
 def test_growing_keeps_values_adds_the_block_and_replaces_the_reshaping_layer() -> None:
     server = new_server(1)
     grow(server, STAGE_1, 0)
-    server.dispatch.download(0, range(9))
+    server.dispatch.download(0, StagePlan.end_to_end(9))
     grow(server, STAGE_2, 0)
     assert groups_in(server, 0) == {"block_2", "reshape"}
     assert torch.equal(server.state["encoder.blocks.0.w"], torch.ones(3))
@@ -77,10 +80,10 @@ def test_growing_keeps_values_adds_the_block_and_replaces_the_reshaping_layer() 
 def test_a_client_that_was_away_catches_up_with_what_it_lacks() -> None:
     server = new_server(2)
     grow(server, STAGE_1, 0)
-    server.dispatch.download(0, range(9))
-    server.dispatch.download(1, range(9))
+    server.dispatch.download(0, StagePlan.end_to_end(9))
+    server.dispatch.download(1, StagePlan.end_to_end(9))
     server.apply({"encoder.blocks.0.w": 2 * torch.ones(3)}, aggregated=True)
-    server.dispatch.download(0, range(9))
+    server.dispatch.download(0, StagePlan.end_to_end(9))
     grow(server, STAGE_2, 0)
     assert groups_in(server, 0) == {"block_2", "reshape"}
     assert groups_in(server, 1) == {"block_1", "block_2", "reshape"}
@@ -89,9 +92,9 @@ def test_a_client_that_was_away_catches_up_with_what_it_lacks() -> None:
 def test_the_download_names_the_version_of_every_group_that_is_needed() -> None:
     server = new_server(1)
     grow(server, STAGE_1, 0)
-    server.dispatch.download(0, range(9))
+    server.dispatch.download(0, StagePlan.end_to_end(9))
     server.apply({"encoder.norm.w": torch.zeros(1)}, aggregated=True)
-    assert server.dispatch.download(0, range(9)).versions == {
+    assert server.dispatch.download(0, StagePlan.end_to_end(9)).versions == {
         "stem": 1,
         "block_1": 1,
         "norm": 2,

@@ -146,9 +146,11 @@ def test_trained_blocks_that_a_client_does_not_run_are_neither_trained_nor_excha
     whole = Witness(prepare(tiny(strategy=strategy)))
     skipped = set()
     for visit in witness.visits:
-        assert len(visit.active) == min(2, visit.plan.depth)
-        assert visit.plan.depth - 1 in visit.active  # the newest block
-        blocks = {f"encoder.blocks.{number}." for number in range(visit.plan.depth) if number not in visit.active}
+        assert len(visit.plan.run) == min(2, visit.plan.depth)
+        assert visit.plan.depth - 1 in visit.plan.run  # the newest block
+        blocks = {
+            f"encoder.blocks.{number}." for number in range(visit.plan.depth) if number not in visit.plan.run
+        }
         idle = {key for key in visit.after if any(key.startswith(block) for block in blocks)}
         skipped |= {block for block in blocks if visit.client == 0}
         assert not idle & (visit.upload.keys() | visit.payload.keys())
@@ -164,7 +166,7 @@ def test_what_a_stage_adds_is_run_by_everybody_however_many_blocks_that_are(tiny
     """LW-FedSSL freezes them for good when their stage ends."""
     dropout = {"name": "lw_fedssl", "blocks_per_stage": 2, "depth_dropout": {"max_depth": 1}}
     witness = Witness(prepare(tiny(strategy=dropout)))
-    assert {(visit.stage, visit.active) for visit in witness.visits} == {(1, (0, 1)), (2, (2,))}
+    assert {(visit.stage, visit.plan.run) for visit in witness.visits} == {(1, (0, 1)), (2, (2,))}
 
 
 def test_layer_wise_over_all_blocks_at_once_drops_what_fedssl_drops(tiny: Tiny) -> None:
