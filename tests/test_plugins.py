@@ -174,7 +174,7 @@ def test_another_file_under_the_same_name_is_another_cell(
 def test_a_strategy_that_trains_nobody_is_refused(tmp_path: Path, tiny: Callable[..., Config]) -> None:
     path = tmp_path / "skips.py"
     text = FEDPROX.replace(
-        "def local_loss(self, step: LocalStep) -> Tensor | None", "def aggregate(self, updates)"
+        "def local_loss(self, step: LocalStep) -> Tensor | None", "def aggregate(self, updates, server)"
     )
     path.write_text(text[: text.index("        pulls")] + "        return {}\n")
     with pytest.raises(UserError, match="aggregate left updates of round 0 unread"):

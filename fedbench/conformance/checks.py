@@ -12,6 +12,7 @@ from torch import Tensor
 from fedbench.config.schema import Config
 from fedbench.conformance.witness import Observation, Witness
 from fedbench.encoders.tensor_groups import HEADS, StateDict, group_of
+from fedbench.federation.aggregation import Aggregation, ServerState
 from fedbench.federation.experiment import Experiment, prepare
 from fedbench.federation.payload import encode
 from fedbench.federation.strategy import ClientUpdate, Strategy
@@ -160,11 +161,24 @@ def bytes_are_counted(trial: Trial) -> Finding | None:
     return None
 
 
+def server_state(trial: Trial, visit: Observation, num_drawn: int = 3) -> ServerState:
+    """The server at a visit; its plugins remember nothing."""
+    specs = trial.witness.federation.course.dispatch.specs
+    parameters = frozenset(key for key in visit.server if key not in specs or not specs[key].is_buffer)
+    plan = trial.experiment.plans[visit.stage - 1]
+    return ServerState(visit.server, parameters, plan, visit.round_index, num_drawn, {})
+
+
+def aggregate(trial: Trial, updates: Iterable[ClientUpdate]) -> StateDict:
+    """What the strategy alone makes of updates in the first round."""
+    return trial.strategy.aggregate(iter(updates), server_state(trial, trial.visits[0]))
+
+
 def aggregation_weights_sum_to_one(trial: Trial) -> Finding | None:
     """Equal updates are averaged to themselves, however many samples stand behind each."""
     update = trial.visits[0].upload
     updates = [ClientUpdate(client, samples, update) for client, samples in enumerate((1, 3, 7))]
-    merged = trial.strategy.aggregate(iter(updates))
+    merged = aggregate(trial, updates)
     wrong = [key for key in update if not _close(merged.get(key), update[key])]
     if wrong:
         return Finding(
@@ -180,13 +194,13 @@ def _close(one: Tensor | None, other: Tensor) -> bool:
 def aggregation_survives_few_clients(trial: Trial) -> Finding | None:
     """No client: the model is kept. One client: the server takes its values."""
     try:
-        merged = trial.strategy.aggregate(iter(()))
+        merged = aggregate(trial, [])
     except Exception as error:
         return Finding("no exception when no client returns", f"{type(error).__name__}: {error}", "aggregate")
     if merged:
         return Finding("nothing changes when no client returns", f"values for {short(merged)}", "aggregate")
     update = trial.visits[0].upload
-    alone = trial.strategy.aggregate(iter([ClientUpdate(0, 5, update)]))
+    alone = aggregate(trial, [ClientUpdate(0, 5, update)])
     wrong = differing(alone, update, update)
     if wrong:
         return Finding("one client's values are taken over", f"differ: {short(wrong)}", "aggregate")
@@ -198,7 +212,7 @@ def aggregation_ignores_the_order(trial: Trial) -> Finding | None:
     update = trial.visits[0].upload
     other = {key: value + 1 for key, value in update.items()}
     updates = [ClientUpdate(0, 5, update), ClientUpdate(1, 2, other)]
-    merged, reversed_ = (trial.strategy.aggregate(iter(order)) for order in (updates, updates[::-1]))
+    merged, reversed_ = (aggregate(trial, order) for order in (updates, updates[::-1]))
     wrong = [key for key, value in merged.items() if not _close(reversed_.get(key), value)]
     if wrong:
         return Finding(
@@ -209,6 +223,7 @@ def aggregation_ignores_the_order(trial: Trial) -> Finding | None:
 
 def server_takes_the_aggregate(trial: Trial) -> Finding | None:
     """After averaging the server holds what `aggregate` makes of the updates that returned, and nothing else."""
+    again = Aggregation(trial.strategy, trial.experiment.mechanisms, {})
     for record, after in zip(trial.witness.records, trial.witness.aggregated, strict=True):
         visits = [visit for visit in trial.visits if visit.round_index == record.round_index]
         used = [visit for visit in visits if visit.returned]
@@ -216,7 +231,9 @@ def server_takes_the_aggregate(trial: Trial) -> Finding | None:
         updates = [ClientUpdate(visit.client, sizes[visit.client], visit.upload) for visit in used]
         if not visits:
             continue
-        expected = visits[0].server | trial.strategy.aggregate(iter(updates))
+        server = server_state(trial, visits[0], len(record.participation.drawn))
+        where_ = (server.values, server.parameters, server.plan, server.round_index, server.num_drawn)
+        expected = visits[0].server | again(iter(updates), *where_)
         wrong = differing(expected, after, expected)
         if wrong:
             return Finding(

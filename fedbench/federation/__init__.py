@@ -1,5 +1,6 @@
 """Federation: plans, strategies, payloads, the client's local training, the server, and the loop over rounds."""
 
+from fedbench.federation.aggregation import ServerState
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.server_training import ServerTraining
@@ -19,6 +20,7 @@ __all__ = [
     "GrowingStrategy",
     "LocalStep",
     "Mechanism",
+    "ServerState",
     "ServerTraining",
     "StagePlan",
     "Strategy",

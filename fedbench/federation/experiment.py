@@ -1,5 +1,6 @@
 """A run made ready: every error that a configuration can cause is raised here, before anything is trained."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -62,6 +63,12 @@ def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], l
     strategy, mechanisms = _plugins(config)
     for mechanism in mechanisms:
         mechanism.check(config)
+    parameters = list(inspect.signature(strategy.aggregate).parameters)
+    if len(parameters) != 2:
+        raise UserError(
+            f"strategy={config.strategy['name']}: aggregate takes {', '.join(parameters)}; "
+            "allowed: aggregate(self, updates, server)"
+        )
     blocks = config.encoder.depth
     with blamed(f"strategy={config.strategy['name']}, its stages and plans"):
         num_stages = strategy.num_stages(blocks)

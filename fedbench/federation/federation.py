@@ -7,6 +7,7 @@ from time import perf_counter
 
 from fedbench.encoders.tensor_groups import select
 from fedbench.errors import UserError
+from fedbench.federation.aggregation import Aggregation
 from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.client import Upload
 from fedbench.federation.costs import RunCosts
@@ -55,6 +56,7 @@ class Federation:
         self.server_training = ServerTraining(
             self.config, self.server, experiment.views, experiment.auxiliary, experiment.device
         )
+        self.aggregation = Aggregation(self.strategy, self.mechanisms, self.server.memory)
         self.costs = RunCosts(self.config)
 
     def rounds(self) -> Iterator[RoundRecord]:
@@ -117,7 +119,10 @@ class Federation:
                     yield update
 
         stream = updates()
-        values = self.strategy.aggregate(stream)
+        record, specs = self.record, self.course.dispatch.specs
+        parameters = frozenset(key for key, spec in specs.items() if not spec.is_buffer)
+        drawn = len(record.participation.drawn)
+        values = self.aggregation(stream, before, parameters, self.course.plan, record.round_index, drawn)
         if next(stream, None) is not None:
             raise UserError(
                 f"strategy={self.config.strategy['name']}: aggregate left updates of round "

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedbench.config.schema import Config
+    from fedbench.encoders.tensor_groups import StateDict
+    from fedbench.federation.aggregation import ServerState
     from fedbench.federation.server_training import ServerTraining
+    from fedbench.federation.strategy import ClientUpdate
     from fedbench.federation.turn import Turn
     from fedbench.training.local import LocalStep
 
@@ -57,6 +60,14 @@ class Mechanism:
     def visit_plan(self, plan: StagePlan, turn: Turn) -> StagePlan:
         """The plan narrowed for one client in one round: less is run (and needed), trained or uploaded."""
         return plan
+
+    def receive(self, update: ClientUpdate, server: ServerState) -> ClientUpdate:
+        """A client's update as it goes into the aggregate: scaled, or with another weight."""
+        return update
+
+    def after_aggregate(self, values: StateDict, server: ServerState) -> StateDict:
+        """What the server takes over instead of the aggregate `values`, for the same entries."""
+        return values
 
     def server_step(self, server: ServerTraining) -> None:
         """What the server does with the model after every aggregation."""

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from fedbench.encoders.tensor_groups import StateDict, group_of, select
 from fedbench.errors import UserError
+from fedbench.federation.aggregation import Memory
 from fedbench.federation.diagnostics import flatten
 from fedbench.federation.dispatch import Dispatch
 from fedbench.federation.payload import decode, encode
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.shipment import Specs
 
-STATE, HELD = "state/", "held/"  # kinds of tensors in a checkpoint
+STATE, HELD, MEMORY = "state/", "held/", "memory/"  # kinds of tensors in a checkpoint
 
 
 class RejectedError(Exception):
@@ -27,6 +28,7 @@ class Server:
 
     def __init__(self, dispatch: Dispatch) -> None:
         self.state: StateDict = {}
+        self.memory: Memory = {}  # what plugins keep
         self.dispatch = dispatch
         self._encoded: dict[tuple[tuple[str, int], ...], bytes] = {}
 
@@ -95,10 +97,19 @@ class Server:
         versions = self.dispatch.versions
         held = {f"{HELD}{group}": torch.from_numpy(numbers) for group, numbers in versions.held().items()}
         values = {f"{STATE}{key}": value.contiguous() for key, value in self.state.items()}
-        return {"versions": versions.facts()}, {**values, **held}
+        memory = {
+            f"{MEMORY}{plugin}/{name}": value.contiguous()
+            for plugin, tensors in self.memory.items()
+            for name, value in tensors.items()
+        }
+        return {"versions": versions.facts()}, {**values, **held, **memory}
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Go on from a snapshot, in a stage that the dispatch knows."""
         held = {key.removeprefix(HELD): v.numpy() for key, v in tensors.items() if key.startswith(HELD)}
         self.dispatch.versions.restore(facts["versions"], held)
         self.state = {key.removeprefix(STATE): v for key, v in tensors.items() if key.startswith(STATE)}
+        for key, value in tensors.items():
+            if key.startswith(MEMORY):
+                plugin, name = key.removeprefix(MEMORY).split("/", 1)
+                self.memory.setdefault(plugin, {})[name] = value

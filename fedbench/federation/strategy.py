@@ -36,6 +36,7 @@ from fedbench.plugins import builtin_files, entry_points, is_place, load_plugin,
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedbench.federation.aggregation import ServerState
     from fedbench.federation.turn import Turn
     from fedbench.training.local import LocalStep
 
@@ -90,7 +91,7 @@ class Strategy(ABC):
         """A term added to the SSL loss, or None."""
         return None
 
-    def aggregate(self, updates: Iterable[ClientUpdate]) -> StateDict:
+    def aggregate(self, updates: Iterable[ClientUpdate], server: ServerState) -> StateDict:
         """The server's new values from this round's updates, which arrive one by one.
 
         The clients train while `updates` is consumed, so that one update is in memory at a time.

@@ -1,4 +1,7 @@
-"""Depth dropout ([LW] v4 Sec. 4.6, DD): a client runs some of the blocks only, and exchanges no other."""
+"""Depth dropout ([LW] v4 Sec. 4.6; FLL, arXiv:2309.05213): a client runs some blocks only, and exchanges no other.
+
+[LW] caps their number; FLL drops at random, at a rate. Both can be had, also together.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -21,6 +24,8 @@ class DepthDropout(Mechanism):
 
     max_depth: Annotated[int, Field(ge=1)] = 6
     """Blocks that a client runs at most; 6 in the paper's table."""
+    rate: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability with which each earlier block is dropped, for each client and round; 0: the cap alone."""
 
     def check(self, config: Config) -> None:
         """Blocks can be left out only where each keeps the shape of its input."""
@@ -35,4 +40,8 @@ class DepthDropout(Mechanism):
         earlier = [block for block in range(plan.depth) if block not in plan.newest]
         room = max(self.max_depth - len(plan.newest), 0)
         order = torch.randperm(len(earlier), generator=turn.draw).tolist()
-        return plan.without(earlier[number] for number in order[room:])
+        dropped = set(order[room:])
+        if self.rate:
+            chances = torch.rand(len(earlier), generator=turn.draw).tolist()
+            dropped |= {number for number, chance in enumerate(chances) if chance < self.rate}
+        return plan.without(earlier[number] for number in dropped)

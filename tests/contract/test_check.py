@@ -21,7 +21,7 @@ class Leaky(GrowingStrategy):
 READS_ONE = (
     LEAKY.replace("trainable=range(newest.stop)", "trainable=newest")
     + """
-    def aggregate(self, updates):
+    def aggregate(self, updates, server):
         return next(updates).state
 """
 )

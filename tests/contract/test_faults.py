@@ -14,7 +14,15 @@ from fedbench.config import Config
 from fedbench.conformance import CHECKS, Trial
 from fedbench.encoders.tensor_groups import StateDict, group_of, select
 from fedbench.errors import AccountingError
-from fedbench.federation import ClientUpdate, GrowingStrategy, LocalStep, StagePlan, Strategy, weighted_mean
+from fedbench.federation import (
+    ClientUpdate,
+    GrowingStrategy,
+    LocalStep,
+    ServerState,
+    StagePlan,
+    Strategy,
+    weighted_mean,
+)
 from fedbench.federation import client as client_module
 from fedbench.federation.client import Worker
 from fedbench.federation.dispatch import Delivery, Dispatch
@@ -61,7 +69,7 @@ class Whole(Strategy):
 
 @dataclass(frozen=True)
 class DividesByClients(Whole):
-    def aggregate(self, updates: Iterable[ClientUpdate]) -> StateDict:
+    def aggregate(self, updates: Iterable[ClientUpdate], server: ServerState) -> StateDict:
         received = list(updates)
         keys = received[0].state if received else {}
         sums = {key: torch.stack([u.state[key].float() * u.num_samples for u in received]) for key in keys}
@@ -70,13 +78,13 @@ class DividesByClients(Whole):
 
 @dataclass(frozen=True)
 class NeedsAClient(Whole):
-    def aggregate(self, updates: Iterable[ClientUpdate]) -> StateDict:
+    def aggregate(self, updates: Iterable[ClientUpdate], server: ServerState) -> StateDict:
         return weighted_mean([first, *updates]) if (first := next(iter(updates))) else {}
 
 
 @dataclass(frozen=True)
 class TakesTheLast(Whole):
-    def aggregate(self, updates: Iterable[ClientUpdate]) -> StateDict:
+    def aggregate(self, updates: Iterable[ClientUpdate], server: ServerState) -> StateDict:
         *_, last = [{}, *(update.state for update in updates)]
         return last
 

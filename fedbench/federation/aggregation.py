@@ -1,0 +1,88 @@
+"""From clients' updates to the server's new values: a strategy aggregates, mechanisms stand before and behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from fedbench.encoders.tensor_groups import StateDict
+from fedbench.errors import UserError
+from fedbench.federation.plan import StagePlan
+
+if TYPE_CHECKING:
+    from fedbench.federation.mechanism import Mechanism
+    from fedbench.federation.strategy import ClientUpdate, Strategy
+
+Memory = dict[str, StateDict]  # plugin -> tensors that it keeps from round to round, by names of its own
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What the server has when updates come in.
+
+    Attributes:
+        values: its tensors, by key of the model's online state; not to be changed.
+        parameters: keys of those that are parameters; the rest are buffers (BatchNorm's statistics and counter).
+        plan: the stage's.
+        round_index: 0-based over the whole run.
+        num_drawn: clients that were drawn for this round, lost ones included.
+        memory: the plugin's own tensors from one round to the next, by names of its choice: they are in the
+            checkpoint, on the CPU, and survive stages.
+    """
+
+    values: Mapping[str, Tensor]
+    parameters: frozenset[str]
+    plan: StagePlan
+    round_index: int
+    num_drawn: int
+    memory: StateDict
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """What a strategy and its mechanisms make of a round's updates."""
+
+    strategy: Strategy
+    mechanisms: Sequence[Mechanism]
+    memory: Memory
+
+    def __call__(
+        self,
+        updates: Iterator[ClientUpdate],
+        values: Mapping[str, Tensor],
+        parameters: frozenset[str],
+        plan: StagePlan,
+        round_index: int,
+        num_drawn: int,
+    ) -> StateDict:
+        """The server's new values; empty if nothing was aggregated.
+
+        Raises:
+            UserError: a mechanism returned other entries than those that were aggregated.
+        """
+
+        def state(plugin: object) -> ServerState:
+            memory = self.memory.setdefault(type(plugin).__name__, {})
+            return ServerState(values, parameters, plan, round_index, num_drawn, memory)
+
+        states = [(mechanism, state(mechanism)) for mechanism in self.mechanisms]
+        aggregate = self.strategy.aggregate(_received(updates, states), state(self.strategy))
+        for mechanism, server in states if aggregate else ():
+            result = mechanism.after_aggregate(aggregate, server)
+            if result.keys() != aggregate.keys():
+                name, odd = type(mechanism).__name__, min(result.keys() ^ aggregate.keys())
+                raise UserError(f"{name}.after_aggregate adds or leaves out {odd!r}; allowed: the same entries")
+            aggregate = result
+        return aggregate
+
+
+def _received(
+    updates: Iterator[ClientUpdate], states: Sequence[tuple[Mechanism, ServerState]]
+) -> Iterator[ClientUpdate]:
+    for update in updates:
+        for mechanism, server in states:
+            update = mechanism.receive(update, server)
+        yield update
