@@ -144,6 +144,8 @@ def _expand_preset(tree: Tree) -> Tree:
     """`strategy: lw_fedssl@v3` -> the fields of that file, with what the tree sets on top, and its name kept."""
     strategy = tree.get("strategy")
     chosen = {"name": strategy} if isinstance(strategy, str) else strategy
+    if isinstance(chosen, Mapping) and "name" not in chosen:  # `strategy.salf=true` alone: of the default strategy
+        tree = {**tree, "strategy": {**Config().strategy, **chosen}}
     if not isinstance(chosen, Mapping) or chosen.get("name") not in config_names("strategies"):
         return tree
     preset = read_yaml(resolve_file(chosen["name"], "strategies"))

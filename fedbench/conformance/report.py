@@ -6,10 +6,11 @@ from typing import Any, Literal, cast
 
 from fedbench.config import load_config
 from fedbench.conformance.checks import CHECKS, Finding, Trial
-from fedbench.errors import UserError
+from fedbench.errors import UserError, suggest
 from fedbench.federation import Mechanism, StagePlan, Strategy
 from fedbench.federation.experiment import check
-from fedbench.plugins import Kind, is_known, is_place, load_plugin, place_of
+from fedbench.files import config_names
+from fedbench.plugins import Kind, builtin_files, entry_points, is_place, load_plugin, place_of
 from fedbench.ssl import SSLMethod
 
 COMPANIONS = ("fedssl", "lw_fedssl")  # with which a mechanism or an SSL method is checked
@@ -61,8 +62,15 @@ def kind_of(name: str) -> Literal["strategies", "mechanisms", "ssl"]:
         UserError: it stands for nothing that can be checked.
     """
     if not is_place(name):
-        known: tuple[Kind, ...] = tuple(kind for kind in KINDS if is_known(kind, name))
-        return cast(Any, known[0]) if known else "strategies"  # which will tell what there is
+        presets = {"strategies": config_names("strategies")}
+        names: dict[Kind, list[str]] = {
+            kind: [*builtin_files(kind), *entry_points(kind), *presets.get(kind, [])] for kind in KINDS
+        }
+        for kind, known in names.items():
+            if name in known:
+                return cast(Any, kind)
+        every = [one for known in names.values() for one in known]
+        raise UserError(f"check: {name!r} is not known; {suggest(name, every)}, or a path ending in .py")
     errors = []
     for kind, base in KINDS.items():
         try:

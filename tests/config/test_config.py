@@ -51,7 +51,7 @@ def test_all_errors_are_reported_at_once_with_key_and_value() -> None:
         ({"encoder": {"width": 6, "heads": 2}}, "width=6 is not divisible by 4"),
         ({"encoder": {"name": "resnet18", "depth": 5}}, "depth=5; allowed for resnet18: 4"),
         ({"federation": {"num_clients": 3, "participants": 4}}, "participants=4 exceeds num_clients=3"),
-        ({"strategy": {"blocks": 1}}, "needs a name"),
+        ({"strategy": {"name": None}}, "needs a name"),
         ({"encoder": {"name": "swin"}}, "'vit' or 'resnet18'"),
     ],
 )
@@ -180,3 +180,8 @@ def test_the_hash_does_not_depend_on_whether_data_are_downloaded_nor_on_where_fi
 def test_only_a_switch_takes_true_and_false() -> None:
     assert load_config({"data": {"download": True}}).data.download
     assert "data.num_train: true and false are not numbers" in message({"data": {"num_train": True}})
+
+
+def test_a_mechanism_without_a_strategy_is_the_default_strategys() -> None:
+    assert load_config({"strategy": {"salf": True}}).strategy == {"name": "fedssl", "salf": True}
+    assert load_config({"strategy": "prog_fedssl"}, {"strategy": {"salf": True}}).strategy["name"] == "prog_fedssl"

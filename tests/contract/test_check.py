@@ -73,7 +73,8 @@ def test_a_strategy_that_raises_is_shown_with_its_file_and_line(
 
 def test_what_cannot_be_started_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "fedssl", "lw_fedssl"]) == 2
-    assert main(["check", "nobody"]) == 2
+    assert main(["check", "mono"]) == 2
+    assert "did you mean 'moon'?" in capsys.readouterr().err
     path = tmp_path / "reads_one.py"
     path.write_text(READS_ONE)
     assert main(["check", str(path)]) == 2
