@@ -249,7 +249,8 @@ def growing_keeps_earlier_blocks(trial: Trial) -> Finding | None:
         previous = visit.round_index - 1
         if previous < 0 or stages[previous] == visit.stage:
             continue
-        kept = [key for key in trial.witness.final[previous] if group_of(key) != "reshape"]
+        discarded = {"reshape", *trial.strategy.begins_anew(visit.stage)}
+        kept = [key for key in trial.witness.final[previous] if group_of(key) not in discarded]
         wrong = differing(trial.witness.final[previous], visit.server, kept)
         if wrong:
             return Finding("a grown encoder keeps its earlier blocks", f"changed: {short(wrong)}", where(visit))

@@ -15,7 +15,7 @@ from fedbench.federation.client import Upload
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.federation import Federation
 from fedbench.federation.observer import Observer
-from fedbench.federation.participation import Participation, participation
+from fedbench.federation.participation import Choose, Participation, participation
 from fedbench.federation.payload import decode
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.protocol import Visit
@@ -132,7 +132,7 @@ class Witness(Observer):
         self.final.append(self._keepsakes.copy(server))
 
 
-def backwards(config: Config, round_index: int) -> Participation:
+def backwards(config: Config, round_index: int, choose: Choose) -> Participation:
     """A round's clients, the last one first."""
-    drawn = participation(config, round_index)
+    drawn = participation(config, round_index, choose)
     return replace(drawn, drawn=drawn.drawn[::-1])

@@ -1,6 +1,6 @@
 """Who is sent what: the server's bookkeeping, which needs no tensor and so can be rehearsed without any."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from fedbench.encoders.tensor_groups import block_groups, group_of, groups_of
@@ -35,11 +35,12 @@ class Dispatch:
         self.groups: list[str] = []  # of the current stage's model, in the order of its state
         self._declared: dict[tuple[tuple[str, Reason], ...], Shipment] = {}
 
-    def start_stage(self, plan: StagePlan, specs: Specs) -> set[str]:
-        """Take over the model of a new stage. Returns the groups that are new, or have a new shape."""
+    def start_stage(self, plan: StagePlan, specs: Specs, anew: Set[str] = frozenset()) -> set[str]:
+        """Take over the model of a new stage. Returns the groups that are new, have a new shape, or begin anew."""
         old = self.specs
         self.resume_stage(plan, specs)
         new = {group_of(key) for key, spec in specs.items() if key not in old or old[key].shape != spec.shape}
+        new |= anew & set(self.groups)
         self.changed(new, aggregated=False)
         return new
 

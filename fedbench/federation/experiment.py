@@ -15,7 +15,7 @@ from fedbench.data import Dataset, Views, build_views, data_source, load_dataset
 from fedbench.errors import UserError
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.naming import whole
-from fedbench.federation.plan import StagePlan, check_plans, line_up, split_rounds
+from fedbench.federation.plan import StagePlan, check_plans, line_up
 from fedbench.federation.strategy import Strategy, load_mechanisms, load_strategy
 from fedbench.files import user_path
 from fedbench.numerics import require
@@ -61,6 +61,7 @@ def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], l
         UserError: naming the key, the value and what is allowed.
     """
     strategy, mechanisms = _plugins(config)
+    strategy.check(config)
     for mechanism in mechanisms:
         mechanism.check(config)
     parameters = list(inspect.signature(strategy.aggregate).parameters)
@@ -75,7 +76,7 @@ def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], l
         plans = [strategy.plan(stage, blocks) for stage in range(1, num_stages + 1)]
     check_plans(plans, blocks)
     plans = line_up(plans)
-    rounds_per_stage = _rounds_per_stage(config, num_stages)
+    rounds_per_stage = _rounds_per_stage(config, strategy, num_stages)
     if choose_device(config.accelerator).type != "cpu" and config.engine == "processes":
         raise UserError("engine=processes on a GPU; allowed: accelerator=cpu, or engine=in_process")
     return strategy, mechanisms, plans, rounds_per_stage
@@ -100,7 +101,7 @@ def _plugins(config: Config) -> tuple[Strategy, list[Mechanism]]:
     return found["strategy"], found["mechanisms"]
 
 
-def _rounds_per_stage(config: Config, num_stages: int) -> list[int]:
+def _rounds_per_stage(config: Config, strategy: Strategy, num_stages: int) -> list[int]:
     federation, name = config.federation, config.strategy["name"]
     if federation.rounds < num_stages and (federation.rounds or num_stages > 1):
         no_rounds = "" if federation.rounds else "; for the untrained encoder (rounds=0): strategy=fedssl"
@@ -114,7 +115,15 @@ def _rounds_per_stage(config: Config, num_stages: int) -> list[int]:
             f"federation.rounds_per_stage={list(given)} has {len(given)} numbers; strategy={name} with "
             f"encoder.depth={config.encoder.depth} has {num_stages} stages; allowed: one number for each"
         )
-    return list(given) if given else split_rounds(federation.rounds, num_stages)
+    if given:
+        return list(given)
+    own = list(strategy.rounds_per_stage(federation.rounds, num_stages))
+    if len(own) != num_stages or sum(own) != federation.rounds or min(own) < min(federation.rounds, 1):
+        raise UserError(
+            f"strategy={name}: rounds_per_stage returned {own}; allowed: {num_stages} numbers of at least 1 that "
+            f"add up to federation.rounds={federation.rounds}"
+        )
+    return own
 
 
 def prepare(config: Config) -> Experiment:

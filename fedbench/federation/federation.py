@@ -73,7 +73,7 @@ class Federation:
         plan = self.course.plan
         model = build_model(self.config, plan.depth)
         initial = self.strategy.start_stage(stage, model.online_state(), self.server.state)
-        self.server.start_stage(plan, describe(model), initial)
+        self.server.start_stage(plan, describe(model), initial, self.course.anew)
         self._start_training(model)
 
     def _start_training(self, model: SSLMethod) -> None:

@@ -11,14 +11,14 @@ from typing import NamedTuple, Protocol, TypeVar
 from fedbench.config.schema import Config
 from fedbench.federation.dispatch import Dispatch
 from fedbench.federation.mechanism import Mechanism
-from fedbench.federation.participation import Participation, participation
+from fedbench.federation.participation import Choose, Participation, participation
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.shipment import Shipment
 from fedbench.federation.strategy import Strategy
 from fedbench.federation.turn import Narrowing
 
 Result = TypeVar("Result")
-Draw = Callable[[Config, int], Participation]
+Draw = Callable[[Config, int, Choose], Participation]
 
 
 class Visit(NamedTuple):
@@ -101,6 +101,11 @@ class Course:
         """Of the stage that has begun last."""
         return self.plans[self.stage - 1]
 
+    @property
+    def anew(self) -> frozenset[str]:
+        """Groups whose values are discarded as this stage begins."""
+        return self.narrowing.strategy.begins_anew(self.stage) if self.stage > 1 else frozenset()
+
     def rounds(self, executor: Executor[Result]) -> Iterator[int]:
         """The rounds that are left; yields the index of each when it is over."""
         for stage, end in enumerate(self.ends, start=1):
@@ -114,7 +119,7 @@ class Course:
 
     def _round(self, executor: Executor[Result]) -> None:
         self.dispatch.start_round()
-        drawn = self.draw(self.config, self.rounds_done)
+        drawn = self.draw(self.config, self.rounds_done, self.narrowing.strategy.clients)
         executor.start_round(self.rounds_done, self.stage, drawn)
         executor.aggregate(self._returning(executor, drawn))
         executor.server_step()

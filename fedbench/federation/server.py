@@ -1,6 +1,6 @@
 """The server: the global model's tensors, and what leaves it as payload."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -32,12 +32,14 @@ class Server:
         self.dispatch = dispatch
         self._encoded: dict[tuple[tuple[str, int], ...], bytes] = {}
 
-    def start_stage(self, plan: StagePlan, specs: Specs, initial: Mapping[str, Tensor]) -> None:
-        """Take over the model of a new stage: groups that exist keep their values, new ones take `initial`'s.
+    def start_stage(
+        self, plan: StagePlan, specs: Specs, initial: Mapping[str, Tensor], anew: Set[str] = frozenset()
+    ) -> None:
+        """Take over the model of a new stage: groups keep their values, new ones and those `anew` get `initial`'s.
 
         A group whose shape changed (the reshaping layer of a longer ResNet) is a new one.
         """
-        new, old = self.dispatch.start_stage(plan, specs), self.state
+        new, old = self.dispatch.start_stage(plan, specs, anew), self.state
         self.state = {
             key: (value if group_of(key) in new else old[key]).detach().clone() for key, value in initial.items()
         }

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import fields as fields_of
 from itertools import pairwise
@@ -30,12 +30,13 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from fedbench.encoders.tensor_groups import group_of, in_block_before, is_in_block
 from fedbench.errors import UserError, suggest
 from fedbench.federation.mechanism import Mechanism
-from fedbench.federation.plan import StagePlan
+from fedbench.federation.plan import StagePlan, split_rounds
 from fedbench.plugins import builtin_files, entry_points, is_place, load_plugin, short_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedbench.config.schema import Config
     from fedbench.federation.aggregation import ServerState
     from fedbench.federation.turn import Turn
     from fedbench.training.local import LocalStep
@@ -78,6 +79,22 @@ class Strategy(ABC):
     def num_stages(self, num_blocks: int) -> int:
         """Stages S of the whole training; one unless the encoder grows."""
         return 1
+
+    def check(self, config: Config) -> None:
+        """Refuse a configuration with which the strategy cannot work, by a `UserError`."""
+        return
+
+    def rounds_per_stage(self, rounds: int, num_stages: int) -> Sequence[int]:
+        """R_s where `federation.rounds_per_stage` does not name them: as many for each, the rest for the last."""
+        return split_rounds(rounds, num_stages)
+
+    def clients(self, round_index: int, there: int) -> Sequence[int] | None:
+        """Clients of a round, of the first `there`; None: all, or `federation.participants` drawn uniformly."""
+        return None
+
+    def begins_anew(self, stage: int) -> frozenset[str]:
+        """Tensor groups whose trained values are discarded when a stage begins: they take `start_stage`'s."""
+        return frozenset()
 
     def start_stage(self, stage: int, initial: StateDict, current: StateDict) -> StateDict:
         """Values for the model of a stage: `initial` is random; `current`, the server's, wins where both exist."""

@@ -47,7 +47,7 @@ class Rehearsal:
 
     def start_stage(self, stage: int) -> None:
         """See `Executor`."""
-        self.course.dispatch.start_stage(self.course.plan, self.specs[stage - 1])
+        self.course.dispatch.start_stage(self.course.plan, self.specs[stage - 1], self.course.anew)
 
     def start_round(self, round_index: int, stage: int, drawn: Participation) -> None:
         """See `Executor`."""

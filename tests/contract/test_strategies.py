@@ -31,7 +31,10 @@ def test_a_strategy_keeps_the_contract_on_resnet18(tiny: Callable[..., Config], 
     assert failures(Trial(config)) == {}
 
 
-@pytest.mark.parametrize("strategy", all_but("lw_fedssl", STRATEGIES))
+DRAWN = [name for name in STRATEGIES if name != "fedcybgd"]  # which chooses its clients itself
+
+
+@pytest.mark.parametrize("strategy", all_but("lw_fedssl", DRAWN))
 def test_a_strategy_keeps_the_contract_with_two_of_three_uneven_clients(
     tiny: Callable[..., Config], strategy: str
 ) -> None:

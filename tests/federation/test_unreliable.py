@@ -78,7 +78,7 @@ def test_a_round_from_which_nobody_returned_makes_no_catch_up_of_the_next(
 ) -> None:
     """Nobody missed what the others have: what they are sent after it is the round's, or a finished block."""
 
-    def none_in_one_round(config: Config, round_index: int) -> Participation:
+    def none_in_one_round(config: Config, round_index: int, choose: object) -> Participation:
         everyone = tuple(range(config.federation.num_clients))
         return Participation(everyone, frozenset(everyone if round_index == empty else ()), frozenset())
 
