@@ -15,7 +15,9 @@ from fedbench.config.grid import Grid, Search, cells, read_grid
 from fedbench.config.load import config_hash
 from fedbench.errors import UserError
 from fedbench.federation.experiment import prepare
-from fedbench.running.tuning import contestants, sample
+from fedbench.files import exclusive
+from fedbench.running.cell import cell_name
+from fedbench.running.tuning import contestants, sample, tune
 from fedbench.tracking.run_directory import RunDirectory
 
 SPACE = {
@@ -160,6 +162,20 @@ def test_the_winners_are_the_best_of_the_trials_and_run_with_other_seeds(
     assert main(words) == 0
     assert capsys.readouterr().err.count("was finished already") == 6
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/summary.json")}
+
+
+def test_nothing_is_chosen_while_another_process_runs_a_trial(tmp_path: Path) -> None:
+    """A lock on a run's folder is another process to whoever finds it held, even if it is this one's own."""
+    tree = {"base": {**TINY, "federation": {"num_clients": 2, "rounds": 1}}, "axes": {"strategy": ["fedssl"]}}
+    space = {"optimizer.base_lr": {"low": 1e-4, "high": 1e-1, "log": True}}
+    small = Grid.model_validate({**tree, "tune": {"trials": 2, "space": space}})
+    (one,) = contestants(small, {})
+    held = tmp_path / cell_name(prepare(one.trials[1][0]))
+    with exclusive(held), pytest.raises(UserError, match=f"1 trial.* no result yet, {held.name} is one"):
+        tune(small, "small", {}, tmp_path, jobs=1)
+    assert not (tmp_path / "tuned.yaml").exists()
+    tune(small, "small", {}, tmp_path, jobs=1)
+    assert (tmp_path / "tuned.yaml").exists()
 
 
 def test_a_run_is_evaluated_on_the_split_that_it_was_trained_for(
