@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -225,9 +225,9 @@ def test_bytes_of_the_python_object_are_caught(tiny: Tiny, monkeypatch: pytest.M
 def test_a_grown_encoder_that_starts_anew_is_caught(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     start_stage = Server.start_stage
 
-    def anew(self: Server, plan: StagePlan, specs: Specs, initial: StateDict) -> None:
+    def anew(self: Server, plan: StagePlan, specs: Specs, initial: StateDict, begins: Set[str]) -> None:
         self.dispatch.specs = {}
-        start_stage(self, plan, specs, {key: value + 1 for key, value in initial.items()})
+        start_stage(self, plan, specs, {key: value + 1 for key, value in initial.items()}, begins)
 
     monkeypatch.setattr(Server, "start_stage", anew)
     config = tiny(strategy="prog_fedssl")
