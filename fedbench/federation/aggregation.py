@@ -63,13 +63,9 @@ class Aggregation:
         Raises:
             UserError: a mechanism returned other entries than those that were aggregated.
         """
-
-        def state(plugin: object) -> ServerState:
-            memory = self.memory.setdefault(type(plugin).__name__, {})
-            return ServerState(values, parameters, plan, round_index, num_drawn, memory)
-
-        states = [(mechanism, state(mechanism)) for mechanism in self.mechanisms]
-        aggregate = self.strategy.aggregate(_received(updates, states), state(self.strategy))
+        when = (values, parameters, plan, round_index, num_drawn)
+        states = [(mechanism, self._state(mechanism, *when)) for mechanism in self.mechanisms]
+        aggregate = self.strategy.aggregate(_received(updates, states), self._state(self.strategy, *when))
         for mechanism, server in states if aggregate else ():
             result = mechanism.after_aggregate(aggregate, server)
             if result.keys() != aggregate.keys():
@@ -77,6 +73,31 @@ class Aggregation:
                 raise UserError(f"{name}.after_aggregate adds or leaves out {odd!r}; allowed: the same entries")
             aggregate = result
         return aggregate
+
+    def ends_stage(
+        self,
+        values: Mapping[str, Tensor],
+        parameters: frozenset[str],
+        plan: StagePlan,
+        round_index: int,
+        num_drawn: int,
+    ) -> bool:
+        """Whether a mechanism ends the stage after this round; each is asked, so that all remember it."""
+        when = (values, parameters, plan, round_index, num_drawn)
+        wishes = [mechanism.ends_stage(self._state(mechanism, *when)) for mechanism in self.mechanisms]
+        return any(wishes)
+
+    def _state(
+        self,
+        plugin: Strategy | Mechanism,
+        values: Mapping[str, Tensor],
+        parameters: frozenset[str],
+        plan: StagePlan,
+        round_index: int,
+        num_drawn: int,
+    ) -> ServerState:
+        memory = self.memory.setdefault(type(plugin).__name__, {})
+        return ServerState(values, parameters, plan, round_index, num_drawn, memory)
 
 
 def _received(

@@ -17,6 +17,7 @@ from fedbench.federation.experiment import Experiment
 from fedbench.federation.observer import Observer
 from fedbench.federation.participation import Participation, participation
 from fedbench.federation.payload import received_bytes
+from fedbench.federation.plan import StagePlan
 from fedbench.federation.protocol import Course, Draw, Visit
 from fedbench.federation.record import RoundRecord
 from fedbench.federation.server import RejectedError, Server
@@ -119,10 +120,7 @@ class Federation:
                     yield update
 
         stream = updates()
-        record, specs = self.record, self.course.dispatch.specs
-        parameters = frozenset(key for key, spec in specs.items() if not spec.is_buffer)
-        drawn = len(record.participation.drawn)
-        values = self.aggregation(stream, before, parameters, self.course.plan, record.round_index, drawn)
+        values = self.aggregation(stream, before, *self._when())
         if next(stream, None) is not None:
             raise UserError(
                 f"strategy={self.config.strategy['name']}: aggregate left updates of round "
@@ -133,6 +131,16 @@ class Federation:
         self.record.pairwise_l2 = distances.mean()
         self.record.server_step_norm = step_norm(before, values) if values else 0.0
         self.observer.round_aggregated(self.server.state)
+
+    def _when(self) -> tuple[frozenset[str], StagePlan, int, int]:
+        """What plugins on the server are told of the round."""
+        record, specs = self.record, self.course.dispatch.specs
+        parameters = frozenset(key for key, spec in specs.items() if not spec.is_buffer)
+        return parameters, self.course.plan, record.round_index, len(record.participation.drawn)
+
+    def ends_stage(self) -> bool:
+        """See `Executor`."""
+        return self.aggregation.ends_stage(dict(self.server.state), *self._when())
 
     def _update(self, visit: Visit, upload: Upload) -> ClientUpdate | None:
         """What a client sent back, decoded; None if it is not usable, and then the record says why."""
@@ -168,13 +176,14 @@ class Federation:
     def checkpoint(self, cell_hash: str, **facts: object) -> Checkpoint:
         """All that the rest of the run depends on; `facts` are the caller's own."""
         server_facts, tensors = self.server.snapshot()
-        own = {"stage": self.course.stage, "rounds_done": self.course.rounds_done}
+        own = {"stage": self.course.stage, "rounds_done": self.course.rounds_done, "ends": self.course.ends}
         return Checkpoint(cell_hash, {**own, **server_facts, **facts}, tensors)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on after the round of `checkpoint`."""
         facts = checkpoint.facts
         self.course.stage, self.course.rounds_done = facts["stage"], facts["rounds_done"]
+        self.course.ends = facts.get("ends", self.course.ends)  # an older checkpoint: as planned
         plan, dispatch = self.course.plan, self.course.dispatch
         model = build_model(self.config, plan.depth)
         dispatch.resume_stage(plan, describe(model))

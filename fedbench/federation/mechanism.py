@@ -69,5 +69,12 @@ class Mechanism:
         """What the server takes over instead of the aggregate `values`, for the same entries."""
         return values
 
+    def ends_stage(self, server: ServerState) -> bool:
+        """Whether the stage is over before its last round; asked after each, but for the last stage's.
+
+        The rounds that it leaves go to the next stage. `profile`, which cannot know, predicts the fixed rounds.
+        """
+        return False
+
     def server_step(self, server: ServerTraining) -> None:
         """What the server does with the model after every aggregation."""

@@ -70,6 +70,10 @@ class Executor(Protocol[Result]):
         """What mechanisms do on the server after the aggregation; the round ends with it."""
         ...
 
+    def ends_stage(self) -> bool:
+        """Whether the stage is over before its last round."""
+        ...
+
 
 class Course:
     """Where a run is, and how it goes on.
@@ -77,6 +81,7 @@ class Course:
     Attributes:
         stage: the last one that has begun; 0 before the first.
         rounds_done: over all stages.
+        ends: rounds that are done when each stage ends; one that ends early leaves its rounds to the next.
     """
 
     def __init__(
@@ -91,7 +96,6 @@ class Course:
         federation = config.federation
         self.config, self.plans, self.draw = config, plans, draw
         self.narrowing = Narrowing(strategy, mechanisms, config.seed, federation.num_clients)
-        self.rounds_per_stage = rounds_per_stage
         self.ends = list(accumulate(rounds_per_stage))
         self.dispatch = Dispatch(federation.num_clients, federation.client_memory == "kept")
         self.stage = self.rounds_done = 0
@@ -108,13 +112,15 @@ class Course:
 
     def rounds(self, executor: Executor[Result]) -> Iterator[int]:
         """The rounds that are left; yields the index of each when it is over."""
-        for stage, end in enumerate(self.ends, start=1):
+        for stage in range(1, len(self.ends) + 1):
             if stage > self.stage:
                 self.stage = stage
                 executor.start_stage(stage)
-            while self.rounds_done < end:
+            while self.rounds_done < self.ends[stage - 1]:
                 self._round(executor)
                 self.rounds_done += 1
+                if stage < len(self.ends) and executor.ends_stage():
+                    self.ends[stage - 1] = self.rounds_done
                 yield self.rounds_done - 1
 
     def _round(self, executor: Executor[Result]) -> None:
@@ -135,9 +141,9 @@ class Course:
                 yield Visit(*where, plan, sent.groups, sent.versions, sent.shipment, upload)
 
     def _visit_plan(self, client: int) -> StagePlan:
-        rounds = self.rounds_per_stage[self.stage - 1]
-        in_stage = self.rounds_done - (self.ends[self.stage - 1] - rounds)
-        return self.narrowing.visit_plan(self.plan, client, self.rounds_done, in_stage, rounds)
+        begin, end = ([0, *self.ends][place] for place in (self.stage - 1, self.stage))
+        in_stage = self.rounds_done - begin
+        return self.narrowing.visit_plan(self.plan, client, self.rounds_done, in_stage, end - begin)
 
     def _returning(self, executor: Executor[Result], drawn: Participation) -> Iterator[tuple[Visit, Result]]:
         """Payload up: what comes back of those that trained."""

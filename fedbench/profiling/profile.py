@@ -20,6 +20,7 @@ from fedbench.federation.experiment import check
 from fedbench.federation.naming import strategy_label
 from fedbench.federation.protocol import Visit
 from fedbench.federation.shipment import Shipment, declare, describe
+from fedbench.federation.strategy import active_mechanisms
 from fedbench.metering.costs import StepCosts
 from fedbench.metering.counting import forward_macs_by_group, paper_epoch_macs
 from fedbench.metering.step import StepCost, trace_step
@@ -70,11 +71,12 @@ class StageProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """A configuration's stages, and what was assumed about the size of its data."""
+    """A configuration's stages, what was assumed about the size of its data, and what cannot be known before."""
 
     strategy: str
     stages: tuple[StageProfile, ...]
     sizes: Sizes
+    unknown: tuple[str, ...] = ()
 
     @property
     def server_flops(self) -> int:
@@ -131,7 +133,18 @@ def profile(
         UserError: the configuration cannot be run.
     """
     sizes, stages = _stages(config, samples, server_samples, costs or StepCosts())
-    return Profile(strategy_label(config), tuple(stage.profile(sizes, trace) for stage in stages), sizes)
+    profiles = tuple(stage.profile(sizes, trace) for stage in stages)
+    return Profile(strategy_label(config), profiles, sizes, _unknown(config))
+
+
+def _unknown(config: Config) -> tuple[str, ...]:
+    """What depends on values that only training has."""
+    mechanisms = active_mechanisms(config.strategy).items()
+    ending = [name for name, one in mechanisms if type(one).ends_stage is not Mechanism.ends_stage]
+    return tuple(
+        f"{name} ends a stage by a criterion: these are the figures of the fixed rounds, a run may have others"
+        for name in ending
+    )
 
 
 def _stages(

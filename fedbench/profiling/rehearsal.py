@@ -75,6 +75,10 @@ class Rehearsal:
         if server_epochs(self.mechanisms):
             dispatch.changed(dispatch.groups, aggregated=False)
 
+    def ends_stage(self) -> bool:
+        """See `Executor`. A criterion reads values, and there are none: stages have their fixed rounds."""
+        return False
+
 
 def rehearse(
     config: Config,

@@ -36,6 +36,7 @@ def _tree(one: Profile, profiles: Sequence[Profile], rule: ConventionName) -> di
     return {
         "strategy": one.strategy,
         "samples_per_client": one.sizes.source,
+        "unknown": list(one.unknown),
         "stages": [_stage(stage, rule) for stage in one.stages],
         "total": _total(one, rule),
         "ratio_to_fedssl": _ratios(one, profiles, rule),
@@ -131,6 +132,7 @@ def to_text(profiles: Sequence[Profile], convention: ConventionName) -> str:
             "GFLOPs of all: of every client and of the server's own training, always in the convention `step`; "
             f"the server has {first.sizes.server} images under {first.strategy}.",
             f"Samples per client: {first.sizes.source}.",
+            *(f"{one.strategy}: {what}." for one in profiles for what in one.unknown),
             "MB = 10^6 bytes, MiB = 2^20 bytes; (0.50x): this row / `fedssl`.",
         ),
     ]

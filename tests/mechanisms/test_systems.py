@@ -30,6 +30,7 @@ NEUTRAL: list[
     ("salf", {"stragglers": 0.0}, "fedssl"),
     ("capacity_tiers", {"shares": [1.0], "blocks": [3]}, "prog_fedssl"),
     ("depth_dropout", {"max_depth": 3, "rate": 0.0}, "prog_fedssl"),
+    ("effective_movement", {"threshold": 0.0, "window": 2}, "lw_fedssl"),
 ]
 ACTIVE: list[tuple[str, dict[str, Any]]] = [
     ("l_dawa", {}),

@@ -1,0 +1,116 @@
+"""Stages that end by a criterion: effective movement, and a run's other rounds."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fedbench.methods.mechanisms.effective_movement import EffectiveMovement
+
+import fedbench
+from fedbench.config import Config
+from fedbench.conformance.report import check_plugin
+from fedbench.conformance.witness import Witness
+from fedbench.federation import Mechanism, ServerState, StagePlan
+from fedbench.federation.experiment import prepare
+from fedbench.profiling.render import to_dict, to_text
+
+Tiny = Callable[..., Config]
+ALWAYS = {
+    "threshold": 1.0,
+    "window": 2,
+}  # a bent path is longer than the distance of its ends: three rounds a stage
+
+
+def ends(points: list[list[float]], **fields: Any) -> list[bool]:
+    """What the criterion says after each round, where the newest block is a point in the plane."""
+    mechanism, memory = EffectiveMovement(**fields), dict[str, torch.Tensor]()
+    key = "encoder.blocks.0.w"
+    said = []
+    for number, point in enumerate(points):
+        values = {key: torch.tensor(point), "encoder.norm.weight": torch.tensor([float(number**2)])}
+        state = ServerState(values, frozenset(values), StagePlan.end_to_end(1), number, 3, memory)
+        said.append(mechanism.ends_stage(state))
+    return said
+
+
+def test_a_straight_path_goes_on_and_a_closed_one_ends_the_stage() -> None:
+    straight = [[float(step), 2.0 * step] for step in range(6)]
+    assert ends(straight, threshold=0.99, window=2) == [False] * 6
+    there_and_back = [[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]
+    assert ends(there_and_back, threshold=0.01, window=2) == [False, False, True]
+
+
+def test_the_ratio_is_of_the_distance_to_the_path() -> None:
+    """Two legs of a right triangle: 5 / 7."""
+    corner = [[0.0, 0.0], [3.0, 0.0], [3.0, 4.0]]
+    assert ends(corner, threshold=5 / 7 + 1e-6, window=2)[-1]
+    assert not ends(corner, threshold=5 / 7 - 1e-6, window=2)[-1]
+
+
+def test_the_window_moves_and_memory_does_not_grow() -> None:
+    memory = dict[str, torch.Tensor]()
+    for number in range(9):
+        values = {"encoder.blocks.0.w": torch.tensor([float(number)])}
+        state = ServerState(values, frozenset(values), StagePlan.end_to_end(1), number, 3, memory)
+        EffectiveMovement(window=3).ends_stage(state)
+    assert [value.item() for value in memory.values()] == [5.0, 6.0, 7.0, 8.0]
+
+
+def test_rounds_that_a_stage_leaves_go_to_the_next_one(tiny: Tiny) -> None:
+    strategy = {"name": "lw_fedssl", "effective_movement": ALWAYS}
+    config = tiny(strategy=strategy, federation={"rounds": 12})
+    stages = [record.stage for record in Witness(prepare(config)).records]
+    assert stages == [1] * 3 + [2] * 3 + [3] * 6
+    fixed = tiny(strategy="lw_fedssl", federation={"rounds": 12})
+    assert [record.stage for record in Witness(prepare(fixed)).records] == [1] * 4 + [2] * 4 + [3] * 4
+
+
+def test_a_turn_knows_the_rounds_that_its_stage_has_now(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[tuple[int, int, int]]()
+
+    def look(self: Mechanism, plan: StagePlan, turn: Any) -> StagePlan:
+        seen.append((turn.round_index, turn.round_in_stage, turn.rounds_in_stage))
+        return plan
+
+    monkeypatch.setattr(EffectiveMovement, "visit_plan", look)
+    strategy = {"name": "lw_fedssl", "effective_movement": ALWAYS}
+    Witness(prepare(tiny(strategy=strategy, federation={"rounds": 12})))
+    expected = (
+        [(n, n, 4) for n in range(3)]
+        + [(n, n - 3, 5) for n in range(3, 6)]
+        + [(n, n - 6, 6) for n in range(6, 12)]
+    )
+    assert list(dict.fromkeys(seen)) == expected
+
+
+def test_a_stop_and_processes_leave_the_same_bits(tiny: Tiny, tmp_path: Path) -> None:
+    strategy = {"name": "lw_fedssl", "effective_movement": ALWAYS}
+    config = tiny(strategy=strategy, federation={"rounds": 12})
+    alone = fedbench.run(config, out=tmp_path / "a").path
+    processes = config.model_copy(update={"engine": "processes", "workers": 2})
+    for stop in (2, 2, 1):  # in the first stage, in the second, just behind its end
+        rounds = fedbench.federate(processes, out=tmp_path / "b")
+        for _ in range(stop):
+            next(rounds)
+        rounds.close()
+    resumed = fedbench.run(config, out=tmp_path / "b").path
+    assert (alone / "encoder.safetensors").read_bytes() == (resumed / "encoder.safetensors").read_bytes()
+
+
+def test_the_profile_says_that_it_cannot_know(tiny: Tiny) -> None:
+    config = tiny(strategy={"name": "lw_fedssl", "effective_movement": ALWAYS})
+    found = fedbench.profile(config)
+    assert found.unknown == (
+        "effective_movement ends a stage by a criterion: these are the figures of the fixed rounds, "
+        "a run may have others",
+    )
+    assert found.unknown[0] in " ".join(to_text([found], "step").split())
+    assert to_dict([found], "step")["unknown"] == list(found.unknown)
+    assert fedbench.profile(tiny(strategy="lw_fedssl")).unknown == ()
+
+
+@pytest.mark.exhaustive
+def test_it_keeps_what_all_must_keep_to() -> None:
+    assert [row for row in check_plugin("effective_movement", {}) if row[2] is not None] == []
