@@ -166,7 +166,7 @@ def server_state(trial: Trial, visit: Observation, num_drawn: int = 3) -> Server
     specs = trial.witness.federation.course.dispatch.specs
     parameters = frozenset(key for key in visit.server if key not in specs or not specs[key].is_buffer)
     plan = trial.experiment.plans[visit.stage - 1]
-    return ServerState(visit.server, parameters, plan, visit.round_index, num_drawn, {})
+    return ServerState(visit.server, parameters, plan, visit.round_index, num_drawn)
 
 
 def aggregate(trial: Trial, updates: Iterable[ClientUpdate]) -> StateDict:
@@ -232,8 +232,7 @@ def server_takes_the_aggregate(trial: Trial) -> Finding | None:
         if not visits:
             continue
         server = server_state(trial, visits[0], len(record.participation.drawn))
-        where_ = (server.values, server.parameters, server.plan, server.round_index, server.num_drawn)
-        expected = visits[0].server | again(iter(updates), *where_)
+        expected = visits[0].server | again(iter(updates), server)
         wrong = differing(expected, after, expected)
         if wrong:
             return Finding(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -38,7 +38,7 @@ class ServerState:
     plan: StagePlan
     round_index: int
     num_drawn: int
-    memory: StateDict
+    memory: StateDict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,55 +49,29 @@ class Aggregation:
     mechanisms: Sequence[Mechanism]
     memory: Memory
 
-    def __call__(
-        self,
-        updates: Iterator[ClientUpdate],
-        values: Mapping[str, Tensor],
-        parameters: frozenset[str],
-        plan: StagePlan,
-        round_index: int,
-        num_drawn: int,
-    ) -> StateDict:
-        """The server's new values; empty if nothing was aggregated.
+    def __call__(self, updates: Iterator[ClientUpdate], server: ServerState) -> StateDict:
+        """The server's new values; empty if nothing was aggregated. `server`: as it is, but for its memory.
 
         Raises:
             UserError: a mechanism returned other entries than those that were aggregated.
         """
-        when = (values, parameters, plan, round_index, num_drawn)
-        states = [(mechanism, self._state(mechanism, *when)) for mechanism in self.mechanisms]
-        aggregate = self.strategy.aggregate(_received(updates, states), self._state(self.strategy, *when))
-        for mechanism, server in states if aggregate else ():
-            result = mechanism.after_aggregate(aggregate, server)
+        states = [(mechanism, self._with_memory(server, mechanism)) for mechanism in self.mechanisms]
+        aggregate = self.strategy.aggregate(_received(updates, states), self._with_memory(server, self.strategy))
+        for mechanism, state in states if aggregate else ():
+            result = mechanism.after_aggregate(aggregate, state)
             if result.keys() != aggregate.keys():
                 name, odd = type(mechanism).__name__, min(result.keys() ^ aggregate.keys())
                 raise UserError(f"{name}.after_aggregate adds or leaves out {odd!r}; allowed: the same entries")
             aggregate = result
         return aggregate
 
-    def ends_stage(
-        self,
-        values: Mapping[str, Tensor],
-        parameters: frozenset[str],
-        plan: StagePlan,
-        round_index: int,
-        num_drawn: int,
-    ) -> bool:
+    def ends_stage(self, server: ServerState) -> bool:
         """Whether a mechanism ends the stage after this round; each is asked, so that all remember it."""
-        when = (values, parameters, plan, round_index, num_drawn)
-        wishes = [mechanism.ends_stage(self._state(mechanism, *when)) for mechanism in self.mechanisms]
+        wishes = [mechanism.ends_stage(self._with_memory(server, mechanism)) for mechanism in self.mechanisms]
         return any(wishes)
 
-    def _state(
-        self,
-        plugin: Strategy | Mechanism,
-        values: Mapping[str, Tensor],
-        parameters: frozenset[str],
-        plan: StagePlan,
-        round_index: int,
-        num_drawn: int,
-    ) -> ServerState:
-        memory = self.memory.setdefault(type(plugin).__name__, {})
-        return ServerState(values, parameters, plan, round_index, num_drawn, memory)
+    def _with_memory(self, server: ServerState, plugin: Strategy | Mechanism) -> ServerState:
+        return replace(server, memory=self.memory.setdefault(type(plugin).__name__, {}))
 
 
 def _received(

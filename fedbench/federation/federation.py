@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
-from fedbench.encoders.tensor_groups import select
+from fedbench.encoders.tensor_groups import StateDict, select
 from fedbench.errors import UserError
-from fedbench.federation.aggregation import Aggregation
+from fedbench.federation.aggregation import Aggregation, ServerState
 from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.client import Upload
 from fedbench.federation.costs import RunCosts
@@ -17,7 +17,6 @@ from fedbench.federation.experiment import Experiment
 from fedbench.federation.observer import Observer
 from fedbench.federation.participation import Participation, participation
 from fedbench.federation.payload import received_bytes
-from fedbench.federation.plan import StagePlan
 from fedbench.federation.protocol import Course, Draw, Visit
 from fedbench.federation.record import RoundRecord
 from fedbench.federation.server import RejectedError, Server
@@ -120,7 +119,7 @@ class Federation:
                     yield update
 
         stream = updates()
-        values = self.aggregation(stream, before, *self._when())
+        values = self.aggregation(stream, self._server_state(before))
         if next(stream, None) is not None:
             raise UserError(
                 f"strategy={self.config.strategy['name']}: aggregate left updates of round "
@@ -132,15 +131,16 @@ class Federation:
         self.record.server_step_norm = step_norm(before, values) if values else 0.0
         self.observer.round_aggregated(self.server.state)
 
-    def _when(self) -> tuple[frozenset[str], StagePlan, int, int]:
-        """What plugins on the server are told of the round."""
+    def _server_state(self, values: StateDict) -> ServerState:
+        """What plugins on the server are told of the round, but for their own memory."""
         record, specs = self.record, self.course.dispatch.specs
         parameters = frozenset(key for key, spec in specs.items() if not spec.is_buffer)
-        return parameters, self.course.plan, record.round_index, len(record.participation.drawn)
+        drawn = len(record.participation.drawn)
+        return ServerState(values, parameters, self.course.plan, record.round_index, drawn)
 
     def ends_stage(self) -> bool:
         """See `Executor`."""
-        return self.aggregation.ends_stage(dict(self.server.state), *self._when())
+        return self.aggregation.ends_stage(self._server_state(self.server.state))
 
     def _update(self, visit: Visit, upload: Upload) -> ClientUpdate | None:
         """What a client sent back, decoded; None if it is not usable, and then the record says why."""

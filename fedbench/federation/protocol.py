@@ -141,7 +141,7 @@ class Course:
                 yield Visit(*where, plan, sent.groups, sent.versions, sent.shipment, upload)
 
     def _visit_plan(self, client: int) -> StagePlan:
-        begin, end = ([0, *self.ends][place] for place in (self.stage - 1, self.stage))
+        begin, end = [0, *self.ends][self.stage - 1 : self.stage + 1]
         in_stage = self.rounds_done - begin
         return self.narrowing.visit_plan(self.plan, client, self.rounds_done, in_stage, end - begin)
 

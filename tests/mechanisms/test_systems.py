@@ -151,7 +151,7 @@ def test_the_servers_rule_is_its_formula_over_three_rounds(rule: str) -> None:
     for aggregate in (1.5, 1.4, 0.2):
         old = {"w": torch.tensor([x])}
         updates = iter([ClientUpdate(0, 1, {"w": torch.tensor([aggregate])})])
-        new = combine(updates, old, frozenset(old), StagePlan.end_to_end(1), 0, 1)["w"].item()
+        new = combine(updates, server(old, num_drawn=1))["w"].item()
         difference = aggregate - x
         m = beta1 * m + (difference if rule == "avgm" else (1 - beta1) * difference)
         sign = (v > difference**2) - (v < difference**2)
@@ -180,7 +180,7 @@ def test_on_average_salf_aggregates_the_mean_of_all_clients(correction: bool) ->
             ClientUpdate(c, 1, {keys[b]: torch.tensor([1.0 + 2 * c]) for b in narrowed.trainable})
             for c, narrowed in enumerate(salf_turns(rule, plan, clients, number))
         ]
-        new = combine(iter(updates), old, frozenset(old), plan, number, clients)
+        new = combine(iter(updates), replace(server(old, 4, clients), round_index=number))
         for key, value in new.items():
             sums[key] += value.item() / rounds
     means = [sums[key] for key in keys]  # of all clients: 2; what nobody sent stays 0
@@ -237,9 +237,7 @@ def test_a_mechanism_that_touches_what_nobody_sent_is_refused() -> None:
     combine = Aggregation(load_strategy({"name": "fedssl"}), [AddsAnEntry()], {})
     old = {"w": torch.zeros(1), "encoder.stem.proj.weight": torch.zeros(1)}
     with pytest.raises(UserError, match=r"AddsAnEntry\.after_aggregate adds or leaves out 'encoder\.stem"):
-        combine(
-            iter([ClientUpdate(0, 1, {"w": torch.ones(1)})]), old, frozenset(old), StagePlan.end_to_end(1), 0, 1
-        )
+        combine(iter([ClientUpdate(0, 1, {"w": torch.ones(1)})]), server(old))
 
 
 class OldSignature(Strategy):
@@ -264,4 +262,4 @@ def test_a_strategy_remembers_from_round_to_round() -> None:
     combine = Aggregation(Counts(), [], {})
     state = replace(server({"w": torch.zeros(1)}), round_index=1)
     for number in (1, 2, 3):
-        assert combine(iter(()), state.values, state.parameters, state.plan, 0, 1)["w"].item() == number
+        assert combine(iter(()), state)["w"].item() == number
