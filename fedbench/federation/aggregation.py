@@ -26,7 +26,7 @@ class ServerState:
     Attributes:
         values: its tensors, by key of the model's online state; not to be changed.
         parameters: keys of those that are parameters; the rest are buffers (BatchNorm's statistics and counter).
-        plan: the stage's.
+        plan: the stage's, which is the `stage`-th (1-based).
         round_index: 0-based over the whole run.
         num_drawn: clients that were drawn for this round, lost ones included.
         memory: the plugin's own tensors from one round to the next, by names of its choice: they are in the
@@ -36,6 +36,7 @@ class ServerState:
     values: Mapping[str, Tensor]
     parameters: frozenset[str]
     plan: StagePlan
+    stage: int
     round_index: int
     num_drawn: int
     memory: StateDict = field(default_factory=dict)

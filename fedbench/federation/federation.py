@@ -136,7 +136,7 @@ class Federation:
         record, specs = self.record, self.course.dispatch.specs
         parameters = frozenset(key for key, spec in specs.items() if not spec.is_buffer)
         drawn = len(record.participation.drawn)
-        return ServerState(values, parameters, self.course.plan, record.round_index, drawn)
+        return ServerState(values, parameters, self.course.plan, record.stage, record.round_index, drawn)
 
     def ends_stage(self) -> bool:
         """See `Executor`."""

@@ -27,11 +27,12 @@ class EffectiveMovement(Mechanism):
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     """A stage ends when the effective movement is below it; 0: at its fixed round."""
     window: Annotated[int, Field(ge=2)] = 4
-    """H, rounds; the server keeps the newest blocks of H + 1 rounds."""
+    """H, rounds; the server keeps the newest blocks of H + 1 rounds, and no stage ends before it has them."""
 
     def ends_stage(self, server: ServerState) -> bool:
         """Whether the newest blocks have moved less than `threshold` for the length of their path."""
-        blocks = select(server.values, block_groups(server.plan.newest))
+        moving = server.plan.newest or server.plan.trainable  # a stage may add no block
+        blocks = select(server.values, block_groups(moving))
         self._remember({key: value for key, value in blocks.items() if key in server.parameters}, server)
         path = [server.memory[name] for name in sorted(server.memory)]
         if len(path) <= self.window:
@@ -41,8 +42,8 @@ class EffectiveMovement(Mechanism):
         return bool((path[-1] - path[0]).norm() < self.threshold * length)
 
     def _remember(self, weights: StateDict, server: ServerState) -> None:
-        """One flat tensor a round, named by stage depth and round."""
-        stage = f"{server.plan.depth:04d}/"
+        """One flat tensor a round, named by stage and round."""
+        stage = f"{server.stage:04d}/"
         flat = torch.cat([value.double().flatten() for value in weights.values()])
         server.memory[f"{stage}{server.round_index:08d}"] = flat
         for name in sorted(server.memory)[: -self.window - 1]:

@@ -12,8 +12,12 @@ import fedbench
 from fedbench.config import Config
 from fedbench.conformance.report import check_plugin
 from fedbench.conformance.witness import Witness
-from fedbench.federation import Mechanism, ServerState, StagePlan
+from fedbench.federation import Mechanism, ServerState, StagePlan, Strategy
+from fedbench.federation.aggregation import Aggregation
+from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.experiment import prepare
+from fedbench.federation.federation import Federation
+from fedbench.federation.strategy import load_strategy
 from fedbench.profiling.render import to_dict, to_text
 
 Tiny = Callable[..., Config]
@@ -29,8 +33,14 @@ def ends(points: list[list[float]], **fields: Any) -> list[bool]:
     key = "encoder.blocks.0.w"
     said = []
     for number, point in enumerate(points):
-        values = {key: torch.tensor(point), "encoder.norm.weight": torch.tensor([float(number**2)])}
-        state = ServerState(values, frozenset(values), StagePlan.end_to_end(1), number, 3, memory)
+        counters = {
+            "encoder.norm.weight": torch.tensor([number**2]),
+            "encoder.blocks.0.count": torch.tensor(number),
+        }
+        values = {key: torch.tensor(point), **counters}
+        state = ServerState(
+            values, frozenset(values) - {"encoder.blocks.0.count"}, StagePlan.end_to_end(1), 1, number, 3, memory
+        )
         said.append(mechanism.ends_stage(state))
     return said
 
@@ -40,6 +50,8 @@ def test_a_straight_path_goes_on_and_a_closed_one_ends_the_stage() -> None:
     assert ends(straight, threshold=0.99, window=2) == [False] * 6
     there_and_back = [[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]
     assert ends(there_and_back, threshold=0.01, window=2) == [False, False, True]
+
+    assert ends([[1.0, 1.0]] * 4, window=2) == [False] * 4  # nobody returned: nothing is known
 
 
 def test_the_ratio_is_of_the_distance_to_the_path() -> None:
@@ -53,7 +65,7 @@ def test_the_window_moves_and_memory_does_not_grow() -> None:
     memory = dict[str, torch.Tensor]()
     for number in range(9):
         values = {"encoder.blocks.0.w": torch.tensor([float(number)])}
-        state = ServerState(values, frozenset(values), StagePlan.end_to_end(1), number, 3, memory)
+        state = ServerState(values, frozenset(values), StagePlan.end_to_end(1), 1, number, 3, memory)
         EffectiveMovement(window=3).ends_stage(state)
     assert [value.item() for value in memory.values()] == [5.0, 6.0, 7.0, 8.0]
 
@@ -65,6 +77,53 @@ def test_rounds_that_a_stage_leaves_go_to_the_next_one(tiny: Tiny) -> None:
     assert stages == [1] * 3 + [2] * 3 + [3] * 6
     fixed = tiny(strategy="lw_fedssl", federation={"rounds": 12})
     assert [record.stage for record in Witness(prepare(fixed)).records] == [1] * 4 + [2] * 4 + [3] * 4
+
+
+class SameDepth(Strategy):
+    """Two stages of the whole encoder: neither adds a block."""
+
+    def num_stages(self, num_blocks: int) -> int:
+        return 2
+
+    def plan(self, stage: int, num_blocks: int) -> StagePlan:
+        return StagePlan.end_to_end(num_blocks)
+
+
+def test_a_stage_that_adds_no_block_is_measured_by_those_it_trains(tiny: Tiny) -> None:
+    strategy = {"name": f"{__name__}:SameDepth", "effective_movement": ALWAYS}
+    config = tiny(strategy=strategy, federation={"rounds": 8})
+    assert [record.stage for record in Witness(prepare(config)).records] == [1] * 3 + [2] * 5
+
+
+class Wish(Mechanism):
+    """Counts how often it is asked."""
+
+    def ends_stage(self, server: ServerState) -> bool:
+        server.memory["asked"] = server.memory.get("asked", torch.zeros(())) + 1
+        return True
+
+
+class Wish2(Wish):
+    pass
+
+
+def test_every_mechanism_is_asked_so_that_each_remembers() -> None:
+    memory = dict[str, dict[str, torch.Tensor]]()
+    aggregation = Aggregation(load_strategy({"name": "fedssl"}), [Wish(), Wish2()], memory)
+    assert aggregation.ends_stage(ServerState({}, frozenset(), StagePlan.end_to_end(1), 1, 0, 3))
+    assert {name: tensors["asked"].item() for name, tensors in memory.items()} == {"Wish": 1, "Wish2": 1}
+
+
+def test_a_checkpoint_of_before_stages_could_end_goes_on_with_the_planned_rounds(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    experiment = prepare(tiny(strategy="lw_fedssl"))
+    first, second = (Federation(experiment, tmp_path / name) for name in "ab")
+    next(first.rounds())
+    kept = first.checkpoint("hash")
+    facts = {key: value for key, value in kept.facts.items() if key not in ("ends", "cell_hash")}
+    second.resume(Checkpoint("hash", facts, kept.tensors))
+    assert second.course.ends == first.course.ends
 
 
 def test_a_turn_knows_the_rounds_that_its_stage_has_now(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,7 @@ def test_l_dawa_scales_each_tensor_by_its_cosine_and_counts_clients_alike(tiny: 
 
 
 def server(values: dict[str, Tensor], depth: int = 1, num_drawn: int = 1) -> ServerState:
-    return ServerState(values, frozenset(values), StagePlan.end_to_end(depth), 0, num_drawn, {})
+    return ServerState(values, frozenset(values), StagePlan.end_to_end(depth), 1, 0, num_drawn, {})
 
 
 def test_l_dawa_leaves_clients_alone_that_did_not_move_and_shrinks_those_that_did() -> None:
