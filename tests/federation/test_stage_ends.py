@@ -51,6 +51,7 @@ def test_a_straight_path_goes_on_and_a_closed_one_ends_the_stage() -> None:
     there_and_back = [[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]
     assert ends(there_and_back, threshold=0.01, window=2) == [False, False, True]
 
+    assert ends([*there_and_back, [0.0, 0.0]], threshold=0.9, window=3) == [False, False, False, True]
     assert ends([[1.0, 1.0]] * 4, window=2) == [False] * 4  # nobody returned: nothing is known
 
 
@@ -80,10 +81,10 @@ def test_rounds_that_a_stage_leaves_go_to_the_next_one(tiny: Tiny) -> None:
 
 
 class SameDepth(Strategy):
-    """Two stages of the whole encoder: neither adds a block."""
+    """Three stages of the whole encoder: the second and the third add no block."""
 
     def num_stages(self, num_blocks: int) -> int:
-        return 2
+        return 3
 
     def plan(self, stage: int, num_blocks: int) -> StagePlan:
         return StagePlan.end_to_end(num_blocks)
@@ -91,8 +92,8 @@ class SameDepth(Strategy):
 
 def test_a_stage_that_adds_no_block_is_measured_by_those_it_trains(tiny: Tiny) -> None:
     strategy = {"name": f"{__name__}:SameDepth", "effective_movement": ALWAYS}
-    config = tiny(strategy=strategy, federation={"rounds": 8})
-    assert [record.stage for record in Witness(prepare(config)).records] == [1] * 3 + [2] * 5
+    config = tiny(strategy=strategy, federation={"rounds": 12})
+    assert [record.stage for record in Witness(prepare(config)).records] == [1] * 3 + [2] * 3 + [3] * 6
 
 
 class Wish(Mechanism):
@@ -100,18 +101,24 @@ class Wish(Mechanism):
 
     def ends_stage(self, server: ServerState) -> bool:
         server.memory["asked"] = server.memory.get("asked", torch.zeros(())) + 1
+        return False
+
+
+class Another(Wish):
+    def ends_stage(self, server: ServerState) -> bool:
+        super().ends_stage(server)
         return True
 
 
-class Wish2(Wish):
-    pass
-
-
 def test_every_mechanism_is_asked_so_that_each_remembers() -> None:
-    memory = dict[str, dict[str, torch.Tensor]]()
-    aggregation = Aggregation(load_strategy({"name": "fedssl"}), [Wish(), Wish2()], memory)
-    assert aggregation.ends_stage(ServerState({}, frozenset(), StagePlan.end_to_end(1), 1, 0, 3))
-    assert {name: tensors["asked"].item() for name, tensors in memory.items()} == {"Wish": 1, "Wish2": 1}
+    strategy, state = (
+        load_strategy({"name": "fedssl"}),
+        ServerState({}, frozenset(), StagePlan.end_to_end(1), 1, 0, 3),
+    )
+    for mechanisms in ([Wish(), Another()], [Another(), Wish()]):
+        memory = dict[str, dict[str, torch.Tensor]]()
+        assert Aggregation(strategy, mechanisms, memory).ends_stage(state)
+        assert {name: tensors["asked"].item() for name, tensors in memory.items()} == {"Wish": 1, "Another": 1}
 
 
 def test_a_checkpoint_of_before_stages_could_end_goes_on_with_the_planned_rounds(
@@ -149,7 +156,7 @@ def test_a_stop_and_processes_leave_the_same_bits(tiny: Tiny, tmp_path: Path) ->
     config = tiny(strategy=strategy, federation={"rounds": 12})
     alone = fedbench.run(config, out=tmp_path / "a").path
     processes = config.model_copy(update={"engine": "processes", "workers": 2})
-    for stop in (2, 2, 1):  # in the first stage, in the second, just behind its end
+    for stop in (2, 1, 2):  # in the first stage, just behind its end, in the second
         rounds = fedbench.federate(processes, out=tmp_path / "b")
         for _ in range(stop):
             next(rounds)
