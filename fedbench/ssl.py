@@ -25,7 +25,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from fedbench.encoders import Encoder
-from fedbench.encoders.tensor_groups import is_target
+from fedbench.encoders.tensor_groups import TARGET, is_target
 
 
 class StepOutput(TypedDict):
@@ -104,6 +104,17 @@ class SSLMethod(LightningModule):
         """Copy received tensors over the online branch's; keys that are not given stay as they are."""
         own = self.online_state()
         assert state.keys() <= own.keys(), f"not in the model: {state.keys() - own.keys()}"
+        torch._foreach_copy_([own[key] for key in state], list(state.values()))
+
+    def target_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the target branch, by the online branch's key; empty if there is none."""
+        own = self.state_dict()
+        return {key: own[f"{TARGET}{key}"] for key in own if f"{TARGET}{key}" in own}
+
+    @torch.no_grad()
+    def load_target(self, state: Mapping[str, Tensor]) -> None:
+        """Copy tensors, by the online branch's key, over the target branch's."""
+        own = self.target_state()
         torch._foreach_copy_([own[key] for key in state], list(state.values()))
 
     def _trained_pairs(self) -> tuple[list[Tensor], list[Tensor]]:

@@ -16,8 +16,9 @@ from fedbench.federation.aggregation import Aggregation, ServerState
 from fedbench.federation.experiment import Experiment, prepare
 from fedbench.federation.payload import encode
 from fedbench.federation.strategy import ClientUpdate, Strategy
-from fedbench.training.local import LocalStep, LocalTask, Term
+from fedbench.training.local import LocalStep, LocalTask, Received, Term
 from fedbench.training.model import build_model
+from fedbench.training.visit import VisitHooks
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,13 @@ def _step_of_training(trial: Trial) -> tuple[LocalTask, LocalStep]:
     model = build_model(config, plan.depth)
     terms: tuple[Term, ...] = (trial.strategy, *trial.experiment.mechanisms)
     task = LocalTask(model, plan.trained_groups, terms, config.optimizer, trial.experiment.views, torch.empty(0))
-    task.received = {key: value.detach().clone() for key, value in task.trained.items()}
+    received = {key: value.clone() for key, value in model.online_state().items()}
+    task.received = Received(received, task.images.device)
+    stage = len(trial.experiment.plans)
+    first = VisitHooks(task, stage, False, {})
+    first.begin()
+    first.end()
+    VisitHooks(task, stage, True, first.kept).begin()
     with torch.no_grad():
         for number, parameter in enumerate(task.trained.values(), start=1):
             parameter.add_(0.01 * number)

@@ -13,6 +13,7 @@ HEADS = "heads"
 ENVELOPE = "envelope"  # stands for a group where bytes belong to a payload as a whole
 ENCODER = "encoder."  # how its keys begin in a model's state
 BLOCKS = f"{ENCODER}blocks."
+TARGET = "target_"  # how the target branch's keys begin, before the online branch's key
 
 
 def block_group(block: int) -> str:
@@ -64,7 +65,7 @@ def encoder_part(state: Mapping[str, Tensor]) -> StateDict:
 
 def is_target(key: str) -> bool:
     """Whether a key of a model's whole state is the target branch's, which never travels."""
-    return key.startswith("target_")
+    return key.startswith(TARGET)
 
 
 def is_in_block(key: str) -> bool:
@@ -76,3 +77,11 @@ def in_block_before(key: str, distance: int) -> str:
     """`encoder.blocks.3.norm1.weight`, 2 -> `encoder.blocks.1.norm1.weight`."""
     number, rest = key.removeprefix(BLOCKS).split(".", 1)
     return f"{BLOCKS}{int(number) - distance}.{rest}"
+
+
+def in_other_block(key: str, numbers: Mapping[int, int]) -> str:
+    """A block's key with its number replaced by that in `numbers`; any other key as it is."""
+    if not is_in_block(key):
+        return key
+    number, rest = key.removeprefix(BLOCKS).split(".", 1)
+    return f"{BLOCKS}{numbers[int(number)]}.{rest}"

@@ -14,11 +14,13 @@ from fedbench.federation.strategy import (
 )
 from fedbench.federation.turn import Turn
 from fedbench.training.local import LocalStep
+from fedbench.training.visit import LocalVisit
 
 __all__ = [
     "ClientUpdate",
     "GrowingStrategy",
     "LocalStep",
+    "LocalVisit",
     "Mechanism",
     "ServerState",
     "ServerTraining",

@@ -5,7 +5,7 @@ bytes: groups that the client holds already came to this worker in an earlier pa
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 
 from torch import Tensor
@@ -24,6 +24,7 @@ from fedbench.ssl import SSLMethod
 from fedbench.training import cuda_memory
 from fedbench.training.cuda_memory import CudaMemory
 from fedbench.training.local import LocalTask, Received, Term, build_fabric, fit
+from fedbench.training.visit import KeptBefore, VisitHooks, specs_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Upload:
         memory: of this training, on a GPU; None on a CPU.
         pool_bytes: of the images of all clients, which lie in that memory and which no client has.
         received_bytes: of the download, as its decoder counted them.
-        teachers: names of the frozen models that there were.
+        kept: what the client had kept from earlier visits, without values.
         seconds: that the visit took.
     """
 
@@ -52,7 +53,7 @@ class Upload:
     memory: CudaMemory | None
     pool_bytes: int
     received_bytes: int
-    teachers: tuple[str, ...]
+    kept: KeptBefore
     seconds: float
 
 
@@ -103,14 +104,32 @@ class Worker:
         start = perf_counter()
         task = self._receive(visit)
         task.narrow(visit.plan.run, visit.plan.trained_groups)
-        self._load_teachers(task, visit)
+        task.method.rebuild_target()
         self.observer.visit_started(visit, task.method)
+        same_stage, kept = self.states.load(visit.client, visit.round_index, visit.stage)
+        hooks = VisitHooks(task, visit.stage, same_stage, kept)
         cuda_memory.start(self.images.device)
+        hooks.begin()
         epochs = self.config.federation.local_epochs
         num_steps = fit(self.fabric, task, indices, epochs, self.config, visit.round_index, visit.client)
+        hooks.end()
+        memory = cuda_memory.read(self.images.device)
         self.observer.visit_ended(visit, task.method)
-        upload = self._send(task, visit, len(indices), num_steps)
-        return replace(upload, seconds=perf_counter() - start)
+        self.states.save(visit.client, visit.round_index, visit.stage, hooks.kept)
+        loss, added = (task.losses / num_steps).tolist()
+        return Upload(
+            self._encode(task, visit.plan),
+            len(indices),
+            num_steps,
+            loss,
+            added,
+            effective_rank(task.projections),
+            memory,
+            self.images.nbytes,
+            self._received_bytes,
+            KeptBefore(same_stage, tuple(specs_of(kept))),
+            perf_counter() - start,
+        )
 
     def _receive(self, visit: Visit) -> LocalTask:
         """Decode the payload; load every needed group that the working model has not in the needed version."""
@@ -135,40 +154,7 @@ class Worker:
         self._payload, self._received_bytes = visit.payload, received_bytes(visit.payload, payload)
         self._received |= {group: (visit.versions[group], part) for group, part in by_group(payload).items()}
 
-    def _load_teachers(self, task: LocalTask, visit: Visit) -> None:
-        """`received` is the model as it is now; `previous` is that with what the client kept of its last visit."""
-        task.have_teachers(())
-        if not task.all_teachers:
-            return
-        values, kept = {"received": task.method.online_state()}, None
-        if "previous" in task.all_teachers:
-            kept = self.states.load(visit.client, visit.stage, visit.round_index)
-        if kept is not None:
-            values["previous"] = values["received"] | kept
-        task.have_teachers(name for name in values if name in task.all_teachers)
-        for name, teacher in task.all_teachers.items():
-            teacher.to(self.images.device if name in task.teachers else "cpu")  # a client has those that there are
-        for name, teacher in task.teachers.items():
-            teacher.load(values[name])
-
-    def _send(self, task: LocalTask, visit: Visit, num_samples: int, num_steps: int) -> Upload:
-        trained = visit.plan.trained_groups
-        for group in trained:
+    def _encode(self, task: LocalTask, plan: StagePlan) -> bytes:
+        for group in plan.trained_groups:
             self._loaded.pop(group, None)  # overwritten by training
-        state = task.method.online_state()
-        if "previous" in task.all_teachers:
-            self.states.save(visit.client, visit.stage, visit.round_index, select(state, trained))
-        loss, added = (task.losses / num_steps).tolist()
-        return Upload(
-            encode(select(state, visit.plan.uploaded_groups)),
-            num_samples,
-            num_steps,
-            loss,
-            added,
-            effective_rank(task.projections),
-            task.memory,
-            self.images.nbytes,
-            self._received_bytes,
-            tuple(task.teachers),
-            0.0,
-        )
+        return encode(select(task.method.online_state(), plan.uploaded_groups))

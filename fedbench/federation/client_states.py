@@ -2,39 +2,53 @@
 
 from pathlib import Path
 
-from fedbench.encoders.tensor_groups import StateDict
 from fedbench.federation.payload import decode, encode
 from fedbench.files import write_atomically
+from fedbench.training.visit import Kept
 
 
 class ClientStates:
-    """A file for each client and round; a state of an earlier stage, whose model had another shape, is none.
+    """A folder for each client that keeps something, with a file for each of its last visits.
 
-    The state of the visit before the latest one stays until the next: a round that is run again, because the run
-    was killed in it, finds what it found the first time.
+    The states of the two visits before the latest one stay: a run goes on from its newest checkpoint or, where
+    that was damaged, from the one before it, and a round that is run again finds what it found the first time.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, client: int, stage: int, round_index: int, state: StateDict) -> None:
-        """Keep `state` (CPU or GPU tensors) as of this round."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        before = [path for path in self._files(client) if self._round(path) < round_index]
-        write_atomically(self.folder / f"client{client:06d}-{round_index:06d}-{stage}.safetensors", encode(state))
-        for path in before[:-1]:
-            path.unlink()
+    def save(self, client: int, round_index: int, stage: int, kept: Kept) -> None:
+        """Keep `kept` as of this round; nothing is written for a client that keeps nothing."""
+        if not kept:
+            return
+        before = self._before(client, round_index)
+        tensors = {
+            f"{plugin}/{part}/{key}": value
+            for plugin, parts in kept.items()
+            for part, values in parts.items()
+            for key, value in values.items()
+        }
+        path = self._folder(client) / f"{round_index:06d}-{stage}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, encode(tensors))
+        for old in before[:-2]:
+            old.unlink()
 
-    def load(self, client: int, stage: int, round_index: int) -> StateDict | None:
-        """What was kept at this stage before this round, or None."""
-        before = [path for path in self._files(client) if self._round(path) < round_index]
-        if not before or before[-1].stem.rsplit("-", 1)[1] != str(stage):
-            return None
-        return decode(before[-1].read_bytes())
+    def load(self, client: int, round_index: int, stage: int) -> tuple[bool, Kept]:
+        """What was kept before this round, and whether in this stage; (False, {}) if nothing was."""
+        before = self._before(client, round_index)
+        if not before:
+            return False, {}
+        kept: Kept = {}
+        for name, value in decode(before[-1].read_bytes()).items():
+            plugin, part, key = name.split("/", 2)
+            kept.setdefault(plugin, {}).setdefault(part, {})[key] = value
+        return before[-1].stem.split("-")[1] == str(stage), kept
 
-    def _files(self, client: int) -> list[Path]:
-        return sorted(self.folder.glob(f"client{client:06d}-*.safetensors"))
+    def _before(self, client: int, round_index: int) -> list[Path]:
+        """Files of earlier rounds, in their order."""
+        files = sorted(self._folder(client).glob("*.safetensors"))
+        return [path for path in files if int(path.stem.split("-")[0]) < round_index]
 
-    @staticmethod
-    def _round(path: Path) -> int:
-        return int(path.stem.split("-")[1])
+    def _folder(self, client: int) -> Path:
+        return self.folder / f"{client:06d}"

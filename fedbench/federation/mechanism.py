@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fedbench.federation.strategy import ClientUpdate
     from fedbench.federation.turn import Turn
     from fedbench.training.local import LocalStep
+    from fedbench.training.visit import LocalVisit
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,18 @@ class Mechanism:
         extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-    teachers: ClassVar[frozenset[str]] = frozenset()
-    """Frozen models that `local_loss` needs: `received` (this round's global model), `previous` (the client's own
-    model after its last visit in this stage)."""
-
     def auxiliary(self) -> float | Mapping[str, Any] | None:
         """Images that the server needs: a share of the pre-training pool, a section `data`, or None."""
         return None
 
     def check(self, config: Config) -> None:
         """Refuse a configuration with which the mechanism cannot work, by a `UserError`."""
+
+    def begin_visit(self, visit: LocalVisit) -> None:
+        """Before a client's first step: where it starts from, what it is to have of earlier visits."""
+
+    def end_visit(self, visit: LocalVisit) -> None:
+        """Behind a client's last step: what it keeps for its next visit."""
 
     def local_loss(self, step: LocalStep) -> Tensor | None:
         """A term added to the client's loss, or None."""

@@ -51,7 +51,7 @@ class RoundRecord:
     def add(self, client: int, download: Shipment, upload: Upload, cost: StepCost) -> None:
         """Count one client's download and training."""
         self.downloads[client] = download
-        self.flops += cost.flops * upload.num_steps
+        self.flops += cost.of_visit(upload.num_steps)
         self.memory_source = "traced live tensors" if upload.memory is None else "CUDA allocator"
         peak = cost.peak_memory_bytes
         if upload.memory is not None:

@@ -52,6 +52,7 @@ class ServerTraining:
             if base_lr is not None:
                 task.optimizer_config = self.config.optimizer.model_copy(update={"base_lr": base_lr})
             task.method.load_online(self.server.state)
+            task.method.rebuild_target()
             indices = beside(task.images, torch.arange(len(self.auxiliary)))
             self.num_steps += fit(self.fabric, task, indices, epochs, self.config, self.round_index, "server")
             values = {key: value.cpu() for key, value in task.method.online_state().items()}

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from fedbench.federation.aggregation import ServerState
     from fedbench.federation.turn import Turn
     from fedbench.training.local import LocalStep
+    from fedbench.training.visit import LocalVisit
 
     StateDict = dict[str, Tensor]
 
@@ -68,9 +69,6 @@ class Strategy(ABC):
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
-
-    teachers: ClassVar[frozenset[str]] = frozenset()
-    """Frozen models that `local_loss` needs (`Mechanism.teachers`)."""
 
     @abstractmethod
     def plan(self, stage: int, num_blocks: int) -> StagePlan:
@@ -103,6 +101,14 @@ class Strategy(ABC):
     def visit_plan(self, plan: StagePlan, turn: Turn) -> StagePlan:
         """The stage's plan narrowed for one client in one round: less is run, trained or uploaded."""
         return plan
+
+    def begin_visit(self, visit: LocalVisit) -> None:
+        """Before a client's first step: where it starts from, what it is to have of earlier visits."""
+        return
+
+    def end_visit(self, visit: LocalVisit) -> None:
+        """Behind a client's last step: what it keeps for its next visit."""
+        return
 
     def local_loss(self, step: LocalStep) -> Tensor | None:
         """A term added to the SSL loss, or None."""

@@ -16,7 +16,7 @@ class StepCosts:
         model: Hashable,
         batch_size: int,
         passes: Iterable[bool],
-        teachers: Iterable[str],
+        before: Hashable,
         trace: Callable[[], StepCost],
     ) -> StepCost:
         """The cost of a step; `trace` is called only where none like it was traced.
@@ -24,9 +24,9 @@ class StepCosts:
         Args:
             model: names what is trained: equal for equal models, terms and settings.
             passes: of each block that is run whether it is trained (blocks are alike).
-            teachers: names of the frozen models that there are.
+            before: what of the visit before the client is handed, blocks by their position.
         """
-        key = (model, batch_size, *passes, *sorted(teachers))
+        key = (model, batch_size, *passes, before)
         if key not in self._known:
             self._known[key] = trace()
         return self._known[key]

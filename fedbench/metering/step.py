@@ -6,8 +6,8 @@ activations, optimizer, a proximal term) is not counted, nor is augmentation. Me
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -16,26 +16,37 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fedbench.encoders.tensor_groups import is_target
 from fedbench.metering.meter import Meter
-from fedbench.training.local import LocalTask, build_fabric, take_step
+from fedbench.training.local import LocalTask, Received, build_fabric, take_step
+from fedbench.training.visit import NOTHING_KEPT, KeptBefore, KeptSpec, VisitHooks, by_position, empty_tensors
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Cost of one local step.
+    """Cost of one local step, and of what a visit does around its steps.
 
     Attributes:
         flops: FLOPs of the step; one multiply-add is two.
-        peak_memory_bytes: peak of live tensor bytes; optimizer state exists, as in every step but the first.
+        peak_memory_bytes: peak of live tensor bytes, in a step or around the steps; in a step optimizer state
+            exists, as in every step but the first.
         flops_by_phase: `forward with gradient` (online branch), `forward without gradient` (shared frozen blocks,
             target branch, teachers), `backward`.
         memory: bytes at the peak: `parameters`, `frozen copies` (target branch, teachers, and the received
             values where a term reads them), `gradients`, `optimizer state`, `batch`, `activations`.
+        around_flops: FLOPs of `begin_visit` and `end_visit`, once a visit.
+        keeps: what the client keeps behind the visit, by plugin and part; blocks are named by their position among
+            those that are run.
     """
 
     flops: int
     peak_memory_bytes: int
     flops_by_phase: Mapping[str, int]
     memory: Mapping[str, int]
+    around_flops: int = 0
+    keeps: Mapping[tuple[str, str], tuple[KeptSpec, ...]] = field(default_factory=dict)
+
+    def of_visit(self, num_steps: int) -> int:
+        """FLOPs of a whole visit."""
+        return self.flops * num_steps + self.around_flops
 
 
 def trace_step(
@@ -45,34 +56,60 @@ def trace_step(
     precision: str,
     run: Sequence[int] | None = None,
     trained_groups: Set[str] | None = None,
-    teachers: Iterable[str] | None = None,
+    stage: int = 1,
+    before: KeptBefore = NOTHING_KEPT,
 ) -> StepCost:
-    """Trace a step of `task` on a batch of `batch_size` images of shape (C, H, W). The task stays as it is.
+    """Trace a visit: what its plugins do around the steps, and a step on a batch of images of shape (C, H, W).
 
-    `run`: blocks that are run, of which `trained_groups` are trained; `teachers`: frozen models that there are.
-    Where these are None, the step is as the task is now.
+    The task stays as it is.
+
+    Args:
+        run: blocks that are run, of which `trained_groups` are trained; None: as the task is now.
+        stage: 1-based.
+        before: what the client had kept when the visit began.
     """
     with FakeTensorMode():
         fake = _fake_copy(task)
         if run is not None and trained_groups is not None:
             fake.narrow(run, trained_groups)
-        fake.have_teachers(task.teachers if teachers is None else teachers)
+        hooks = VisitHooks(fake, stage, before.same_stage, empty_tensors(before.specs))
+        around = [_measure(fake, hooks.begin)]
         views = (torch.empty(batch_size, *image_shape), torch.empty(batch_size, *image_shape))
-        return measure_step(fake, views, precision)
+        step = measure_step(fake, views, precision)
+        around.append(_measure(fake, hooks.end))
+        highest = max((step, *around), key=lambda cost: cost.peak_memory_bytes)
+        keeps = {part: by_position(specs, run or ()) for part, specs in hooks.replaced.items()}
+        return replace(
+            step,
+            peak_memory_bytes=highest.peak_memory_bytes,
+            memory=highest.memory,
+            around_flops=sum(cost.flops for cost in around),
+            keeps=keeps,
+        )
+
+
+def _measure(task: LocalTask, action: Callable[[], None]) -> StepCost:
+    """Meter what a visit does around its steps."""
+    meter = Meter(_alive(task))
+    with meter:
+        action()
+    return StepCost(sum(meter.flops.values()), meter.peak_bytes, dict(meter.flops), meter.peak())
+
+
+def _alive(task: LocalTask) -> dict[str, Iterable[Tensor]]:
+    """What a client has, by label."""
+    parts = [task.method, *task.teachers.values()]
+    return {
+        "frozen copies": [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())],
+        "parameters": task.method.online_state().values(),
+    }
 
 
 def measure_step(task: LocalTask, views: tuple[Tensor, Tensor], precision: str) -> StepCost:
     """Meter one step of `task`, on whatever kind of tensors it is made of."""
     fabric = build_fabric(precision, torch.device("cpu"))
     optimizer = task.configure_optimizers()
-    parts = [task.method, *task.teachers.values()]
-    meter = Meter(
-        {
-            "frozen copies": [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())],
-            "parameters": task.method.online_state().values(),
-            "batch": views,
-        }
-    )
+    meter = Meter(_alive(task) | {"batch": views})
     trained = task.trained.values()
     with meter:
         _create_optimizer_state(task, optimizer)
@@ -81,7 +118,7 @@ def measure_step(task: LocalTask, views: tuple[Tensor, Tensor], precision: str) 
         meter.flops.clear()
         take_step(fabric, task, optimizer, partial(task.step_loss, views), meter.enter)
         meter.label("gradients", (weight.grad for weight in trained if weight.grad is not None))
-        meter.hold_used("frozen copies", task.received.values())
+        meter.hold_used("frozen copies", task.received.stored.values())
     return StepCost(sum(meter.flops.values()), meter.peak_bytes, dict(meter.flops), meter.peak())
 
 
@@ -102,7 +139,8 @@ def _fake_copy(task: LocalTask) -> LocalTask:
     real = {id(tensor): tensor for tensor in [*task.parameters(), *task.buffers()]}
     replaced: dict[int, object] = {number: _fake(tensor) for number, tensor in real.items()}
     own = task.method.state_dict(keep_vars=True)
-    replaced[id(task.received)] = {key: _fake(value) for key, value in own.items() if not is_target(key)}
+    received = {key: _fake(value) for key, value in own.items() if not is_target(key)}
+    replaced[id(task.received)] = Received(received, torch.device("cpu"))
     shared = (task.images, task.generator, task.views, task.terms, task.optimizer_config)
     untouched = (*shared, task.losses, task.projections)  # by a step of `step_loss`
     replaced |= {id(value): value for value in untouched}

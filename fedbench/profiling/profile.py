@@ -4,7 +4,7 @@ Figures are of one client: the mean over all registered ones, whether drawn or n
 largest of any client.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 
@@ -28,6 +28,7 @@ from fedbench.profiling.rehearsal import rehearse, server_epochs
 from fedbench.profiling.sizes import Sizes, client_sizes
 from fedbench.training.local import LocalTask, num_steps
 from fedbench.training.model import build_model
+from fedbench.training.visit import NOTHING_KEPT, KeptBefore, KeptSpec, by_block, handed
 
 PAPER_RULES: tuple[ConventionName, ...] = ("paper-v4", "paper-v3")
 PARTS = ("encoder", "heads", "buffers", "hand_over", "catch_up", "framing")
@@ -133,7 +134,8 @@ def profile(
         UserError: the configuration cannot be run.
     """
     sizes, stages = _stages(config, samples, server_samples, costs or StepCosts())
-    profiles = tuple(stage.profile(sizes, trace) for stage in stages)
+    kept: dict[int, KeptBySpecs] = {}  # by client
+    profiles = tuple(stage.profile(sizes, trace, kept) for stage in stages)
     return Profile(strategy_label(config), profiles, sizes, _unknown(config))
 
 
@@ -163,6 +165,9 @@ def _stages(
     return sizes, stages
 
 
+KeptBySpecs = tuple[
+    int, dict[tuple[str, str], tuple[KeptSpec, ...]]
+]  # the stage, and what is kept by plugin and part
 NOTHING = StepCost(0, 0, {}, {})
 
 
@@ -193,16 +198,15 @@ class _Stage:
         self._alike = config_hash(config.model_copy(update={"seed": 0}))  # the seed does not change a step's cost
         self._costs = costs
 
-    def profile(self, sizes: Sizes, trace: bool) -> StageProfile:
-        """Sum up the visits."""
-        flops, steps, costs, seen = 0, 0, [NOTHING], set[int]()
+    def profile(self, sizes: Sizes, trace: bool, kept: dict[int, KeptBySpecs]) -> StageProfile:
+        """Sum up the visits; `kept`, what clients keep, goes on from stage to stage."""
+        flops, steps, costs = 0, 0, [NOTHING]
         for visit in self.visits:
             batch, local_steps = self._batch(sizes.clients[visit.client])
             steps += local_steps
             if trace:
-                costs.append(self._cost(batch, visit, is_first=visit.client not in seen))
-                flops += costs[-1].flops * local_steps
-            seen.add(visit.client)
+                costs.append(self._cost(batch, visit, kept))
+                flops += costs[-1].of_visit(local_steps)
         highest, dearest = max(costs, key=_peak), max(costs, key=_flops)
         downloads = [visit.download for visit in self.visits]
         uploads = [visit.upload for visit in self.visits if visit.upload is not None]
@@ -240,11 +244,15 @@ class _Stage:
         batch_size, epochs = self.config.optimizer.batch_size, self.config.federation.local_epochs
         return min(batch_size, num_samples), num_steps(num_samples, batch_size, epochs)
 
-    def _cost(self, batch: int, visit: Visit, is_first: bool) -> StepCost:
-        """`is_first`: whether it is the client's first visit in this stage, when it has no previous model."""
-        teachers = frozenset[str]().union(*(term.teachers for term in self.terms))
-        there = teachers - {"previous"} if is_first else teachers
-        return self._step_cost(self.terms, visit.plan, batch, there)
+    def _cost(self, batch: int, visit: Visit, kept: dict[int, KeptBySpecs]) -> StepCost:
+        """Of a visit, behind which its client keeps what `kept` then has."""
+        stage, parts = kept.get(visit.client, (0, {}))
+        before = KeptBefore(stage == self.stage, tuple(spec for specs in parts.values() for spec in specs))
+        cost = self._step_cost(self.terms, visit.plan, batch, before)
+        new = {part: by_block(specs, visit.plan.run) for part, specs in cost.keeps.items()}
+        if parts or new:
+            kept[visit.client] = (self.stage, parts | new)
+        return cost
 
     def _server(self, num_samples: int, trace: bool) -> tuple[StepCost, int]:
         """A step of the server's training, of everything that exists, and the number of them in all rounds."""
@@ -253,24 +261,27 @@ class _Stage:
         if not steps or not trace:
             return NOTHING, steps
         plan = StagePlan.end_to_end(self.plan.depth)
-        return self._step_cost((), plan, min(batch_size, num_samples), ()), steps
+        return self._step_cost((), plan, min(batch_size, num_samples), NOTHING_KEPT), steps
 
     def _step_cost(
         self,
         terms: tuple[Strategy | Mechanism, ...],
         plan: StagePlan,
         batch: int,
-        teachers: Collection[str],
+        before: KeptBefore,
     ) -> StepCost:
         optimizer, precision = self.config.optimizer, self.config.precision
         views = build_views(self.config.augmentation, self.config.encoder.image_size)
 
         def trace() -> StepCost:
             task = LocalTask(self.model, plan.trained_groups, terms, optimizer, views, torch.empty(0))
-            return trace_step(task, batch, self.image_shape, precision, plan.run, plan.trained_groups, teachers)
+            return trace_step(
+                task, batch, self.image_shape, precision, plan.run, plan.trained_groups, self.stage, before
+            )
 
         model = (self._alike, self.stage, bool(terms))
-        return self._costs.of(model, batch, plan.passes, teachers, trace)
+        has = handed(before, self.model.online_state(), plan.trained_groups, plan.run)
+        return self._costs.of(model, batch, plan.passes, has, trace)
 
     def _parameters(self) -> tuple[int, int]:
         """Numbers of parameters that are trained, and of all."""

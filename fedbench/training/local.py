@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from lightning import Fabric, LightningModule
@@ -17,11 +17,13 @@ from fedbench.config.schema import Config, OptimizerConfig
 from fedbench.data import Views
 from fedbench.data.pool import Pool
 from fedbench.encoders.encoder import Encoder, SharedPrefix
+from fedbench.encoders.tensor_groups import select
 from fedbench.random import generator, stream
 from fedbench.ssl import SSLMethod, StepOutput
-from fedbench.training import cuda_memory
-from fedbench.training.cuda_memory import CudaMemory
 from fedbench.training.model import freeze_all_but
+
+if TYPE_CHECKING:
+    from fedbench.training.visit import LocalVisit
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # Fabric announces its precision there
 
@@ -31,8 +33,11 @@ class Teacher(nn.Module):
 
     def __init__(self, method: SSLMethod) -> None:
         super().__init__()
-        self.encoder = copy.deepcopy(method.encoder)
-        self.projection_head = copy.deepcopy(method.projection_head)
+        # tensors by hand: where the model is a fake one, deepcopy would give each a FakeTensorMode of its own
+        copies: dict[int, object] = {id(buffer): buffer.clone() for buffer in method.buffers()}
+        copies |= {id(weight): nn.Parameter(weight.detach().clone()) for weight in method.parameters()}
+        self.encoder = copy.deepcopy(method.encoder, copies)
+        self.projection_head = copy.deepcopy(method.projection_head, copies)
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -55,7 +60,7 @@ class LocalStep:
         trained: the parameters under training, by key.
         received: the global model's tensors as this client received them, by key of the online state; detached,
             on the model's device.
-        teachers: the frozen models that the term asked for (`Mechanism.teachers`), those that exist.
+        teachers: the frozen models of this visit, by name (`LocalVisit.freeze`).
     """
 
     output: StepOutput
@@ -72,20 +77,20 @@ class Received(Mapping[str, Tensor]):
     the beginning, like all that a client needs for a step.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], device: torch.device, read: Iterable[str] = ()) -> None:
-        self._values, self._device = values, device
-        self._read = {key: values[key].to(device) for key in read if key in values}
+    def __init__(self, stored: Mapping[str, Tensor], device: torch.device, read: Iterable[str] = ()) -> None:
+        self.stored, self._device = stored, device
+        self._read = {key: stored[key].to(device) for key in read if key in stored}
 
     def __getitem__(self, key: str) -> Tensor:
         if key not in self._read:
-            self._read[key] = self._values[key].to(self._device)
+            self._read[key] = self.stored[key].to(self._device)
         return self._read[key]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+        return iter(self.stored)
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self.stored)
 
     def renewed(self, values: Mapping[str, Tensor]) -> "Received":
         """The same for another visit."""
@@ -93,16 +98,30 @@ class Received(Mapping[str, Tensor]):
 
 
 class Term(Protocol):
-    """Something with a loss term: the strategy, and each of its mechanisms."""
+    """What has a say in local training: the strategy, and each of its mechanisms."""
 
-    @property
-    def teachers(self) -> frozenset[str]:
-        """Names of the frozen models that the term needs."""
+    def begin_visit(self, visit: "LocalVisit") -> None:
+        """Before the first step."""
+        ...
+
+    def end_visit(self, visit: "LocalVisit") -> None:
+        """Behind the last step."""
         ...
 
     def local_loss(self, step: LocalStep) -> Tensor | None:
         """The term, or None."""
         ...
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the parameters of a module are."""
+    return next(module.parameters()).device
+
+
+def move(module: nn.Module, device: torch.device) -> None:
+    """Move a module if it is not there: `Module.to` refuses fake tensors even where it has nothing to do."""
+    if device_of(module) != device:
+        module.to(device)
 
 
 class LocalTask(LightningModule):
@@ -125,18 +144,21 @@ class LocalTask(LightningModule):
         self.views = views
         self.images = images  # uint8 (N, C, H, W); a batch of them is on the device
         self.generator = torch.Generator(images.device)
-        self.received: Mapping[str, Tensor] = {}
-        names = frozenset[str]().union(*(term.teachers for term in terms))
-        self.all_teachers = nn.ModuleDict({name: Teacher(method) for name in sorted(names)})
-        self.teachers: Mapping[str, Teacher] = dict(self.all_teachers.items())  # type: ignore[arg-type]
-        self.encoders = [module for module in self.modules() if isinstance(module, Encoder)]  # of all branches
+        self.received = Received({}, images.device)
+        self.all_teachers = nn.ModuleDict()  # that a visit ever had
+        self.teachers: dict[str, Teacher] = {}  # of this visit
         self.prefix: SharedPrefix | None = None
+        self.trained_groups: Set[str] = frozenset()
         self.trained: dict[str, nn.Parameter] = {}
         self._narrowed: tuple[object, ...] = ()
         self.narrow(range(len(method.encoder.blocks)), trained_groups)  # whatever an earlier task had
         self.losses = torch.zeros(2, device=images.device)  # sums over steps: the SSL loss, the added terms
-        self.memory: CudaMemory | None = None  # of the last training, on a GPU
         self.projections = torch.zeros(0)  # of the last step: z1 (B, D)
+
+    @property
+    def encoders(self) -> list[Encoder]:
+        """Of all branches and teachers."""
+        return [module for module in self.modules() if isinstance(module, Encoder)]
 
     def narrow(self, run: Sequence[int], trained_groups: Set[str]) -> None:
         """Let every encoder run the blocks `run` only, and train `trained_groups` only."""
@@ -147,13 +169,27 @@ class LocalTask(LightningModule):
             encoder.active = run
         for parameter in self.trained.values():
             parameter.grad = None  # of the visit before
+        self.trained_groups = trained_groups
         freeze_all_but(self.method, trained_groups)
         self.trained = {key: value for key, value in self.method.named_parameters() if value.requires_grad}
         self.prefix = self._share_prefix()
 
-    def have_teachers(self, names: Iterable[str]) -> None:
-        """Of the frozen models that the terms ask for, those that there are now."""
-        self.teachers = {name: self.all_teachers[name] for name in names}  # type: ignore[misc]
+    def have_teacher(self, name: str, values: Mapping[str, Tensor]) -> None:
+        """Have a teacher in this visit: the received model, with `values` for tensors under training."""
+        if name not in self.all_teachers:
+            self.all_teachers[name] = Teacher(self.method)
+        teacher = self.all_teachers[name]
+        assert isinstance(teacher, Teacher)
+        move(teacher, device_of(self.method))
+        teacher.encoder.active, teacher.encoder.prefix = self.method.encoder.active, self.prefix
+        received = select(self.received.stored, self.trained_groups)
+        teacher.load({**self.method.online_state(), **received, **values})
+        self.teachers[name] = teacher
+
+    def put_away_teachers(self) -> None:
+        """Those that this visit does not have are not in the client's memory."""
+        for name in self.all_teachers.keys() - self.teachers.keys():
+            move(self.all_teachers[name], torch.device("cpu"))
 
     def _share_prefix(self) -> SharedPrefix | None:
         """Frozen blocks hold the received values in both branches and in the teachers: run them once for all."""
@@ -164,8 +200,6 @@ class LocalTask(LightningModule):
             return None
         prefix = SharedPrefix(num_frozen)
         self.method.encoder.prefix = prefix
-        for teacher in self.all_teachers.children():  # also those that there are not yet
-            teacher.encoder.prefix = prefix  # type: ignore[union-attr]
         if self.method.target_encoder is not None and self.method.target_follows():
             self.method.target_encoder.prefix = prefix
         return prefix
@@ -259,12 +293,12 @@ def take_step(
 def fit(fabric: Fabric, task: LocalTask, indices: Tensor, epochs: int, config: Config, *key: str | int) -> int:
     """Train `task` on the samples `indices` for `epochs`, every draw from the streams named by `key`.
 
-    A loop and no Trainer, because one `Trainer.fit` takes as long as a small client's whole training.
+    The target branch is where the caller left it. A loop and no Trainer, because one `Trainer.fit` takes as long
+    as a small client's whole training.
 
     Returns:
         The number of steps taken.
     """
-    task.method.rebuild_target()
     task.losses.zero_()
     task.projections = torch.zeros(0)  # of another client
     task.generator.manual_seed(stream(config.seed, "augment", *key))
@@ -274,7 +308,6 @@ def fit(fabric: Fabric, task: LocalTask, indices: Tensor, epochs: int, config: C
     optimizer = task.configure_optimizers()
     for batch in batches:
         take_step(fabric, task, optimizer, partial(task.training_step, batch))
-    task.memory = cuda_memory.read(task.images.device)
     optimizer.zero_grad()  # gradients are this client's alone
     return len(batches)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from fedbench.federation import LocalStep, Mechanism
+from fedbench.federation import LocalStep, LocalVisit, Mechanism
 from fedbench.losses import info_nce
 
 
@@ -27,7 +27,9 @@ class Alignment(Mechanism):
     tau: Annotated[float, Field(gt=0)] = 0.05
     """Temperature of infonce."""
 
-    teachers = frozenset({"received"})
+    def begin_visit(self, visit: LocalVisit) -> None:
+        """The global model, frozen."""
+        visit.freeze("received")
 
     def local_loss(self, step: LocalStep) -> Tensor | None:
         """The alignment term, summed over the two views."""

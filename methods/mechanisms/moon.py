@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from fedbench.federation import LocalStep, Mechanism
+from fedbench.federation import LocalStep, LocalVisit, Mechanism
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,15 @@ class Moon(Mechanism):
     tau: Annotated[float, Field(gt=0)] = 0.5
     """Temperature of the two similarities."""
 
-    teachers = frozenset({"received", "previous"})
+    def begin_visit(self, visit: LocalVisit) -> None:
+        """The two models of the term, frozen."""
+        visit.freeze("received")
+        if visit.same_stage and (own := visit.kept("own")):
+            visit.freeze("previous", own)
+
+    def end_visit(self, visit: LocalVisit) -> None:
+        """The client's own model, for its next visit."""
+        visit.keep("own", visit.trained)
 
     def local_loss(self, step: LocalStep) -> Tensor | None:
         """The model-contrastive term, or None without a previous model."""

@@ -15,7 +15,7 @@ from fedbench.federation.client import Worker
 from fedbench.random import generator, stream
 from fedbench.ssl import SSLMethod
 from fedbench.training import local
-from fedbench.training.local import LocalTask, Received, Teacher, build_fabric
+from fedbench.training.local import LocalTask, Received, build_fabric
 
 pytestmark = pytest.mark.usefixtures("second", "untraced")
 Train = Callable[..., Trained]
@@ -53,7 +53,11 @@ def the_target_branch_stays_on_the_cpu(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_teacher_stays_on_the_cpu(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Teacher, "to", lambda teacher, device: teacher.cpu())
+    def take_back(task: LocalTask, *_: object) -> None:
+        for teacher in task.teachers.values():
+            teacher.cpu()
+
+    after(patch, LocalTask, "put_away_teachers", take_back)
 
 
 def the_augmentation_draws_on_the_cpu(patch: pytest.MonkeyPatch) -> None:
@@ -71,7 +75,7 @@ def the_shuffling_draws_on_the_device(patch: pytest.MonkeyPatch) -> None:
 
 
 def received_values_are_not_moved(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Received, "__getitem__", lambda received, key: received._values[key])
+    patch.setattr(Received, "__getitem__", lambda received, key: received.stored[key])
 
 
 def a_batch_from_main_memory_is_not_moved(patch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 from fedbench.config import Config
 from fedbench.federation.experiment import prepare
 from fedbench.plugins import builtin_files
-from fedbench.training.local import LocalTask
+from fedbench.training.local import LocalTask, Received
 from fedbench.training.model import build_model
+from fedbench.training.visit import VisitHooks
 
 Tiny = Callable[..., Config]
 RESNET = {"encoder": {"name": "resnet18", "depth": 4}, "data": {"num_train": 16}}
@@ -26,8 +27,8 @@ def task_of(config: Config, stage: int) -> LocalTask:
     task = LocalTask(
         model, plan.trained_groups, terms, config.optimizer, experiment.views, experiment.dataset.train_images
     )
-    for teacher in task.teachers.values():
-        teacher.load(model.online_state())
+    task.received = Received(model.online_state(), task.images.device)
+    VisitHooks(task, stage, False, {}).begin()
     return task
 
 

@@ -14,8 +14,9 @@ from fedbench.metering.forward import forward_macs
 from fedbench.metering.meter import Meter
 from fedbench.metering.step import StepCost, measure_step, trace_step
 from fedbench.plugins import builtin_files
-from fedbench.training.local import LocalTask, build_fabric, fit
+from fedbench.training.local import LocalTask, Received, build_fabric, fit
 from fedbench.training.model import build_model
+from fedbench.training.visit import KeptBefore, VisitHooks, specs_of
 
 Tiny = Callable[..., Config]
 SHAPE = (1, 8, 8)
@@ -26,9 +27,12 @@ def task_of(config: Config, stage: int = 1) -> LocalTask:
     plan = experiment.plans[stage - 1]
     model = build_model(config, plan.depth)
     terms = (experiment.strategy, *experiment.mechanisms)
-    return LocalTask(
+    task = LocalTask(
         model, plan.trained_groups, terms, config.optimizer, experiment.views, experiment.dataset.train_images
     )
+    task.received = Received(model.online_state(), task.images.device)
+    VisitHooks(task, stage, False, {}).begin()
+    return task
 
 
 def traced(config: Config, stage: int = 1, batch: int = 8) -> StepCost:
@@ -159,7 +163,7 @@ def test_received_values_count_from_the_beginning_of_the_step_if_a_term_reads_th
     costs = []
     for term in (PeakFirst(), ReadsAfterThePeak()):
         task = task_of(tiny(strategy="lw_fedssl"), stage=2)
-        task.terms, task.received = (term,), task.method.online_state()
+        task.terms = (term,)
         costs.append(trace_step(task, 8, SHAPE, "32-true"))
     without, with_reference = costs
     trained = sum(weight.nbytes for weight in task.trained.values())
@@ -169,11 +173,15 @@ def test_received_values_count_from_the_beginning_of_the_step_if_a_term_reads_th
 
 def test_a_teacher_that_there_is_not_yet_takes_no_memory(tiny: Tiny) -> None:
     task = task_of(tiny(strategy={"name": "fedssl", "moon": True}))
-    both = trace_step(task, 8, SHAPE, "32-true")
-    task.teachers = {"received": task.teachers["received"]}
     one = trace_step(task, 8, SHAPE, "32-true")
+    visit = VisitHooks(task, 1, False, {})
+    visit.end()
+    before = KeptBefore(same_stage=True, specs=tuple(specs_of(visit.kept)))
+    both = trace_step(task, 8, SHAPE, "32-true", before=before)
     teacher = sum(value.nbytes for value in task.teachers["received"].state_dict().values())
     assert both.memory["frozen copies"] - one.memory["frozen copies"] == teacher
+    of_another_stage = KeptBefore(same_stage=False, specs=before.specs)
+    assert trace_step(task, 8, SHAPE, "32-true", before=of_another_stage) == one
 
 
 def test_tracing_leaves_the_task_as_it_was(tiny: Tiny) -> None:

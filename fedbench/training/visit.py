@@ -1,0 +1,214 @@
+"""A client's visit around its local steps: what a plugin does before and behind them, and what a client keeps.
+
+Shapes and names of what is kept decide what a visit costs, its values do not: hooks are traced with fake tensors,
+so they must not branch on values (`torch.where` does what an `if` would).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedbench.encoders.tensor_groups import StateDict, in_other_block, select
+from fedbench.errors import UserError
+from fedbench.training.local import LocalTask, device_of
+
+Kept = dict[str, dict[str, StateDict]]  # plugin -> part -> tensors by key
+
+
+class KeptSpec(NamedTuple):
+    """A tensor that a client keeps, without its values."""
+
+    plugin: str
+    part: str
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class KeptBefore(NamedTuple):
+    """What a client had kept when its visit began: with the visit's plan it decides what the visit costs.
+
+    Attributes:
+        same_stage: whether it was kept in a visit of the same stage; False where nothing was.
+        specs: of all that was kept.
+    """
+
+    same_stage: bool = False
+    specs: tuple[KeptSpec, ...] = ()
+
+
+NOTHING_KEPT = KeptBefore()
+
+
+class LocalVisit:
+    """What `begin_visit` and `end_visit` are handed.
+
+    Attributes:
+        stage: 1-based.
+        same_stage: whether what was kept comes from a visit of this stage; False where nothing was.
+    """
+
+    def __init__(self, task: LocalTask, stage: int, same_stage: bool, kept: dict[str, StateDict]) -> None:
+        self.stage, self.same_stage = stage, same_stage
+        self._task, self._kept = task, kept
+        self.replaced: set[str] = set()  # parts that were kept anew
+
+    @property
+    def trained(self) -> StateDict:
+        """The online branch's tensors of the groups under training, by key; not to be changed.
+
+        In `begin_visit` they hold what was received, in `end_visit` what came of it.
+        """
+        return select(self._task.method.online_state(), self._task.trained_groups)
+
+    @property
+    def target(self) -> StateDict:
+        """The target branch's tensors of these groups, by the online branch's key; empty if there is no target."""
+        return select(self._task.method.target_state(), self._task.trained_groups)
+
+    def kept(self, part: str) -> StateDict:
+        """What was kept as `part` and can be used now: entries of the groups under training whose shape is the
+        model's, and those under names of the plugin's own. On the model's device; empty if there is nothing."""
+        values, trained = self._kept.get(part, {}), self.trained
+        device = device_of(self._task.method)
+        return {key: value.to(device) for key, value in values.items() if is_usable(key, value.shape, trained)}
+
+    def keep(self, part: str, values: Mapping[str, Tensor]) -> None:
+        """Keep `values` as `part` until the client's next visit, instead of what it was.
+
+        Raises:
+            UserError: a key is neither that of a tensor under training nor a name without a dot.
+        """
+        trained = self.trained
+        for key in values:
+            if "." in key and key not in trained:
+                raise UserError(
+                    f"keep({part!r}) holds {key!r}; allowed: keys of tensors under training, names without a dot"
+                )
+        self.replaced.add(part)
+        self._kept[part] = {key: value.detach().to("cpu", copy=True) for key, value in values.items()}
+
+    def start_from(self, values: Mapping[str, Tensor]) -> None:
+        """Train from `values` instead of what was received; the target branch is rebuilt from them.
+
+        Raises:
+            UserError: a key is not that of a tensor under training.
+        """
+        self._check("start_from", values)
+        self._task.method.load_online(values)
+        self._task.method.rebuild_target()
+
+    def load_target(self, values: Mapping[str, Tensor]) -> None:
+        """Give the target branch `values`, by the online branch's key. What is frozen follows the online branch.
+
+        Raises:
+            UserError: a key is not that of a tensor under training.
+        """
+        self._check("load_target", values)
+        self._task.method.load_target(values)
+
+    def freeze(self, name: str, values: Mapping[str, Tensor] | None = None) -> None:
+        """Have `step.teachers[name]`: a frozen copy of the received model, with `values` for trained tensors.
+
+        Raises:
+            UserError: a key is not that of a tensor under training.
+        """
+        self._check("freeze", values or {})
+        self._task.have_teacher(name, values or {})
+
+    def _check(self, what: str, values: Mapping[str, Tensor]) -> None:
+        odd = values.keys() - self.trained.keys()
+        if odd:
+            raise UserError(f"{what}: {min(odd)!r} is not under training; allowed: keys of `visit.trained`")
+
+
+class VisitHooks:
+    """All plugins' hooks around one visit, and what the client keeps of it."""
+
+    def __init__(self, task: LocalTask, stage: int, same_stage: bool, kept: Kept) -> None:
+        """`kept`: of the client's visit before, which was in the `same_stage` or an earlier one."""
+        self.task, self.stored = task, kept
+        names = [type(term).__name__ for term in task.terms]
+        self.visits = [LocalVisit(task, stage, same_stage, dict(kept.get(name, {}))) for name in names]
+        self.names = names
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Behind the download, before the first step."""
+        self.task.teachers = {}
+        for term, visit in zip(self.task.terms, self.visits, strict=True):
+            term.begin_visit(visit)
+        self.task.put_away_teachers()
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """Behind the last step, before the upload."""
+        for term, visit in zip(self.task.terms, self.visits, strict=True):
+            term.end_visit(visit)
+
+    @property
+    def kept(self) -> Kept:
+        """What the client keeps now; parts that nobody replaced stay."""
+        own = {name: visit._kept for name, visit in zip(self.names, self.visits, strict=True) if visit._kept}
+        return self.stored | own
+
+    @property
+    def replaced(self) -> dict[tuple[str, str], tuple[KeptSpec, ...]]:
+        """What was kept in this visit, by plugin and part."""
+        return {
+            (name, part): tuple(specs_of({name: {part: visit._kept[part]}}))
+            for name, visit in zip(self.names, self.visits, strict=True)
+            for part in sorted(visit.replaced)
+        }
+
+
+def specs_of(kept: Kept) -> list[KeptSpec]:
+    """What is kept, without values."""
+    return [
+        KeptSpec(plugin, part, key, tuple(value.shape), value.dtype)
+        for plugin, parts in kept.items()
+        for part, values in parts.items()
+        for key, value in values.items()
+    ]
+
+
+def empty_tensors(specs: Iterable[KeptSpec]) -> Kept:
+    """Tensors like those of `specs`; made inside a FakeTensorMode they have no values."""
+    kept: Kept = {}
+    for plugin, part, key, shape, dtype in specs:
+        kept.setdefault(plugin, {}).setdefault(part, {})[key] = torch.empty(shape, dtype=dtype)
+    return kept
+
+
+def is_usable(key: str, shape: Iterable[int], trained: Mapping[str, Tensor]) -> bool:
+    """Whether a visit that trains `trained` is handed a kept tensor."""
+    return "." not in key or (key in trained and tuple(trained[key].shape) == tuple(shape))
+
+
+def handed(
+    before: KeptBefore, online: Mapping[str, Tensor], trained_groups: Set[str], run: Sequence[int]
+) -> KeptBefore:
+    """Of what was kept, what a visit's plugins are handed, with blocks by their position: equal where costs are.
+
+    `online`: the model's online state; `run`: blocks that the visit runs.
+    """
+    if not before.specs:
+        return before
+    trained = select(online, trained_groups)
+    specs = [spec for spec in before.specs if is_usable(spec.key, spec.shape, trained)]
+    return KeptBefore(before.same_stage, tuple(sorted(by_position(specs, run), key=str)))
+
+
+def by_position(specs: Iterable[KeptSpec], run: Sequence[int]) -> tuple[KeptSpec, ...]:
+    """The same with every block named by its position among those that are `run`: blocks are alike."""
+    numbers = {block: position for position, block in enumerate(run)}
+    return tuple(spec._replace(key=in_other_block(spec.key, numbers)) for spec in specs)
+
+
+def by_block(specs: Iterable[KeptSpec], run: Sequence[int]) -> tuple[KeptSpec, ...]:
+    """Blocks by their own numbers again."""
+    return tuple(spec._replace(key=in_other_block(spec.key, dict(enumerate(run)))) for spec in specs)
