@@ -78,7 +78,8 @@ def trace_step(
         step = measure_step(fake, views, precision)
         around.append(_measure(fake, hooks.end))
         highest = max((step, *around), key=lambda cost: cost.peak_memory_bytes)
-        keeps = {part: by_position(specs, run or ()) for part, specs in hooks.replaced.items()}
+        blocks = range(len(fake.method.encoder.blocks)) if run is None else run
+        keeps = {part: by_position(specs, blocks) for part, specs in hooks.replaced.items()}
         return replace(
             step,
             peak_memory_bytes=highest.peak_memory_bytes,

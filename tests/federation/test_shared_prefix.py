@@ -27,7 +27,7 @@ def task_of(config: Config, stage: int) -> LocalTask:
     task = LocalTask(
         model, plan.trained_groups, terms, config.optimizer, experiment.views, experiment.dataset.train_images
     )
-    task.received = Received(model.online_state(), task.images.device)
+    task.received = Received(copy.deepcopy(model.online_state()), task.images.device)
     VisitHooks(task, stage, False, {}).begin()
     return task
 

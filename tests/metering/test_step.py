@@ -1,5 +1,6 @@
 """FLOPs and memory of the traced step against real steps and against arithmetic by hand."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -30,7 +31,7 @@ def task_of(config: Config, stage: int = 1) -> LocalTask:
     task = LocalTask(
         model, plan.trained_groups, terms, config.optimizer, experiment.views, experiment.dataset.train_images
     )
-    task.received = Received(model.online_state(), task.images.device)
+    task.received = Received(copy.deepcopy(model.online_state()), task.images.device)
     VisitHooks(task, stage, False, {}).begin()
     return task
 
