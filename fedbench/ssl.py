@@ -115,7 +115,8 @@ class SSLMethod(LightningModule):
     def load_target(self, state: Mapping[str, Tensor]) -> None:
         """Copy tensors, by the online branch's key, over the target branch's."""
         own = self.target_state()
-        torch._foreach_copy_([own[key] for key in state], list(state.values()))
+        if state:
+            torch._foreach_copy_([own[key] for key in state], list(state.values()))
 
     def _trained_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
         """The parameters w_k, and the w that they follow."""

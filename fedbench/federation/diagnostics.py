@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fedbench.encoders.tensor_groups import StateDict
+from fedbench.encoders.tensor_groups import ENCODER, StateDict
 
 PAIRED_CLIENTS = 16  # updates that are kept for the pairwise distance: bounds the memory
 
@@ -59,3 +59,13 @@ class PairwiseL2:
 def step_norm(before: StateDict, after: StateDict) -> float:
     """||after - before||_2 over the floating-point values of `after`."""
     return (flatten(after) - flatten({key: before[key] for key in after})).norm().item()
+
+
+def divergence(own: StateDict, received: StateDict) -> Tensor | None:
+    """Mean over the encoder's weight matrices of ||w_own - w_received||_2; None if there is nothing to compare."""
+    distances = [
+        torch.linalg.vector_norm(value - received[key])
+        for key, value in own.items()
+        if key.startswith(ENCODER) and value.ndim > 1 and value.is_floating_point()
+    ]
+    return torch.stack(distances).mean() if distances else None

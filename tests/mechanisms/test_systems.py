@@ -31,6 +31,8 @@ NEUTRAL: list[
     ("capacity_tiers", {"shares": [1.0], "blocks": [3]}, "prog_fedssl"),
     ("depth_dropout", {"max_depth": 3, "rate": 0.0}, "prog_fedssl"),
     ("effective_movement", {"threshold": 0.0, "window": 2}, "lw_fedssl"),
+    ("fedu", {"mu": None, "keep_target": False}, "fedssl"),
+    ("fedu", {"mu": None, "keep_target": False}, "lw_fedssl"),
 ]
 ACTIVE: list[tuple[str, dict[str, Any]]] = [
     ("l_dawa", {}),
@@ -40,6 +42,9 @@ ACTIVE: list[tuple[str, dict[str, Any]]] = [
     ("salf", {"stragglers": 0.7}),
     ("capacity_tiers", {}),
     ("depth_dropout", {"max_depth": 3, "rate": 0.5}),
+    ("fedu", {}),
+    ("fedu", {"mu": 0.0}),
+    ("fedema", {}),
 ]
 
 
