@@ -35,5 +35,5 @@ class RunCosts:
         def trace() -> StepCost:
             return trace_step(task, batch_size, shape, precision, plan.run, plan.trained_groups, model[0], before)
 
-        has = handed(before, task.method.online_state(), plan.trained_groups, plan.run)
+        has = handed(before, task.method, plan.trained_groups, plan.run)
         return self._known.of(model, batch_size, plan.passes, has, trace)

@@ -1,4 +1,4 @@
-"""What combines with any strategy: an added loss, a step on the server, a narrower plan for a client's visit.
+"""What combines with any strategy: an added loss, what a client keeps, a narrower plan, a step on the server.
 
 A mechanism is one file in `methods/mechanisms/`, and is switched on under its name in the strategy's
 configuration: `strategy: {name: fedssl, proximal: {mu: 0.1}}`. A whole one:

@@ -280,7 +280,7 @@ class _Stage:
             )
 
         model = (self._alike, self.stage, bool(terms))
-        has = handed(before, self.model.online_state(), plan.trained_groups, plan.run)
+        has = handed(before, self.model, plan.trained_groups, plan.run)
         return self._costs.of(model, batch, plan.passes, has, trace)
 
     def _parameters(self) -> tuple[int, int]:

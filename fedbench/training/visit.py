@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedbench.encoders.tensor_groups import StateDict, in_other_block, select
 from fedbench.errors import UserError
+from fedbench.ssl import SSLMethod
 from fedbench.training.local import LocalTask, device_of
 
 Kept = dict[str, dict[str, StateDict]]  # plugin -> part -> tensors by key
@@ -132,36 +133,36 @@ class VisitHooks:
     def __init__(self, task: LocalTask, stage: int, same_stage: bool, kept: Kept) -> None:
         """`kept`: of the client's visit before, which was in the `same_stage` or an earlier one."""
         self.task, self.stored = task, kept
-        names = [type(term).__name__ for term in task.terms]
-        self.visits = [LocalVisit(task, stage, same_stage, dict(kept.get(name, {}))) for name in names]
-        self.names = names
+        self.visits = {
+            name: LocalVisit(task, stage, same_stage, dict(kept.get(name, {})))
+            for name in (type(term).__name__ for term in task.terms)
+        }
 
     @torch.no_grad()
     def begin(self) -> None:
         """Behind the download, before the first step."""
         self.task.teachers = {}
-        for term, visit in zip(self.task.terms, self.visits, strict=True):
+        for term, visit in zip(self.task.terms, self.visits.values(), strict=True):
             term.begin_visit(visit)
         self.task.put_away_teachers()
 
     @torch.no_grad()
     def end(self) -> None:
         """Behind the last step, before the upload."""
-        for term, visit in zip(self.task.terms, self.visits, strict=True):
+        for term, visit in zip(self.task.terms, self.visits.values(), strict=True):
             term.end_visit(visit)
 
     @property
     def kept(self) -> Kept:
         """What the client keeps now; parts that nobody replaced stay."""
-        own = {name: visit._kept for name, visit in zip(self.names, self.visits, strict=True) if visit._kept}
-        return self.stored | own
+        return self.stored | {name: visit._kept for name, visit in self.visits.items() if visit._kept}
 
     @property
     def replaced(self) -> dict[tuple[str, str], tuple[KeptSpec, ...]]:
         """What was kept in this visit, by plugin and part."""
         return {
             (name, part): tuple(specs_of({name: {part: visit._kept[part]}}))
-            for name, visit in zip(self.names, self.visits, strict=True)
+            for name, visit in self.visits.items()
             for part in sorted(visit.replaced)
         }
 
@@ -189,16 +190,14 @@ def is_usable(key: str, shape: Iterable[int], trained: Mapping[str, Tensor]) -> 
     return "." not in key or (key in trained and tuple(trained[key].shape) == tuple(shape))
 
 
-def handed(
-    before: KeptBefore, online: Mapping[str, Tensor], trained_groups: Set[str], run: Sequence[int]
-) -> KeptBefore:
+def handed(before: KeptBefore, model: SSLMethod, trained_groups: Set[str], run: Sequence[int]) -> KeptBefore:
     """Of what was kept, what a visit's plugins are handed, with blocks by their position: equal where costs are.
 
-    `online`: the model's online state; `run`: blocks that the visit runs.
+    `run`: blocks that the visit runs.
     """
     if not before.specs:
         return before
-    trained = select(online, trained_groups)
+    trained = select(model.online_state(), trained_groups)
     specs = [spec for spec in before.specs if is_usable(spec.key, spec.shape, trained)]
     return KeptBefore(before.same_stage, tuple(sorted(by_position(specs, run), key=str)))
 

@@ -1,23 +1,31 @@
 """What a client does around its steps, and what it keeps between its visits."""
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 from fedbench.methods.mechanisms.fedema import FedEMA
+from local_task import local_task
 from torch import Tensor
 
 import fedbench
 from fedbench.config import Config
 from fedbench.conformance.witness import Witness
 from fedbench.errors import UserError
+from fedbench.federation import LocalVisit, Mechanism
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.diagnostics import divergence
 from fedbench.federation.experiment import check, prepare
-from fedbench.training.local import LocalTask, Received
-from fedbench.training.model import build_model
+from fedbench.federation.federation import Federation
+from fedbench.federation.observer import Observer
+from fedbench.federation.protocol import Visit
+from fedbench.metering.step import StepCost, trace_step
+from fedbench.ssl import SSLMethod
 from fedbench.training.visit import VisitHooks
 
 Tiny = Callable[..., Config]
@@ -56,23 +64,8 @@ def test_a_damaged_checkpoint_costs_a_round_and_no_bit(
     assert (whole / "encoder.safetensors").read_bytes() == (resumed / "encoder.safetensors").read_bytes()
 
 
-def visit_of(tiny: Tiny, strategy: Any, stage: int = 1) -> tuple[LocalTask, VisitHooks]:
-    config = tiny(strategy=strategy)
-    experiment = prepare(config)
-    plan = experiment.plans[stage - 1]
-    model = build_model(config, plan.depth)
-    terms = (experiment.strategy, *experiment.mechanisms)
-    task = LocalTask(
-        model, plan.trained_groups, terms, config.optimizer, experiment.views, experiment.dataset.train_images
-    )
-    received = {key: value.clone() for key, value in model.online_state().items()}
-    task.received = Received(received, task.images.device)
-    return task, VisitHooks(task, stage, False, {})
-
-
 def test_what_is_not_under_training_is_refused(tiny: Tiny) -> None:
-    _, hooks = visit_of(tiny, "lw_fedssl", stage=2)
-    (visit,) = hooks.visits
+    (visit,) = VisitHooks(local_task(tiny(strategy="lw_fedssl"), stage=2), 2, False, {}).visits.values()
     frozen = {"encoder.blocks.0.norm1.weight": torch.zeros(1)}
     for call in (visit.start_from, visit.load_target, lambda values: visit.freeze("x", values)):
         with pytest.raises(UserError, match=r"encoder\.blocks\.0\.norm1\.weight"):
@@ -84,7 +77,7 @@ def test_what_is_not_under_training_is_refused(tiny: Tiny) -> None:
 
 
 def test_only_what_fits_is_handed_out(tiny: Tiny) -> None:
-    task, _ = visit_of(tiny, "lw_fedssl", stage=2)
+    task = local_task(tiny(strategy="lw_fedssl"), stage=2)
     own = {
         "encoder.blocks.0.norm1.weight": torch.ones(16),  # frozen now
         "encoder.blocks.1.norm1.weight": torch.ones(task.method.encoder.feature_dim),
@@ -92,7 +85,7 @@ def test_only_what_fits_is_handed_out(tiny: Tiny) -> None:
         "lambda": torch.tensor(1.0),
     }
     name = type(task.terms[0]).__name__
-    visit = VisitHooks(task, 2, False, {name: {"own": own}}).visits[0]
+    visit = VisitHooks(task, 2, False, {name: {"own": own}}).visits[name]
     assert visit.kept("own").keys() == {"encoder.blocks.1.norm1.weight", "lambda"}
     assert visit.kept("nothing") == {}
 
@@ -106,7 +99,7 @@ def test_fedema_at_tau_zero_is_fedu_without_its_predictors_rule(tiny: Tiny) -> N
 
 
 def test_fedema_mixes_by_the_divergence_of_each_client(tiny: Tiny) -> None:
-    task, _ = visit_of(tiny, {"name": "fedssl", "fedema": {"tau": 0.5}})
+    task = local_task(tiny(strategy={"name": "fedssl", "fedema": {"tau": 0.5}}))
     received = {key: value.clone() for key, value in task.method.online_state().items()}
     own = {key: value + 0.25 if value.is_floating_point() else value + 3 for key, value in received.items()}
     target = {key: value + 1 for key, value in task.method.target_state().items()}
@@ -126,7 +119,7 @@ def test_fedema_mixes_by_the_divergence_of_each_client(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize(("mu", "is_own"), [(0.4, True), (1e9, False)])
 def test_fedu_keeps_the_predictor_where_the_encoder_moved_far(tiny: Tiny, mu: float, is_own: bool) -> None:
-    task, _ = visit_of(tiny, {"name": "fedssl", "fedu": {"mu": mu}})
+    task = local_task(tiny(strategy={"name": "fedssl", "fedu": {"mu": mu}}))
     received = {key: value.clone() for key, value in task.method.online_state().items()}
     own = {key: value + 1 for key, value in received.items()}
     VisitHooks(task, 1, True, {"FedU": {"own": own}}).begin()
@@ -140,11 +133,98 @@ def test_fedu_refuses_a_method_without_a_target(tiny: Tiny) -> None:
 
 
 def test_the_target_goes_on_where_the_last_visit_left_it(tiny: Tiny) -> None:
-    task, hooks = visit_of(tiny, {"name": "lw_fedssl", "fedu": {"mu": None}}, stage=2)
+    task = local_task(tiny(strategy={"name": "lw_fedssl", "fedu": {"mu": None}}), stage=2)
+    hooks = VisitHooks(task, 2, False, {})
     hooks.begin()
-    task.method.load_target({key: value + 1 for key, value in hooks.visits[0].target.items()})
+    task.method.load_target({key: value + 1 for key, value in hooks.visits["FedU"].target.items()})
     left = {key: value.clone() for key, value in task.method.target_state().items()}
     hooks.end()
     task.method.rebuild_target()
     VisitHooks(task, 2, True, hooks.kept).begin()
     assert all(torch.equal(value, left[key]) for key, value in task.method.target_state().items())
+
+
+@dataclass(frozen=True)
+class WorksAround(Mechanism):
+    """Multiplies two matrices of ones before the steps, and keeps a scalar behind them."""
+
+    size: int = 64
+
+    def begin_visit(self, visit: LocalVisit) -> None:
+        ones = torch.ones(self.size, self.size)
+        visit.keep("product", {"sum": (ones @ ones).sum()})
+
+
+def test_what_a_hook_computes_is_counted_once_a_visit_in_flops_and_memory(tiny: Tiny) -> None:
+    task = local_task(tiny())
+    plain = trace_step(task, 8, (1, 8, 8), "32-true")
+    task.terms = (*task.terms, WorksAround(64))
+    small = trace_step(task, 8, (1, 8, 8), "32-true")
+    assert (plain.around_flops, small.around_flops) == (0, 2 * 64**3)
+    assert small.of_visit(5) == 5 * plain.flops + 2 * 64**3
+    assert small.peak_memory_bytes == plain.peak_memory_bytes
+    task.terms = (WorksAround(2048),)
+    assert (
+        trace_step(task, 8, (1, 8, 8), "32-true").peak_memory_bytes >= 2 * 4 * 2048**2
+    )  # ones, and their product
+
+
+def test_a_runs_flops_have_what_its_hooks_computed(tiny: Tiny, tmp_path: Path) -> None:
+    file = tmp_path / "works.py"
+    file.write_text(
+        "import torch\nfrom dataclasses import dataclass\nfrom fedbench.federation import Mechanism\n\n\n"
+        "@dataclass(frozen=True)\nclass Works(Mechanism):\n"
+        "    def end_visit(self, visit):\n"
+        "        visit.keep('product', {'sum': (torch.ones(64, 64) @ torch.ones(64, 64)).sum()})\n"
+    )
+    config, plain = (tiny(strategy={"name": "fedssl", **one}) for one in ({str(file): True}, {}))
+    with_it, without = (Witness(prepare(one)).records for one in (config, plain))
+    visits = sum(len(record.uploads) for record in without)
+    assert sum(one.flops for one in with_it) - sum(one.flops for one in without) == visits * 2 * 64**3
+    clients = config.federation.num_clients
+    assert sum(one.flops for one in with_it) == fedbench.profile(config).total("flops", "step") * clients
+
+
+@pytest.mark.parametrize("mechanism", ["moon", "fedema"])
+def test_kept_blocks_are_alike_so_that_chance_needs_few_traces(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, mechanism: str
+) -> None:
+    """Depth dropout draws the blocks of each visit: costs depend on how many are kept, not on which."""
+    config = tiny(
+        strategy={
+            "name": "fedssl",
+            mechanism: True,
+            "depth_dropout": {"max_depth": 2},
+        },
+        encoder={"depth": 5},
+        federation={"rounds": 8},
+    )
+    traces = []
+
+    def counted(*args: Any) -> StepCost:
+        traces.append(args)
+        return trace_step(*args)
+
+    monkeypatch.setattr(sys.modules["fedbench.profiling.profile"], "trace_step", counted)  # a function hides it
+    predicted = fedbench.profile(config)
+    visits = config.federation.num_clients * 8
+    assert 2 <= len(traces) <= 4 < visits  # nothing kept; blocks kept, of which this visit runs the first, or not
+    records = Witness(prepare(config)).records
+    assert sum(one.flops for one in records) == predicted.total("flops", "step") * config.federation.num_clients
+    assert max(one.peak_memory_bytes for one in records) == predicted.peak_memory_bytes
+
+
+def test_every_visit_begins_with_a_target_rebuilt_from_what_was_received(tiny: Tiny) -> None:
+    class Looks(Observer):
+        seen = 0
+
+        def visit_started(self, visit: Visit, model: SSLMethod) -> None:
+            online = model.online_state()
+            assert all(torch.equal(value, online[key]) for key, value in model.target_state().items())
+            Looks.seen += 1
+
+    experiment = prepare(tiny(federation={"rounds": 2}))
+    with TemporaryDirectory() as folder:
+        for _ in Federation(experiment, Path(folder), Looks()).rounds():
+            pass
+    assert Looks.seen == 2 * experiment.config.federation.num_clients

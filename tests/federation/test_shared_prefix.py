@@ -6,12 +6,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from fedbench.methods.ssl.moco_v3 import MoCoV3
+from local_task import local_task
 from torch import Tensor
 
 from fedbench.config import Config
 from fedbench.federation.experiment import prepare
 from fedbench.plugins import builtin_files
-from fedbench.training.local import LocalTask, Received
+from fedbench.training.local import LocalTask
 from fedbench.training.model import build_model
 from fedbench.training.visit import VisitHooks
 
@@ -20,14 +21,7 @@ RESNET = {"encoder": {"name": "resnet18", "depth": 4}, "data": {"num_train": 16}
 
 
 def task_of(config: Config, stage: int) -> LocalTask:
-    experiment = prepare(config)
-    plan = experiment.plans[stage - 1]
-    model = build_model(config, plan.depth)
-    terms = (experiment.strategy, *experiment.mechanisms)
-    task = LocalTask(
-        model, plan.trained_groups, terms, config.optimizer, experiment.views, experiment.dataset.train_images
-    )
-    task.received = Received(copy.deepcopy(model.online_state()), task.images.device)
+    task = local_task(config, stage)
     VisitHooks(task, stage, False, {}).begin()
     return task
 

@@ -1,22 +1,20 @@
 """FLOPs and memory of the traced step against real steps and against arithmetic by hand."""
 
-import copy
 from collections.abc import Callable
 
 import pytest
 import torch
+from local_task import local_task
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedbench.config import Config
 from fedbench.federation import LocalStep, Mechanism
-from fedbench.federation.experiment import prepare
 from fedbench.metering.forward import forward_macs
 from fedbench.metering.meter import Meter
 from fedbench.metering.step import StepCost, measure_step, trace_step
 from fedbench.plugins import builtin_files
-from fedbench.training.local import LocalTask, Received, build_fabric, fit
-from fedbench.training.model import build_model
+from fedbench.training.local import LocalTask, build_fabric, fit
 from fedbench.training.visit import KeptBefore, VisitHooks, specs_of
 
 Tiny = Callable[..., Config]
@@ -24,14 +22,7 @@ SHAPE = (1, 8, 8)
 
 
 def task_of(config: Config, stage: int = 1) -> LocalTask:
-    experiment = prepare(config)
-    plan = experiment.plans[stage - 1]
-    model = build_model(config, plan.depth)
-    terms = (experiment.strategy, *experiment.mechanisms)
-    task = LocalTask(
-        model, plan.trained_groups, terms, config.optimizer, experiment.views, experiment.dataset.train_images
-    )
-    task.received = Received(copy.deepcopy(model.online_state()), task.images.device)
+    task = local_task(config, stage)
     VisitHooks(task, stage, False, {}).begin()
     return task
 
