@@ -18,6 +18,12 @@ CASES = [
     {"strategy": "lw_fedssl@v3"},
     {"strategy": {"name": "prog_fedssl", "proximal": True}},
     {"strategy": {"name": "lw_fedssl@v4", "moon": True}},
+    # a client without a previous model trains after one that has one
+    {
+        "strategy": {"name": "fedssl", "moon": True},
+        "federation": {"num_clients": 5, "participants": 3},
+        "data": {"num_train": 50},
+    },
 ]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 import fedbench
 from fedbench.config import Config
 from fedbench.conformance.witness import Witness
+from fedbench.encoders.tensor_groups import group_of
 from fedbench.errors import UserError
 from fedbench.federation import LocalVisit, Mechanism
 from fedbench.federation.client_states import ClientStates
@@ -26,7 +27,7 @@ from fedbench.federation.observer import Observer
 from fedbench.federation.protocol import Visit
 from fedbench.metering.step import StepCost, trace_step
 from fedbench.ssl import SSLMethod
-from fedbench.training.visit import VisitHooks
+from fedbench.training.visit import KeptBefore, VisitHooks, handed, specs_of
 
 Tiny = Callable[..., Config]
 
@@ -88,6 +89,39 @@ def test_only_what_fits_is_handed_out(tiny: Tiny) -> None:
     visit = VisitHooks(task, 2, False, {name: {"own": own}}).visits[name]
     assert visit.kept("own").keys() == {"encoder.blocks.1.norm1.weight", "lambda"}
     assert visit.kept("nothing") == {}
+
+
+def test_where_a_client_starts_from_its_target_does_too(tiny: Tiny) -> None:
+    task = local_task(tiny())
+    (visit,) = VisitHooks(task, 1, False, {}).visits.values()
+    visit.start_from({key: value + 1 for key, value in visit.trained.items()})
+    online = task.method.online_state()
+    assert all(torch.equal(value, online[key]) for key, value in task.method.target_state().items())
+
+
+def test_a_client_has_its_own_teachers_alone(tiny: Tiny) -> None:
+    task = local_task(tiny(strategy={"name": "fedssl", "moon": True}))
+    before = {"Moon": {"own": dict(task.method.online_state())}}
+    VisitHooks(task, 1, True, before).begin()
+    assert task.teachers.keys() == {"received", "previous"}
+    VisitHooks(task, 1, False, {}).begin()
+    assert task.teachers.keys() == {"received"}
+
+
+def test_visits_that_cost_the_same_are_handed_the_same(tiny: Tiny) -> None:
+    """Blocks by their position among those that run: blocks 0 and 1 of (0, 2) and (1, 2) are alike."""
+    config = tiny(encoder={"depth": 3})
+    model = local_task(config).method
+
+    def of_visit(same_stage: bool, *run: int) -> KeptBefore:
+        groups = frozenset(f"block_{block + 1}" for block in run)
+        own = {key: value for key, value in model.online_state().items() if group_of(key) in groups}
+        return handed(KeptBefore(same_stage, tuple(specs_of({"Moon": {"own": own}}))), model, groups, run)
+
+    assert of_visit(True, 0, 2) == of_visit(True, 1, 2)
+    assert of_visit(True, 0, 2).specs
+    assert of_visit(True, 0, 2) != of_visit(True, 2)
+    assert of_visit(True, 0, 2) != of_visit(False, 0, 2)
 
 
 def test_fedema_at_tau_zero_is_fedu_without_its_predictors_rule(tiny: Tiny) -> None:
@@ -185,9 +219,9 @@ def test_a_runs_flops_have_what_its_hooks_computed(tiny: Tiny, tmp_path: Path) -
     assert sum(one.flops for one in with_it) == fedbench.profile(config).total("flops", "step") * clients
 
 
-@pytest.mark.parametrize("mechanism", ["moon", "fedema"])
+@pytest.mark.parametrize(("mechanism", "number"), [("moon", 3), ("fedema", 4)])
 def test_kept_blocks_are_alike_so_that_chance_needs_few_traces(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, mechanism: str
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, mechanism: str, number: int
 ) -> None:
     """Depth dropout draws the blocks of each visit: costs depend on how many are kept, not on which."""
     config = tiny(
@@ -208,7 +242,7 @@ def test_kept_blocks_are_alike_so_that_chance_needs_few_traces(
     monkeypatch.setattr(sys.modules["fedbench.profiling.profile"], "trace_step", counted)  # a function hides it
     predicted = fedbench.profile(config)
     visits = config.federation.num_clients * 8
-    assert 2 <= len(traces) <= 4 < visits  # nothing kept; blocks kept, of which this visit runs the first, or not
+    assert len(traces) == number < visits  # nothing kept; blocks kept, of which this visit runs the first, or not
     records = Witness(prepare(config)).records
     assert sum(one.flops for one in records) == predicted.total("flops", "step") * config.federation.num_clients
     assert max(one.peak_memory_bytes for one in records) == predicted.peak_memory_bytes
