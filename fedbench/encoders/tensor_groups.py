@@ -68,6 +68,11 @@ def is_target(key: str) -> bool:
     return key.startswith(TARGET)
 
 
+def online_key(key: str) -> str:
+    """The online branch's key for the target branch's: `target_encoder.norm.weight` -> `encoder.norm.weight`."""
+    return key.removeprefix(TARGET)
+
+
 def is_in_block(key: str) -> bool:
     """Whether a key is a block's."""
     return key.startswith(BLOCKS)

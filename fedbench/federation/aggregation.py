@@ -54,15 +54,19 @@ class Aggregation:
         """The server's new values; empty if nothing was aggregated. `server`: as it is, but for its memory.
 
         Raises:
-            UserError: a mechanism returned other entries than those that were aggregated.
+            UserError: the strategy returned what does not fit the model, or a mechanism other entries than those
+                that were aggregated.
         """
         states = [(mechanism, self._with_memory(server, mechanism)) for mechanism in self.mechanisms]
         aggregate = self.strategy.aggregate(_received(updates, states), self._with_memory(server, self.strategy))
+        check_fit(f"{type(self.strategy).__name__}.aggregate", aggregate, server.values)
         for mechanism, state in states if aggregate else ():
+            hook = f"{type(mechanism).__name__}.after_aggregate"
             result = mechanism.after_aggregate(aggregate, state)
             if result.keys() != aggregate.keys():
-                name, odd = type(mechanism).__name__, min(result.keys() ^ aggregate.keys())
-                raise UserError(f"{name}.after_aggregate adds or leaves out {odd!r}; allowed: the same entries")
+                odd = min(result.keys() ^ aggregate.keys())
+                raise UserError(f"{hook} adds or leaves out {odd!r}; allowed: the same entries")
+            check_fit(hook, result, server.values)
             aggregate = result
         return aggregate
 
@@ -82,3 +86,14 @@ def _received(
         for mechanism, server in states:
             update = mechanism.receive(update, server)
         yield update
+
+
+def check_fit(hook: str, values: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Refuse what a plugin's `hook` returned if it does not fit the model's `state`, by a `UserError`."""
+    for key, value in values.items():
+        own = state.get(key)
+        if own is None or own.shape != value.shape or own.dtype != value.dtype:
+            has = "no such tensor" if own is None else f"{tuple(own.shape)}, {own.dtype}"
+            raise UserError(
+                f"{hook} returned {key!r} of shape {tuple(value.shape)}, {value.dtype}; the model has {has}"
+            )

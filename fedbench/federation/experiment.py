@@ -13,6 +13,7 @@ from fedbench.config.load import load_config
 from fedbench.config.schema import Config
 from fedbench.data import Dataset, Views, build_views, data_source, load_dataset, partition
 from fedbench.errors import UserError
+from fedbench.federation.dry_run import dry_run
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.naming import whole
 from fedbench.federation.plan import StagePlan, check_plans, line_up
@@ -79,6 +80,7 @@ def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], l
     rounds_per_stage = _rounds_per_stage(config, strategy, num_stages)
     if choose_device(config.accelerator).type != "cpu" and config.engine == "processes":
         raise UserError("engine=processes on a GPU; allowed: accelerator=cpu, or engine=in_process")
+    dry_run(config, strategy, mechanisms, plans)
     return strategy, mechanisms, plans, rounds_per_stage
 
 

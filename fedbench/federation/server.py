@@ -8,7 +8,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fedbench.encoders.tensor_groups import StateDict, group_of, select
-from fedbench.errors import UserError
 from fedbench.federation.aggregation import Memory
 from fedbench.federation.diagnostics import flatten
 from fedbench.federation.dispatch import Dispatch
@@ -69,17 +68,7 @@ class Server:
         Args:
             values: by key of the model's online state.
             aggregated: whether they are the clients' aggregate, or the server's own doing.
-
-        Raises:
-            UserError: a strategy returned a tensor that the model does not have, or one of another shape.
         """
-        for key, value in values.items():
-            own = self.state.get(key)
-            if own is None or own.shape != value.shape or own.dtype != value.dtype:
-                has = "no such tensor" if own is None else f"{tuple(own.shape)}, {own.dtype}"
-                raise UserError(
-                    f"aggregate returned {key!r} of shape {tuple(value.shape)}, {value.dtype}; the model has {has}"
-                )
         changed = {group_of(key) for key, value in values.items() if not torch.equal(self.state[key], value)}
         self.state.update({key: value.detach().to("cpu", copy=True) for key, value in values.items()})
         self.dispatch.changed(changed, aggregated)

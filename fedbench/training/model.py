@@ -5,8 +5,9 @@ from collections.abc import Set
 import torch
 
 from fedbench.config.schema import Config
-from fedbench.encoders import initial_encoder
-from fedbench.encoders.tensor_groups import group_of, is_target
+from fedbench.encoders import Encoder, initial_encoder
+from fedbench.encoders.tensor_groups import group_of, is_target, online_key
+from fedbench.errors import UserError
 from fedbench.plugins import load_plugin
 from fedbench.random import stream
 from fedbench.ssl import SSLMethod
@@ -17,12 +18,33 @@ def build_model(config: Config, depth: int) -> SSLMethod:
 
     Block i and the heads start alike under every strategy and at every stage, so that what differs between two
     strategies of one seed is not where they began.
+
+    Raises:
+        UserError: the SSL method has another encoder, or two of its tensor groups share memory.
     """
     method = load_plugin("ssl", config.ssl.name, SSLMethod)
     encoder = initial_encoder(config.encoder, depth, config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(config.seed, "init", "heads"))
-        return method(encoder, config.ssl)  # type: ignore[call-arg]
+        model = method(encoder, config.ssl)  # type: ignore[call-arg]
+    _check(model, encoder, config.ssl.name)
+    return model
+
+
+def _check(model: SSLMethod, encoder: Encoder, name: str) -> None:
+    if model.encoder is not encoder:
+        raise UserError(
+            f"ssl={name}: its encoder is not the configured one; allowed: the one that it is handed, by "
+            "super().__init__(encoder)"
+        )
+    owner: dict[int, str] = {}  # memory -> the first key there
+    for key, value in model.state_dict(keep_vars=True).items():
+        first = owner.setdefault(value.untyped_storage().data_ptr(), key) if value.numel() else key
+        if (is_target(first), group_of(online_key(first))) != (is_target(key), group_of(online_key(key))):
+            raise UserError(
+                f"ssl={name}: {first!r} and {key!r} are one tensor; allowed: tensor groups that share nothing, "
+                "because each travels, is trained and is frozen by itself"
+            )
 
 
 def freeze_all_but(model: SSLMethod, trained_groups: Set[str]) -> None:

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fedbench.errors import UserError
 from fedbench.federation import ClientUpdate, weighted_mean
+from fedbench.federation.aggregation import check_fit
 from fedbench.federation.diagnostics import PAIRED_CLIENTS, PairwiseL2
 
 
@@ -61,3 +63,14 @@ def test_only_the_first_updates_are_kept_for_their_distance() -> None:
     for client in range(PAIRED_CLIENTS + 1):
         distances.add({"a": torch.full((2,), 100.0 if client == PAIRED_CLIENTS else 1.0)})
     assert distances.mean() == 0.0
+
+
+def test_an_aggregate_with_a_tensor_that_the_model_lacks_is_refused() -> None:
+    state = {"w": torch.zeros(1)}
+    check_fit("Mine.aggregate", {"w": torch.ones(1)}, state)
+    with pytest.raises(UserError, match=r"Mine.aggregate returned 'w' of shape \(2,\)"):
+        check_fit("Mine.aggregate", {"w": torch.zeros(2)}, state)
+    with pytest.raises(UserError, match=r"torch\.float64; the model has \(1,\), torch\.float32"):
+        check_fit("Mine.aggregate", {"w": torch.zeros(1, dtype=torch.float64)}, state)
+    with pytest.raises(UserError, match="the model has no such tensor"):
+        check_fit("Mine.aggregate", {"v": torch.zeros(1)}, state)

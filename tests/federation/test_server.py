@@ -1,7 +1,5 @@
-import pytest
 import torch
 
-from fedbench.errors import UserError
 from fedbench.federation.dispatch import Dispatch
 from fedbench.federation.payload import decode
 from fedbench.federation.plan import StagePlan
@@ -101,15 +99,6 @@ def test_the_download_names_the_version_of_every_group_that_is_needed() -> None:
         "reshape": 1,
         "heads": 1,
     }
-
-
-def test_an_aggregate_with_a_tensor_that_the_model_lacks_is_refused() -> None:
-    server = new_server(1)
-    grow(server, STAGE_1, 0)
-    with pytest.raises(UserError, match=r"'encoder\.norm\.w' of shape \(2,\)"):
-        server.apply({"encoder.norm.w": torch.zeros(2)}, aggregated=True)
-    with pytest.raises(UserError, match=r"torch\.float64; the model has \(1,\), torch\.float32"):
-        server.apply({"encoder.norm.w": torch.zeros(1, dtype=torch.float64)}, aggregated=True)
 
 
 def test_the_server_does_not_keep_the_clients_tensors_alive() -> None:
