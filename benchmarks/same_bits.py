@@ -90,7 +90,7 @@ def main() -> None:
         sections = dict(changes)
         stop_after = sections.pop("stop_after", None)
         config = load_config(TINY, sections)
-        profile = _digest(repr(fedbench.profile(config)).encode())
+        profile = _digest(repr(fedbench.profile(config).stages).encode())
         with tempfile.TemporaryDirectory() as folder:
             if stop_after is not None:
                 rounds = fedbench.federate(config, out=folder)

@@ -4,8 +4,9 @@ from fedbench.config.schema import Config
 from fedbench.federation.client import Upload
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.protocol import Visit
+from fedbench.federation.server_training import ServerTraining
 from fedbench.metering.costs import StepCosts
-from fedbench.metering.step import StepCost, trace_step
+from fedbench.metering.step import StepCost, trace_edit, trace_step
 from fedbench.training.local import LocalTask
 from fedbench.training.visit import NOTHING_KEPT, KeptBefore, handed
 
@@ -21,19 +22,29 @@ class RunCosts:
         """Of a step like those that the client took, wherever that was."""
         return self._of((visit.stage, "client"), task, visit.plan, upload.num_samples, upload.kept)
 
-    def of_server(self, task: LocalTask, stage: int, depth: int, num_samples: int) -> StepCost:
-        """Of a step of the server, which runs and trains everything that there is."""
-        return self._of((stage, "server"), task, StagePlan.end_to_end(depth), num_samples, NOTHING_KEPT)
+    def of_server(self, training: ServerTraining, stage: int) -> list[tuple[StepCost, int]]:
+        """Of what a mechanism did on the server in this round, and how often: edits, steps of all that exists."""
+        task, num_samples = training.task, len(training.auxiliary)
+        shape = (num_samples, *self._image_shape)
+        costs = [(trace_edit(task, function, shape), 1) for function in training.edits]
+        if training.num_steps:
+            plan = StagePlan.end_to_end(training.plan.depth)
+            costs.append((self._of((stage, "server"), task, plan, num_samples, NOTHING_KEPT), training.num_steps))
+        return costs
 
     def _of(
         self, model: tuple[int, str], task: LocalTask, plan: StagePlan, num_samples: int, before: KeptBefore
     ) -> StepCost:
-        encoder, precision = self.config.encoder, self.config.precision
+        precision, shape = self.config.precision, self._image_shape
         batch_size = min(self.config.optimizer.batch_size, num_samples)
-        shape = (encoder.in_channels, encoder.image_size, encoder.image_size)
 
         def trace() -> StepCost:
             return trace_step(task, batch_size, shape, precision, plan.run, plan.trained_groups, model[0], before)
 
         has = handed(before, task.method, plan.trained_groups, plan.run)
         return self._known.of(model, batch_size, plan.passes, has, trace)
+
+    @property
+    def _image_shape(self) -> tuple[int, int, int]:
+        encoder = self.config.encoder
+        return encoder.in_channels, encoder.image_size, encoder.image_size

@@ -1,7 +1,7 @@
 """What plugins do with a model, tried once before any data is read: a mistake shows in seconds, not after a night.
 
 Of the first two stages and the last one: the model and where it starts from, a client's first visit and one after
-it (traced, nothing is computed), and the aggregate of two clients that changed nothing.
+it (traced, nothing is computed), the aggregate of two clients that changed nothing, and the server's own work.
 """
 
 import traceback
@@ -19,9 +19,10 @@ from fedbench.encoders.tensor_groups import StateDict, is_target, select
 from fedbench.errors import UserError
 from fedbench.federation.aggregation import Aggregation, ServerState, check_fit
 from fedbench.federation.mechanism import Mechanism
-from fedbench.federation.plan import StagePlan
+from fedbench.federation.plan import StagePlan, finished_blocks
+from fedbench.federation.server_rehearsal import ServerWork, rehearsed
 from fedbench.federation.strategy import ClientUpdate, Strategy
-from fedbench.metering.step import trace_step
+from fedbench.metering.step import trace_edit, trace_step
 from fedbench.plugins import load_plugin, source_hash
 from fedbench.ssl import SSLMethod
 from fedbench.training.local import LocalTask
@@ -53,6 +54,7 @@ def dry_run(
             values = _started(strategy, stage, model, values)
             _visits(config, terms, plans[stage - 1], stage, model)
             _aggregate(strategy, mechanisms, plans[stage - 1], stage, model, values)
+            _server(config, mechanisms, plans[stage - 1], finished_blocks(plans, stage), model)
     _passed.add(key)
 
 
@@ -71,11 +73,7 @@ def _visits(
     config: Config, terms: tuple[Strategy | Mechanism, ...], plan: StagePlan, stage: int, model: SSLMethod
 ) -> None:
     """A client's first visit, and one behind which it finds what it then kept."""
-    encoder = config.encoder
-    shape = (encoder.in_channels, encoder.image_size, encoder.image_size)
-    views = build_views(config.augmentation, encoder.image_size)
-    task = LocalTask(model, plan.trained_groups, terms, config.optimizer, views, torch.empty(0))
-    batch = config.optimizer.batch_size
+    task, batch, shape = _task(config, model, plan, terms), config.optimizer.batch_size, _image_shape(config)
 
     def trace(before: KeptBefore) -> KeptBefore:
         cost = trace_step(task, batch, shape, config.precision, plan.run, plan.trained_groups, stage, before)
@@ -104,6 +102,34 @@ def _aggregate(
         name = type(strategy).__name__
         raise UserError(f"{name}.aggregate left updates unread; allowed: to consume them all")
     aggregation.ends_stage(state)
+
+
+def _server(
+    config: Config,
+    mechanisms: Sequence[Mechanism],
+    plan: StagePlan,
+    finished: tuple[int, ...],
+    model: SSLMethod,
+) -> None:
+    """What mechanisms do on the server: noted; edits are traced, on a batch of images."""
+    work: list[ServerWork] = []
+    for mechanism in mechanisms:
+        server = rehearsed(mechanism, plan, finished, work)
+        mechanism.server_step(server)
+        mechanism.end_stage(server)
+    task = _task(config, model, StagePlan.end_to_end(plan.depth), ())
+    for one in work:
+        if one.function is not None:
+            trace_edit(task, one.function, (config.optimizer.batch_size, *_image_shape(config)))
+
+
+def _task(config: Config, model: SSLMethod, plan: StagePlan, terms: tuple[Strategy | Mechanism, ...]) -> LocalTask:
+    views = build_views(config.augmentation, config.encoder.image_size)
+    return LocalTask(model, plan.trained_groups, terms, config.optimizer, views, torch.empty(0))
+
+
+def _image_shape(config: Config) -> tuple[int, int, int]:
+    return config.encoder.in_channels, config.encoder.image_size, config.encoder.image_size
 
 
 @contextmanager

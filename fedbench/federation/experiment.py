@@ -1,7 +1,7 @@
 """A run made ready: every error that a configuration can cause is raised here, before anything is trained."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -37,7 +37,8 @@ class Experiment:
         evaluation_dataset: what encoders are judged on; the one of pre-training, unless another is named.
         client_indices: D^n as indices (int64) into the pre-training images.
         data_hash: of the data and of whose they are, where a file says that.
-        auxiliary: the server's own images (uint8), of which no client has one; empty if nothing needs them.
+        auxiliary: the server's own images (uint8 (N, C, H, W)), of which no client has one, by the mechanism that
+            asks for them.
     """
 
     config: Config
@@ -49,7 +50,7 @@ class Experiment:
     dataset: Dataset
     evaluation_dataset: Dataset
     client_indices: list[Tensor]
-    auxiliary: Tensor
+    auxiliary: Mapping[str, Tensor]
     views: Views
     device: torch.device
     data_hash: str
@@ -160,7 +161,7 @@ def prepare(config: Config) -> Experiment:
 
 def share_out(
     config: Config, mechanisms: list[Mechanism], scored_as: str = ""
-) -> tuple[Dataset, list[Tensor], Tensor]:
+) -> tuple[Dataset, list[Tensor], dict[str, Tensor]]:
     """The data, the indices of each client's images in it, and the server's images; see `load_dataset`."""
     split = "test" if config.evaluation.data else config.evaluation.split
     dataset = load_dataset(config.data, config.encoder, split, scored_as)
@@ -190,32 +191,37 @@ def _sources(config: Config, strategy: Strategy, mechanisms: list[Mechanism]) ->
 
 def _hold_out(
     config: Config, mechanisms: list[Mechanism], dataset: Dataset, clients: list[Tensor]
-) -> tuple[list[Tensor], Tensor]:
+) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Each client's images without those of the server, and the server's: held out, or another data set's.
 
     They are taken out of a partition that is already drawn, so that a client has the same other images whether the
-    server wants some or not.
+    server wants some or not. Several mechanisms that want a share have the smaller one as a part of the larger.
     """
-    asked = [wish for wish in (mechanism.auxiliary() for mechanism in mechanisms) if wish is not None]
-    if not asked:
-        return clients, dataset.train_images[:0]
-    wish = asked[0]
-    if not isinstance(wish, float):
-        section = load_config({"data": wish}).data
-        return clients, load_dataset(section, config.encoder).train_images
     total = len(dataset.train_labels)
-    size = round(wish * total)
     order = torch.randperm(total, generator=generator(config.seed, "auxiliary"))
     spare = _spare(order, clients, config.data.partition.min_size)
-    if not 2 <= size <= len(spare):
-        raise UserError(
-            f"strategy.calibration.share={wish} of {total} images is {size}; allowed: 2 to {len(spare)} images, "
-            f"so that every client keeps {config.data.partition.min_size} (data.partition.min_size)"
-        )
-    is_servers = torch.zeros(total, dtype=torch.bool)
-    is_servers[spare[:size]] = True
-    left = [indices[~is_servers[indices]] for indices in clients]
-    return left, dataset.train_images[is_servers.nonzero().squeeze(1)]
+    images, is_servers = dict[str, Tensor](), torch.zeros(total, dtype=torch.bool)
+    for name, wish in server_images(mechanisms).items():
+        if not isinstance(wish, float):
+            section = load_config({"data": wish}).data
+            images[name] = load_dataset(section, config.encoder).train_images
+            continue
+        size = round(wish * total)
+        if not 2 <= size <= len(spare):
+            raise UserError(
+                f"mechanism {name}: a share of {wish} for the server is {size} of {total} images; allowed: 2 to "
+                f"{len(spare)} images, so that every client keeps {config.data.partition.min_size} "
+                "(data.partition.min_size)"
+            )
+        is_servers[spare[:size]] = True
+        images[name] = dataset.train_images[spare[:size].sort().values]
+    return [indices[~is_servers[indices]] for indices in clients], images
+
+
+def server_images(mechanisms: Sequence[Mechanism]) -> dict[str, float | Mapping[str, Any]]:
+    """What each mechanism asks for that needs images on the server: a share of the pool, or a section `data`."""
+    wishes = {type(mechanism).__name__: mechanism.auxiliary() for mechanism in mechanisms}
+    return {name: wish for name, wish in wishes.items() if wish is not None}
 
 
 def _spare(order: Tensor, clients: list[Tensor], least: int) -> Tensor:

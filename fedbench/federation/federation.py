@@ -14,13 +14,14 @@ from fedbench.federation.costs import RunCosts
 from fedbench.federation.diagnostics import PairwiseL2, step_norm
 from fedbench.federation.engine import build_engine, build_worker
 from fedbench.federation.experiment import Experiment
+from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.observer import Observer
 from fedbench.federation.participation import Participation, participation
 from fedbench.federation.payload import received_bytes
 from fedbench.federation.protocol import Course, Draw, Visit
 from fedbench.federation.record import RoundRecord
 from fedbench.federation.server import RejectedError, Server
-from fedbench.federation.server_training import ServerTraining
+from fedbench.federation.server_training import ServerTraining, works_on_server
 from fedbench.federation.shipment import compare, describe
 from fedbench.federation.strategy import ClientUpdate
 from fedbench.ssl import SSLMethod
@@ -53,11 +54,19 @@ class Federation:
         self.server = Server(self.course.dispatch)
         self.worker = build_worker(experiment, folder, self.observer)
         self.engine = build_engine(experiment, self.worker, self.server, folder)
-        self.server_training = ServerTraining(
-            self.config, self.server, experiment.views, experiment.auxiliary, experiment.device
-        )
+        self.server_trainings = self._server_trainings()
         self.aggregation = Aggregation(self.strategy, self.mechanisms, self.server.memory)
         self.costs = RunCosts(self.config)
+
+    def _server_trainings(self) -> dict[str, ServerTraining]:
+        """By mechanism, of those that work on the server."""
+        images, none = self.experiment.auxiliary, self.experiment.dataset.train_images[:0]
+        names = [type(one).__name__ for one in self.mechanisms if works_on_server(one)]
+        place = (self.experiment.views, self.experiment.device)
+        return {
+            name: ServerTraining(self.config, self.server, images.get(name, none), *place, number)
+            for number, name in enumerate(names)
+        }
 
     def rounds(self) -> Iterator[RoundRecord]:
         """Train; yields a record after every round. After `resume`, the rounds that are left."""
@@ -80,8 +89,8 @@ class Federation:
         """Working models of the worker and, where it trains, of the server."""
         plan = self.course.plan
         self.worker.start_stage(model, plan)
-        if len(self.experiment.auxiliary):
-            self.server_training.start_stage(build_model(self.config, plan.depth), plan)
+        for training in self.server_trainings.values():
+            training.start_stage(build_model(self.config, plan.depth), plan, self.course.finished)
 
     def start_round(self, round_index: int, stage: int, drawn: Participation) -> None:
         """See `Executor`."""
@@ -158,20 +167,28 @@ class Federation:
 
     def server_step(self) -> None:
         """See `Executor`."""
-        record, training = self.record, self.server_training
-        training.start_round(record.round_index)
-        with clock(record, "server"):
-            for mechanism in self.mechanisms:
+        with clock(self.record, "server"):
+            for mechanism, training in self._at_work():
+                training.start_round(self.record.round_index)
                 mechanism.server_step(training)
-        record.server_steps = training.num_steps
-        if record.server_steps:
-            assert training.task is not None
-            depth, num_samples = self.course.plan.depth, len(training.auxiliary)
-            cost = self.costs.of_server(training.task, record.stage, depth, num_samples)
-            record.server_flops = cost.flops * record.server_steps
-            record.server_peak_memory_bytes = cost.peak_memory_bytes
-        record.seconds["round"] = perf_counter() - self._round_start
-        self.observer.round_ended(record, self.server.state)
+
+    def end_stage(self) -> None:
+        """See `Executor`."""
+        with clock(self.record, "server"):
+            for mechanism, training in self._at_work():
+                mechanism.end_stage(training)
+
+    def _at_work(self) -> Iterator[tuple[Mechanism, ServerTraining]]:
+        for mechanism in self.mechanisms:
+            if (training := self.server_trainings.get(type(mechanism).__name__)) is not None:
+                yield mechanism, training
+
+    def end_round(self) -> None:
+        """See `Executor`."""
+        for _, training in self._at_work():
+            self.record.add_server(training.num_steps, self.costs.of_server(training, self.record.stage))
+        self.record.seconds["round"] = perf_counter() - self._round_start
+        self.observer.round_ended(self.record, self.server.state)
 
     def checkpoint(self, cell_hash: str, **facts: object) -> Checkpoint:
         """All that the rest of the run depends on; `facts` are the caller's own."""

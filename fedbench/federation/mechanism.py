@@ -81,3 +81,6 @@ class Mechanism:
 
     def server_step(self, server: ServerTraining) -> None:
         """What the server does with the model after every aggregation."""
+
+    def end_stage(self, server: ServerTraining) -> None:
+        """What the server does with the model when a stage is over, after its last round's `server_step`."""

@@ -79,6 +79,12 @@ def line_up(plans: Sequence[StagePlan]) -> list[StagePlan]:
     return [replace(plan, older=number) for plan, number in zip(plans, older, strict=True)]
 
 
+def finished_blocks(plans: Sequence[StagePlan], stage: int) -> tuple[int, ...]:
+    """Blocks that the `stage`-th of these stages (1-based) trains and no later one does."""
+    later = {block for plan in plans[stage:] for block in plan.trainable}
+    return tuple(block for block in sorted(plans[stage - 1].trainable) if block not in later)
+
+
 def _groups(blocks: Iterable[int]) -> frozenset[str]:
     numbered = block_groups(blocks)
     stem = {"stem"} if block_group(0) in numbered else set()

@@ -12,7 +12,7 @@ from fedbench.config.schema import Config
 from fedbench.federation.dispatch import Dispatch
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.participation import Choose, Participation, participation
-from fedbench.federation.plan import StagePlan
+from fedbench.federation.plan import StagePlan, finished_blocks
 from fedbench.federation.shipment import Shipment
 from fedbench.federation.strategy import Strategy
 from fedbench.federation.turn import Narrowing
@@ -67,11 +67,19 @@ class Executor(Protocol[Result]):
         ...
 
     def server_step(self) -> None:
-        """What mechanisms do on the server after the aggregation; the round ends with it."""
+        """What mechanisms do on the server after the aggregation."""
         ...
 
     def ends_stage(self) -> bool:
         """Whether the stage is over before its last round."""
+        ...
+
+    def end_stage(self) -> None:
+        """What mechanisms do on the server when a stage is over, the last one included."""
+        ...
+
+    def end_round(self) -> None:
+        """The round is over, and the stage, if it was its last."""
         ...
 
 
@@ -110,6 +118,11 @@ class Course:
         """Groups whose values are discarded as this stage begins."""
         return self.narrowing.strategy.begins_anew(self.stage) if self.stage > 1 else frozenset()
 
+    @property
+    def finished(self) -> tuple[int, ...]:
+        """Blocks that this stage trains and no later one does."""
+        return finished_blocks(self.plans, self.stage)
+
     def rounds(self, executor: Executor[Result]) -> Iterator[int]:
         """The rounds that are left; yields the index of each when it is over."""
         for stage in range(1, len(self.ends) + 1):
@@ -118,9 +131,12 @@ class Course:
                 executor.start_stage(stage)
             while self.rounds_done < self.ends[stage - 1]:
                 self._round(executor)
-                self.rounds_done += 1
                 if stage < len(self.ends) and executor.ends_stage():
-                    self.ends[stage - 1] = self.rounds_done
+                    self.ends[stage - 1] = self.rounds_done + 1
+                if self.rounds_done + 1 == self.ends[stage - 1]:
+                    executor.end_stage()
+                executor.end_round()
+                self.rounds_done += 1
                 yield self.rounds_done - 1
 
     def _round(self, executor: Executor[Result]) -> None:

@@ -1,5 +1,6 @@
 """What the loop says of one round, in base units."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from fedbench.federation.client import Upload
@@ -26,7 +27,8 @@ class RoundRecord:
         uploads: what is known of each client's training, by client.
         pairwise_l2: mean distance between the clients' updates; None for fewer than two.
         server_step_norm: L2 norm of what the round changed in the server's model, without calibration.
-        server_flops: of the server's own training, in `server_steps` steps; `server_peak_memory_bytes` of one.
+        server_flops: of the server's own training, in `server_steps` steps, and of its edits;
+            `server_peak_memory_bytes` of the step or edit that needs most.
         seconds: wall time by what was done; `training` is summed over the clients.
     """
 
@@ -60,6 +62,13 @@ class RoundRecord:
         self.peak_memory_bytes = max(self.peak_memory_bytes, peak)
         self.uploads[client] = replace(upload, data=b"")  # 100 clients' updates are not kept in memory
         self.seconds["training"] = self.seconds.get("training", 0.0) + upload.seconds
+
+    def add_server(self, num_steps: int, costs: Sequence[tuple[StepCost, int]]) -> None:
+        """Count what a mechanism did on the server: `num_steps` of training; what cost how much, and how often."""
+        self.server_steps += num_steps
+        for cost, times in costs:
+            self.server_flops += cost.flops * times
+            self.server_peak_memory_bytes = max(self.server_peak_memory_bytes, cost.peak_memory_bytes)
 
     def add_upload(self, client: int, upload: Shipment) -> None:
         """Count what a client sent back, whether it will be used or not."""

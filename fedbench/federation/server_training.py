@@ -1,6 +1,6 @@
-"""The server trains: its own working model, its own auxiliary images, everything that exists at the stage."""
+"""What the server does with the model and images of its own: it trains all that exists, or edits some of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 
 import torch
@@ -9,36 +9,60 @@ from torch import Tensor
 from fedbench.config.schema import Config
 from fedbench.data import Views
 from fedbench.data.pool import Pool, beside, place
+from fedbench.encoders.tensor_groups import group_of, select
+from fedbench.errors import UserError
+from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.server import Server
 from fedbench.ssl import SSLMethod
 from fedbench.training.local import LocalTask, build_fabric, fit
+from fedbench.training.server_edit import Edit, apply_edit
 
 
 class ServerTraining:
-    """What a mechanism's `server_step` is handed: the server's model, and a way to train it."""
+    """What a mechanism's `server_step` and `end_stage` are handed: the server's model, images, ways to change it.
+
+    Attributes:
+        plan: the stage's.
+        finished: blocks that this stage has trained and no later one does; all, at the end of the last.
+        num_steps: taken in this round.
+        edits: made in this round.
+    """
+
+    plan: StagePlan
+    finished: tuple[int, ...]
 
     def __init__(
-        self, config: Config, server: Server, views: Views, auxiliary: Tensor, device: torch.device
+        self,
+        config: Config,
+        server: Server,
+        auxiliary: Tensor,
+        views: Views,
+        device: torch.device,
+        number: int = 0,
     ) -> None:
+        """`auxiliary`: uint8 (N, C, H, W), perhaps none. `number`: of the mechanism, so that two draw unlike."""
         self.config = config
         self.server = server
         self.views = views
-        self.auxiliary = auxiliary  # uint8 (N, C, H, W)
+        self.auxiliary = auxiliary
         self.device = device
         self.fabric = build_fabric(config.precision, device)
-        self.num_steps = 0  # taken in this round
-        self.task: LocalTask | None = None  # on the CPU: what a step costs is read off it
+        self._key: tuple[str | int, ...] = ("server", number) if number else ("server",)
+        self.num_steps = 0
+        self.edits: list[Edit] = []
 
-    def start_stage(self, model: SSLMethod, plan: StagePlan) -> None:
+    def start_stage(self, model: SSLMethod, plan: StagePlan, finished: tuple[int, ...]) -> None:
         """A new working model, of which all blocks are trained."""
+        self.plan, self.finished = plan, finished
         self._trained_groups = StagePlan.end_to_end(plan.depth).trained_groups
-        self.task = self._task(model, self.auxiliary)
+        self.task = self._task(model, self.auxiliary)  # on the CPU: what a step costs is read off it
 
     def start_round(self, round_index: int) -> None:
         """Every round has its own random streams."""
         self.round_index = round_index
         self.num_steps = 0
+        self.edits = []
 
     def train(self, epochs: int, base_lr: float | None = None) -> None:
         """Train L_1 .. L_s, H, P end to end with the SSL loss; the server takes the result over.
@@ -46,24 +70,60 @@ class ServerTraining:
         Args:
             epochs: over the auxiliary images.
             base_lr: as `optimizer.base_lr`, which it is if None.
+
+        Raises:
+            UserError: the mechanism has no images.
         """
-        assert self.task is not None, "start_stage comes first"
-        with self._on_device(self.task.method) as task:
+        if not len(self.auxiliary):
+            raise UserError(NO_IMAGES)
+        with self._on_device() as task:
             if base_lr is not None:
                 task.optimizer_config = self.config.optimizer.model_copy(update={"base_lr": base_lr})
-            task.method.load_online(self.server.state)
             task.method.rebuild_target()
             indices = beside(task.images, torch.arange(len(self.auxiliary)))
-            self.num_steps += fit(self.fabric, task, indices, epochs, self.config, self.round_index, "server")
+            self.num_steps += fit(self.fabric, task, indices, epochs, self.config, self.round_index, *self._key)
             values = {key: value.cpu() for key, value in task.method.online_state().items()}
         self.server.apply(values, aggregated=False)
 
+    def edit(self, groups: Set[str], function: Edit) -> None:
+        """Change tensors of `groups` in place, by `function(model, images)`; the server takes them over.
+
+        Args:
+            groups: tensor groups, such as `block_2`.
+            function: changes the online branch in place. It is handed the server's model in eval mode and all of
+                the mechanism's images, float (N, C, H, W) as encoders take them; what it costs is traced without
+                values, so its course must not depend on them.
+
+        Raises:
+            UserError: `function` changed a tensor of another group.
+        """
+        with self._on_device() as task:
+            apply_edit(task.method, function, self.auxiliary.to(self.device))
+            values = {key: value.cpu() for key, value in task.method.online_state().items()}
+        changed = (key for key, value in values.items() if not torch.equal(value, self.server.state[key]))
+        if odd := {group_of(key) for key in changed} - groups:
+            raise UserError(f"edit changed {min(odd)!r}; allowed: the groups that it names, {sorted(groups)}")
+        self.edits.append(function)
+        self.server.apply(select(values, groups), aggregated=False)
+
     @contextmanager
-    def _on_device(self, model: SSLMethod) -> Iterator[LocalTask]:
-        """Model and images are on the device while the server trains: a client's memory has no part of them."""
+    def _on_device(self) -> Iterator[LocalTask]:
+        """Model and images are on the device while the server works: a client's memory has no part of them."""
+        model = self.task.method
         model.to(self.device)
-        yield self._task(model, place(self.auxiliary, self.device))
+        task = self._task(model, place(self.auxiliary, self.device))
+        model.load_online(self.server.state)
+        yield task
         model.to("cpu")
 
     def _task(self, model: SSLMethod, images: Pool) -> LocalTask:
         return LocalTask(model, self._trained_groups, (), self.config.optimizer, self.views, images)
+
+
+NO_IMAGES = "train: the mechanism has no images; allowed: with `auxiliary()` that asks for some"
+
+
+def works_on_server(mechanism: Mechanism) -> bool:
+    """Whether a mechanism does something with the server's model."""
+    hooks = ("auxiliary", "server_step", "end_stage")
+    return any(getattr(type(mechanism), hook) is not getattr(Mechanism, hook) for hook in hooks)

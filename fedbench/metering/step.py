@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fedbench.encoders.tensor_groups import is_target
 from fedbench.metering.meter import Meter
 from fedbench.training.local import LocalTask, Received, build_fabric, take_step
+from fedbench.training.server_edit import Edit, apply_edit
 from fedbench.training.visit import NOTHING_KEPT, KeptBefore, KeptSpec, VisitHooks, by_position, empty_tensors
 
 
@@ -87,6 +88,16 @@ def trace_step(
             around_flops=sum(cost.flops for cost in around),
             keeps=keeps,
         )
+
+
+def trace_edit(task: LocalTask, function: Edit, images: tuple[int, int, int, int]) -> StepCost:
+    """Trace an edit of a model, with images of shape (N, C, H, W); model and task stay as they are.
+
+    Memory: of the model, these images, and what the edit makes of them.
+    """
+    with FakeTensorMode():
+        fake, inputs = _fake_copy(task), torch.empty(images, dtype=torch.uint8)
+        return _measure(fake, lambda: apply_edit(fake.method, function, inputs))
 
 
 def _measure(task: LocalTask, action: Callable[[], None]) -> StepCost:

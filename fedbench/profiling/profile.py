@@ -4,6 +4,7 @@ Figures are of one client: the mean over all registered ones, whether drawn or n
 largest of any client.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
@@ -19,12 +20,13 @@ from fedbench.federation import Mechanism, StagePlan, Strategy
 from fedbench.federation.experiment import check
 from fedbench.federation.naming import strategy_label
 from fedbench.federation.protocol import Visit
+from fedbench.federation.server_rehearsal import ServerWork
 from fedbench.federation.shipment import Shipment, declare, describe
 from fedbench.federation.strategy import active_mechanisms
 from fedbench.metering.costs import StepCosts
 from fedbench.metering.counting import forward_macs_by_group, paper_epoch_macs
-from fedbench.metering.step import StepCost, trace_step
-from fedbench.profiling.rehearsal import rehearse, server_epochs
+from fedbench.metering.step import StepCost, trace_edit, trace_step
+from fedbench.profiling.rehearsal import rehearse
 from fedbench.profiling.sizes import Sizes, client_sizes
 from fedbench.training.local import LocalTask, num_steps
 from fedbench.training.model import build_model
@@ -43,8 +45,9 @@ class StageProfile:
     Attributes:
         local_steps: of one client, over all its rounds.
         flops_per_step: of a step at the largest batch.
-        server_steps, server_flops: of the server's own training, over all rounds, convention `step`.
-        server_peak_memory_bytes: of one of these steps.
+        server_steps: of the server's own training, over all rounds; server_flops: of these and of its edits,
+            convention `step`.
+        server_peak_memory_bytes: of the step or edit that needs most.
         flops, download_bytes, upload_bytes: by convention.
         download, upload: bytes by what they are (`PARTS`), convention `step`.
         memory: bytes at the peak by what they are; empty if nothing was traced.
@@ -120,7 +123,7 @@ def profile(
     samples: int | Sequence[int] | None = None,
     trace: bool = True,
     costs: StepCosts | None = None,
-    server_samples: int | None = None,
+    server_samples: Mapping[str, int] | None = None,
 ) -> Profile:
     """Profile a configuration without its data.
 
@@ -128,7 +131,7 @@ def profile(
         samples: of every client, or of each one; None: as known from the configuration, see `client_sizes`.
         trace: False leaves out what needs a traced step (FLOPs in the convention `step`, and memory: zeros).
         costs: steps that were traced before, and place for those that are now; alike for all seeds.
-        server_samples: images of the server; None: as follows from the configuration.
+        server_samples: images of the server, by mechanism; None: as follows from the configuration.
 
     Raises:
         UserError: the configuration cannot be run.
@@ -150,18 +153,18 @@ def _unknown(config: Config) -> tuple[str, ...]:
 
 
 def _stages(
-    config: Config, samples: int | Sequence[int] | None, server_samples: int | None, costs: StepCosts
+    config: Config, samples: int | Sequence[int] | None, server_samples: Mapping[str, int] | None, costs: StepCosts
 ) -> tuple[Sizes, list["_Stage"]]:
     """The stages of a configuration with all their visits."""
     strategy, mechanisms, plans, rounds_per_stage = check(config)
     sizes = client_sizes(config, mechanisms, samples, server_samples)
     terms: tuple[Strategy | Mechanism, ...] = (strategy, *mechanisms)
     rounds = zip(plans, rounds_per_stage, strict=True)
-    epochs = server_epochs(mechanisms)
-    stages = [_Stage(config, terms, epochs, plan, stage, n, costs) for stage, (plan, n) in enumerate(rounds, 1)]
+    stages = [_Stage(config, terms, plan, stage, n, costs) for stage, (plan, n) in enumerate(rounds, 1)]
     specs = [stage.specs for stage in stages]
-    for visit in rehearse(config, strategy, mechanisms, plans, rounds_per_stage, specs):
-        stages[visit.stage - 1].visits.append(visit)
+    for one in rehearse(config, strategy, mechanisms, plans, rounds_per_stage, specs):
+        stages[one.stage - 1].visits += one.visits
+        stages[one.stage - 1].work += one.work
     return sizes, stages
 
 
@@ -178,7 +181,6 @@ class _Stage:
         self,
         config: Config,
         terms: tuple[Strategy | Mechanism, ...],
-        server_epochs: Sequence[int],
         plan: StagePlan,
         stage: int,
         rounds: int,
@@ -191,10 +193,7 @@ class _Stage:
         self.specs = describe(self.model)
         self.macs = forward_macs_by_group(self.model, self.image_shape)
         self.visits: list[Visit] = []
-        anew = server_epochs or config.federation.client_memory == "none"  # all that a client needs, every round
-        every_group, exchanged = groups_of(self.specs), plan.trained_groups & plan.uploaded_groups
-        self.changing = frozenset(every_group) if anew else exchanged
-        self._server_epochs = server_epochs
+        self.work: list[ServerWork] = []
         self._alike = config_hash(config.model_copy(update={"seed": 0}))  # the seed does not change a step's cost
         self._costs = costs
 
@@ -223,8 +222,8 @@ class _Stage:
             flops_per_step=dearest.flops,
             flops_by_phase=dearest.flops_by_phase,
             server_steps=server_steps,
-            server_flops=server.flops * server_steps,
-            server_peak_memory_bytes=server.peak_memory_bytes,
+            server_flops=sum(cost.flops * times for cost, times in server),
+            server_peak_memory_bytes=max((cost.peak_memory_bytes for cost, _ in server), default=0),
             flops={"step": self._each(flops), **self._paper_macs()},
             download_bytes=self._traffic(downloads, [self.changing - block_groups(one.dropped) for one in plans]),
             upload_bytes=self._traffic(uploads, [one.uploaded_groups for one in plans]),
@@ -233,6 +232,13 @@ class _Stage:
             peak_memory_bytes=highest.peak_memory_bytes,
             memory=highest.memory,
         )
+
+    @property
+    def changing(self) -> frozenset[str]:
+        """Groups that the paper's rules send down in every round."""
+        trains = any(one.epochs for one in self.work)
+        anew = trains or self.config.federation.client_memory == "none"  # all that a client needs, every round
+        return frozenset(groups_of(self.specs)) if anew else self.plan.trained_groups & self.plan.uploaded_groups
 
     def _each(self, total: int) -> Number:
         """The mean over all registered clients, whole if it is."""
@@ -254,14 +260,26 @@ class _Stage:
             kept[visit.client] = (self.stage, parts | new)
         return cost
 
-    def _server(self, num_samples: int, trace: bool) -> tuple[StepCost, int]:
-        """A step of the server's training, of everything that exists, and the number of them in all rounds."""
-        batch_size = self.config.optimizer.batch_size
-        steps = self.rounds * sum(num_steps(num_samples, batch_size, epochs) for epochs in self._server_epochs)
-        if not steps or not trace:
-            return NOTHING, steps
-        plan = StagePlan.end_to_end(self.plan.depth)
-        return self._step_cost((), plan, min(batch_size, num_samples), NOTHING_KEPT), steps
+    def _server(self, samples: Mapping[str, int], trace: bool) -> tuple[list[tuple[StepCost, int]], int]:
+        """What the server does in all rounds: costs and how often, and the number of steps.
+
+        `samples`: images of the server, by mechanism.
+        """
+        batch_size, plan = self.config.optimizer.batch_size, StagePlan.end_to_end(self.plan.depth)
+        steps = Counter[int]()  # by batch
+        for one in self.work:
+            if one.epochs:
+                images = samples[one.mechanism]
+                steps[min(batch_size, images)] += num_steps(images, batch_size, one.epochs)
+        if not trace:
+            return [], steps.total()
+        costs = [(self._step_cost((), plan, batch, NOTHING_KEPT), times) for batch, times in steps.items()]
+        task = self._task(plan, ())
+        for one in self.work:
+            if one.function is not None:
+                images = samples.get(one.mechanism, 0)
+                costs.append((trace_edit(task, one.function, (images, *self.image_shape)), 1))
+        return costs, steps.total()
 
     def _step_cost(
         self,
@@ -270,18 +288,19 @@ class _Stage:
         batch: int,
         before: KeptBefore,
     ) -> StepCost:
-        optimizer, precision = self.config.optimizer, self.config.precision
-        views = build_views(self.config.augmentation, self.config.encoder.image_size)
+        precision, shape = self.config.precision, self.image_shape
 
         def trace() -> StepCost:
-            task = LocalTask(self.model, plan.trained_groups, terms, optimizer, views, torch.empty(0))
-            return trace_step(
-                task, batch, self.image_shape, precision, plan.run, plan.trained_groups, self.stage, before
-            )
+            task, trained = self._task(plan, terms), plan.trained_groups
+            return trace_step(task, batch, shape, precision, plan.run, trained, self.stage, before)
 
         model = (self._alike, self.stage, bool(terms))
         has = handed(before, self.model, plan.trained_groups, plan.run)
         return self._costs.of(model, batch, plan.passes, has, trace)
+
+    def _task(self, plan: StagePlan, terms: tuple[Strategy | Mechanism, ...]) -> LocalTask:
+        views = build_views(self.config.augmentation, self.config.encoder.image_size)
+        return LocalTask(self.model, plan.trained_groups, terms, self.config.optimizer, views, torch.empty(0))
 
     def _parameters(self) -> tuple[int, int]:
         """Numbers of parameters that are trained, and of all."""

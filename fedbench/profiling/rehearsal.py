@@ -4,46 +4,33 @@ That a group's values change when they are trained is taken for granted.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
+from typing import NamedTuple
 
 from fedbench.config.schema import Config
-from fedbench.errors import UserError
 from fedbench.federation import Mechanism, ServerTraining, StagePlan, Strategy
 from fedbench.federation.participation import Participation
 from fedbench.federation.protocol import Course, Visit
+from fedbench.federation.server_rehearsal import ServerWork, rehearsed
+from fedbench.federation.server_training import works_on_server
 from fedbench.federation.shipment import Specs
 
 
-class RehearsedTraining:
-    """Stands for the server's own training and notes how often, and for how many epochs, it would train."""
+class RehearsedRound(NamedTuple):
+    """Visits of a round in their order, and what the server does behind them."""
 
-    def __init__(self) -> None:
-        self.epochs: list[int] = []
-
-    def train(self, epochs: int, base_lr: float | None = None) -> None:
-        """See `ServerTraining.train`."""
-        self.epochs.append(epochs)
-
-    def __getattr__(self, name: str) -> object:
-        raise UserError(
-            f"profile: a mechanism's server_step reads {name!r}; allowed where nothing is trained: train"
-        )
-
-
-def server_epochs(mechanisms: Sequence[Mechanism]) -> list[int]:
-    """Epochs of every training on the server after an aggregation; none: it does not train."""
-    server = RehearsedTraining()
-    for mechanism in mechanisms:
-        mechanism.server_step(cast(ServerTraining, server))
-    return [epochs for epochs in server.epochs if epochs]
+    stage: int
+    visits: list[Visit]
+    work: list[ServerWork]
 
 
 class Rehearsal:
     """What is behind the protocol where nothing is trained (`federation.protocol.Executor`)."""
 
+    round: RehearsedRound  # under way
+
     def __init__(self, mechanisms: Sequence[Mechanism], course: Course, specs: Sequence[Specs]) -> None:
-        self.mechanisms, self.course, self.specs = mechanisms, course, specs
-        self.visits: list[Visit] = []  # of the round under way
+        self.course, self.specs = course, specs
+        self.mechanisms = [mechanism for mechanism in mechanisms if works_on_server(mechanism)]
 
     def start_stage(self, stage: int) -> None:
         """See `Executor`."""
@@ -51,7 +38,7 @@ class Rehearsal:
 
     def start_round(self, round_index: int, stage: int, drawn: Participation) -> None:
         """See `Executor`."""
-        self.visits = []
+        self.round = RehearsedRound(stage, [], [])
 
     def train(self, visits: Iterable[Visit]) -> Iterator[tuple[Visit, None]]:
         """See `Executor`."""
@@ -60,7 +47,7 @@ class Rehearsal:
 
     def trained(self, visit: Visit, result: None) -> None:
         """See `Executor`."""
-        self.visits.append(visit)
+        self.round.visits.append(visit)
 
     def aggregate(self, returning: Iterator[tuple[Visit, None]]) -> None:
         """See `Executor`."""
@@ -71,9 +58,27 @@ class Rehearsal:
 
     def server_step(self) -> None:
         """See `Executor`."""
+        for mechanism in self.mechanisms:
+            mechanism.server_step(self._server(mechanism))
+        self._changed(self.round.work)
+
+    def end_stage(self) -> None:
+        """See `Executor`."""
+        done = len(self.round.work)
+        for mechanism in self.mechanisms:
+            mechanism.end_stage(self._server(mechanism))
+        self._changed(self.round.work[done:])
+
+    def end_round(self) -> None:
+        """See `Executor`."""
+
+    def _server(self, mechanism: Mechanism) -> ServerTraining:
+        return rehearsed(mechanism, self.course.plan, self.course.finished, self.round.work)
+
+    def _changed(self, work: Iterable[ServerWork]) -> None:
         dispatch = self.course.dispatch
-        if server_epochs(self.mechanisms):
-            dispatch.changed(dispatch.groups, aggregated=False)
+        for one in work:
+            dispatch.changed(dispatch.groups if one.epochs else one.groups, aggregated=False)
 
     def ends_stage(self) -> bool:
         """See `Executor`. A criterion reads values, and there are none: stages have their fixed rounds."""
@@ -87,9 +92,9 @@ def rehearse(
     plans: Sequence[StagePlan],
     rounds_per_stage: Sequence[int],
     specs: Sequence[Specs],
-) -> Iterator[Visit]:
-    """Visits in the order of a real run."""
+) -> Iterator[RehearsedRound]:
+    """Rounds in the order of a real run."""
     course = Course(config, strategy, mechanisms, plans, rounds_per_stage)
     rehearsal = Rehearsal(mechanisms, course, specs)
     for _ in course.rounds(rehearsal):
-        yield from rehearsal.visits
+        yield rehearsal.round

@@ -130,7 +130,7 @@ def to_text(profiles: Sequence[Profile], convention: ConventionName) -> str:
             f"what they are, {OF[True]}. Memory: the highest peak of any, as live tensors of a traced step (no "
             "allocator cache).",
             "GFLOPs of all: of every client and of the server's own training, always in the convention `step`; "
-            f"the server has {first.sizes.server} images under {first.strategy}.",
+            f"the server has {max(first.sizes.server.values(), default=0)} images under {first.strategy}.",
             f"Samples per client: {first.sizes.source}.",
             *(f"{one.strategy}: {what}." for one in profiles for what in one.unknown),
             "MB = 10^6 bytes, MiB = 2^20 bytes; (0.50x): this row / `fedssl`.",

@@ -1,6 +1,6 @@
 """How many samples a client has, without reading any."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,15 +9,21 @@ from fedbench.config.schema import Config
 from fedbench.data import SHIPPED
 from fedbench.errors import UserError
 from fedbench.federation import Mechanism
-from fedbench.federation.experiment import prepare
+from fedbench.federation.experiment import prepare, server_images
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Samples of each client and of the server, and where the figures come from, in words."""
+    """How many images there are where.
+
+    Attributes:
+        clients: of each client.
+        server: of the server, by the mechanism that asks for them.
+        source: where the figures come from, in words.
+    """
 
     clients: tuple[int, ...]
-    server: int
+    server: Mapping[str, int]
     source: str
 
 
@@ -25,7 +31,7 @@ def client_sizes(
     config: Config,
     mechanisms: Sequence[Mechanism],
     samples: int | Sequence[int] | None,
-    server_samples: int | None = None,
+    server_samples: Mapping[str, int] | None = None,
 ) -> Sizes:
     """Samples per client: those given, those of a data set that is shipped, an even split of `data.num_train`.
 
@@ -43,35 +49,35 @@ def client_sizes(
 
 def _sizes(
     config: Config, mechanisms: Sequence[Mechanism], samples: int | Sequence[int] | None
-) -> tuple[tuple[int, ...], int, str]:
+) -> tuple[tuple[int, ...], dict[str, int], str]:
     clients, batch = config.federation.num_clients, config.optimizer.batch_size
-    wish = next((found for one in mechanisms if (found := one.auxiliary()) is not None), None)  # as in `prepare`
-    share = wish if isinstance(wish, float) else 0.0
-    elsewhere = 0 if wish is None or share else batch  # of another data set, whose size is not known unread
+    wishes = server_images(mechanisms)
+    shares = {name: wish for name, wish in wishes.items() if isinstance(wish, float)}
+    elsewhere = dict.fromkeys(wishes.keys() - shares.keys(), batch)  # other data sets: not known unread
+    largest = max(shares.values(), default=0.0)  # what is held out: it has the others in it
+
+    def of_server(total: float) -> dict[str, int]:
+        return elsewhere | {name: round(total * share) for name, share in shares.items()}
+
     if isinstance(samples, Sequence):
-        return tuple(samples), elsewhere or _held_out(sum(samples), share), "the data's own sizes"
+        return tuple(samples), of_server(sum(samples) / (1 - largest)), "the data's own sizes"
     if samples is not None:
-        server = elsewhere or _held_out(samples * clients, share)
+        server = of_server(samples * clients / (1 - largest))
         return (samples,) * clients, server, f"{samples} per client, as asked for"
     if config.data.name in SHIPPED:
         experiment = prepare(config)
         counts = tuple(len(indices) for indices in experiment.client_indices)
-        return counts, len(experiment.auxiliary), "the data's own sizes"
+        return counts, {name: len(one) for name, one in experiment.auxiliary.items()}, "the data's own sizes"
     total = config.data.num_train
     if total is not None:
-        server = round(share * total)
-        counts = tuple(len(part) for part in torch.arange(total - server).tensor_split(clients))
+        left = total - round(largest * total)
+        counts = tuple(len(part) for part in torch.arange(left).tensor_split(clients))
         split = config.data.partition.name
         asked = "" if split == "iid" else f"; the {split} split of the configuration is not known unread"
-        return counts, elsewhere or server, f"an even split of data.num_train={total}{asked}"
+        return counts, of_server(total), f"an even split of data.num_train={total}{asked}"
     return (
         (batch,) * clients,
-        batch if wish is not None else 0,
+        dict.fromkeys(wishes, batch),
         f"ASSUMED one batch ({batch}) per client: the size of {config.data.name} is not known unread; "
         "give --samples N or data.num_train=N",
     )
-
-
-def _held_out(left: int, share: float) -> int:
-    """Images that the server took from a pool of which `left` are left."""
-    return round(left * share / (1 - share))

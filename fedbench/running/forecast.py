@@ -30,7 +30,8 @@ def forecast(configs: Sequence[Config], out: Path) -> str:
         experiment = prepare(config)
         directory = RunDirectory(out / cell_name(experiment))
         state = look(directory, identity(experiment), config.federation.rounds, running=False)
-        samples, server = [len(indices) for indices in experiment.client_indices], len(experiment.auxiliary)
+        samples = [len(indices) for indices in experiment.client_indices]
+        server = {name: len(images) for name, images in experiment.auxiliary.items()}
         cost = profile(config, samples, costs=costs, server_samples=server)
         lines.append([state.name, setting, _words(state), *_figures(cost)])
         to_do = 1 - state.rounds_done / state.rounds if state.rounds else 0

@@ -96,6 +96,14 @@ HOOKS = [  # base, hook, body, what the error says
     ),
     ("Mechanism", "receive(self, update, server)", "return update.nonsense", "AttributeError"),
     ("Mechanism", "ends_stage(self, server)", "return server.memory['nothing'] > 0", "KeyError: 'nothing'"),
+    (
+        "Mechanism",
+        "end_stage(self, server)",
+        "server.edit({'norm'}, lambda model, images: model.nonsense)",
+        "Error",
+    ),
+    ("Mechanism", "end_stage(self, server)", "server.train(1)", "the mechanism has no images; allowed: with"),
+    ("Mechanism", "server_step(self, server)", "return server.nonsense", "reads the server's 'nonsense'; allowed"),
     ("LW", "aggregate(self, updates, server)", "return {}", "Mine.aggregate left updates unread"),
     ("LW", "aggregate(self, updates, server)", "return {'x': next(iter(updates)).state['y']}", "KeyError: 'y'"),
     (

@@ -59,10 +59,10 @@ def test_calibration_of_no_steps_changes_nothing_on_the_server(tiny: Tiny) -> No
 def test_the_clients_and_the_server_share_no_sample(tiny: Tiny) -> None:
     experiment = prepare(tiny(strategy={"name": "fedssl", "calibration": {"share": 0.2}}))
     clients = torch.cat(experiment.client_indices)
-    assert len(experiment.auxiliary) == 12
+    assert len(experiment.auxiliary["Calibration"]) == 12
     assert len(clients) == len(set(clients.tolist())) == 48
     rest = sorted(set(range(60)) - set(clients.tolist()))
-    assert torch.equal(experiment.auxiliary, experiment.dataset.train_images[rest])
+    assert torch.equal(experiment.auxiliary["Calibration"], experiment.dataset.train_images[rest])
 
 
 @pytest.mark.parametrize("split", [{"name": "iid"}, {"name": "dirichlet", "beta": 0.3}])
@@ -80,7 +80,10 @@ def test_every_client_keeps_enough_images_however_many_the_server_takes(tiny: Ti
     data = {"data": {"partition": {"name": "dirichlet", "beta": 0.3}}}
     assert min(len(rest) for rest in prepare(tiny(data, strategy=strategy)).client_indices) == 2
     strategy = {"name": "fedssl", "calibration": {"share": 0.95}}
-    with pytest.raises(UserError, match=r"calibration\.share=0\.95 of 60 images is 57; allowed: 2 to 54 images"):
+    with pytest.raises(
+        UserError,
+        match=r"Calibration: a share of 0\.95 for the server is 57 of 60 images; allowed: 2 to 54 images",
+    ):
         prepare(tiny(data, strategy=strategy))
 
 
@@ -91,7 +94,7 @@ def test_calibration_on_another_data_set_leaves_the_pool_whole(tiny: Tiny, tmp_p
     other = {"name": "npz", "path": str(path)}
     experiment = prepare(tiny(strategy={"name": "fedssl", "calibration": {"data": other}}))
     assert sum(map(len, experiment.client_indices)) == 60
-    assert len(experiment.auxiliary) == 16
+    assert len(experiment.auxiliary["Calibration"]) == 16
 
 
 def test_calibration_moves_every_block_and_so_every_block_is_sent(tiny: Tiny) -> None:

@@ -12,16 +12,15 @@ from fedbench.budgets import parse_budgets
 from fedbench.config import Config
 from fedbench.conformance.witness import Witness
 from fedbench.errors import AccountingError, UserError
-from fedbench.federation import GrowingStrategy, Mechanism, StagePlan, Strategy
+from fedbench.federation import GrowingStrategy, StagePlan, Strategy
 from fedbench.federation import shipment as shipment_module
 from fedbench.federation.experiment import prepare
 from fedbench.federation.record import LEDGER_COLUMNS, RoundRecord
-from fedbench.federation.server_training import ServerTraining
+from fedbench.federation.server_rehearsal import RehearsedTraining
 from fedbench.plugins import builtin_files
 from fedbench.profiling import Profile, profile
 from fedbench.profiling.budget import verdicts
 from fedbench.profiling.profile import PAPER_RULES
-from fedbench.profiling.rehearsal import server_epochs
 
 Tiny = Callable[..., Config]
 STRATEGIES = ["fedssl", "prog_fedssl", "lw_fedssl@v3", "lw_fedssl@v4"]
@@ -140,10 +139,10 @@ def test_the_servers_work_is_not_nothing(tiny: Tiny) -> None:
 
 def test_the_size_of_the_servers_share_follows_from_what_is_left(tiny: Tiny) -> None:
     config = tiny(strategy={"name": "fedssl", "calibration": {"share": 0.2}})
-    assert profile(config, [16, 16, 16], trace=False).sizes.server == 12
-    assert profile(config, 16, trace=False).sizes.server == 12
-    assert profile(config, 16, trace=False, server_samples=7).sizes.server == 7
-    assert profile(tiny(), 16, trace=False).sizes.server == 0
+    assert profile(config, [16, 16, 16], trace=False).sizes.server == {"Calibration": 12}
+    assert profile(config, 16, trace=False).sizes.server == {"Calibration": 12}
+    assert profile(config, 16, trace=False, server_samples={"Calibration": 7}).sizes.server == {"Calibration": 7}
+    assert profile(tiny(), 16, trace=False).sizes.server == {}
 
 
 def test_the_ledger_lists_every_byte_once(tiny: Tiny) -> None:
@@ -200,16 +199,14 @@ def test_a_record_without_a_gpu_says_so(tiny: Tiny) -> None:
         assert flat[f"client/cuda_{name}"] is None
 
 
-class ReadsTheModel(Mechanism):
-    """A server step that depends on values, which a rehearsal has not."""
-
-    def server_step(self, server: ServerTraining) -> None:
-        server.model.train()
-
-
 def test_a_server_step_that_cannot_be_rehearsed_is_named() -> None:
-    with pytest.raises(UserError, match=r"a mechanism's server_step reads 'model'; allowed .* train"):
-        server_epochs([ReadsTheModel()])
+    server = RehearsedTraining("Mine", True, StagePlan.end_to_end(2), (0, 1), [])
+    with pytest.raises(
+        UserError, match=r"Mine reads the server's 'server'; allowed .* plan, finished, train, edit"
+    ):
+        server.server  # noqa: B018
+    with pytest.raises(UserError, match="the mechanism has no images"):
+        RehearsedTraining("Mine", False, StagePlan.end_to_end(2), (0, 1), []).train(1)
 
 
 def test_a_budget_may_count_everybody_and_the_server(tiny: Tiny) -> None:
