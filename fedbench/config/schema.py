@@ -224,14 +224,33 @@ class FederationConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW of a client's local training; learning rate = base_lr * batch_size / 256 ([LW] Sec. 4.1)."""
+    """Optimizer of a client's local training; learning rate = base_lr * batch_size / 256 ([LW] Sec. 4.1)."""
 
+    name: Literal["adamw", "sgd", "lars"] = Field(default="adamw", exclude_if=lambda value: value == "adamw")
+    """[LW]: adamw. sgd and lars have momentum; lars (arXiv:1708.03888) scales the step of each weight matrix."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = LATER
+    """Momentum of sgd and lars; null: 0.9."""
+    schedule: Literal["constant", "cosine", "cosine_per_stage"] = Field(
+        default="constant", exclude_if=lambda value: value == "constant"
+    )
+    """Learning rate over the rounds, the server's too: a cosine over the run, or one over each stage."""
     base_lr: PositiveFloat = 1.5e-4
     """Learning rate at a batch of 256; a step's is base_lr * batch_size / 256."""
     batch_size: Annotated[int, Field(ge=2)] = 64
     """Images per local step; [LW]: 512; ours: 64, because a digits client has 287."""
     weight_decay: NonNegativeFloat = 1e-5
-    """Weight decay of AdamW."""
+    """Weight decay: decoupled in adamw, a part of the gradient in sgd and lars."""
+
+    @model_validator(mode="after")
+    def _momentum_of_adamw(self) -> "OptimizerConfig":
+        if self.momentum is not None and self.name not in ("sgd", "lars"):
+            raise ValueError(f"momentum={self.momentum} with name={self.name}; allowed: with sgd, lars")
+        return self
+
+    @property
+    def inertia(self) -> float:
+        """Momentum of sgd and lars."""
+        return 0.9 if self.momentum is None else self.momentum
 
     @property
     def lr(self) -> float:
@@ -391,7 +410,7 @@ class Config(Section):
     federation: FederationConfig = FederationConfig()
     """Clients and rounds."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW of a client's local training."""
+    """Optimizer of a client's local training."""
     probe: ProbeConfig = ProbeConfig()
     """The linear classifier."""
     evaluation: EvaluationConfig = EvaluationConfig()

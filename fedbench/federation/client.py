@@ -104,6 +104,7 @@ class Worker:
         start = perf_counter()
         task = self._receive(visit)
         task.narrow(visit.plan.run, visit.plan.trained_groups)
+        task.lr_scale = visit.lr_scale
         task.method.rebuild_target()
         self.observer.visit_started(visit, task.method)
         same_stage, kept = self.states.load(visit.client, visit.round_index, visit.stage)

@@ -112,15 +112,16 @@ def _server(
     model: SSLMethod,
 ) -> None:
     """What mechanisms do on the server: noted; edits are traced, on a batch of images."""
-    work: list[ServerWork] = []
+    task = _task(config, model, StagePlan.end_to_end(plan.depth), ())
     for mechanism in mechanisms:
+        work: list[ServerWork] = []
         server = rehearsed(mechanism, plan, finished, work)
         mechanism.server_step(server)
         mechanism.end_stage(server)
-    task = _task(config, model, StagePlan.end_to_end(plan.depth), ())
-    for one in work:
-        if one.function is not None:
-            trace_edit(task, one.function, (config.optimizer.batch_size, *_image_shape(config)))
+        images = 0 if mechanism.auxiliary() is None else config.optimizer.batch_size
+        for one in work:
+            if one.function is not None:
+                trace_edit(task, one.function, (images, *_image_shape(config)))
 
 
 def _task(config: Config, model: SSLMethod, plan: StagePlan, terms: tuple[Strategy | Mechanism, ...]) -> LocalTask:

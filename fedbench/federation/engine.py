@@ -218,7 +218,7 @@ def serve(connection: Connection, config: Config, folder: Path) -> None:
     """A worker process: train what comes until the connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     settle(config)
-    worker = RemoteWorker(prepare(config), folder)
+    worker = RemoteWorker(prepare(config, tried=True), folder)
     while True:
         try:
             connection.send(worker.answer(connection.recv()))

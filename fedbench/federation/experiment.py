@@ -56,8 +56,11 @@ class Experiment:
     data_hash: str
 
 
-def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], list[int]]:
-    """Everything that can be checked without data: plugins, their keys, plans, rounds, accelerator.
+def check(config: Config, tried: bool = False) -> tuple[Strategy, list[Mechanism], list[StagePlan], list[int]]:
+    """Everything that can be checked without data: plugins, their keys, plans, rounds, accelerator, a dry run.
+
+    Args:
+        tried: whether the process that started this one made the dry run.
 
     Raises:
         UserError: naming the key, the value and what is allowed.
@@ -81,7 +84,8 @@ def check(config: Config) -> tuple[Strategy, list[Mechanism], list[StagePlan], l
     rounds_per_stage = _rounds_per_stage(config, strategy, num_stages)
     if choose_device(config.accelerator).type != "cpu" and config.engine == "processes":
         raise UserError("engine=processes on a GPU; allowed: accelerator=cpu, or engine=in_process")
-    dry_run(config, strategy, mechanisms, plans)
+    if not tried:
+        dry_run(config, strategy, mechanisms, plans)
     return strategy, mechanisms, plans, rounds_per_stage
 
 
@@ -129,10 +133,13 @@ def _rounds_per_stage(config: Config, strategy: Strategy, num_stages: int) -> li
     return own
 
 
-def prepare(config: Config) -> Experiment:
-    """Check the configuration, load the data, hold out the server's part, split the rest over the clients."""
+def prepare(config: Config, tried: bool = False) -> Experiment:
+    """Check the configuration, load the data, hold out the server's part, split the rest over the clients.
+
+    `tried`: see `check`.
+    """
     require(config)
-    strategy, mechanisms, plans, rounds_per_stage = check(config)
+    strategy, mechanisms, plans, rounds_per_stage = check(config, tried)
     config = config.model_copy(update={"strategy": whole(config.strategy)})
     judges, split = config.evaluation.data, config.evaluation.split
     dataset, client_indices, auxiliary = share_out(config, mechanisms, scored_as="" if judges else "data")

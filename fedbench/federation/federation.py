@@ -169,7 +169,7 @@ class Federation:
         """See `Executor`."""
         with clock(self.record, "server"):
             for mechanism, training in self._at_work():
-                training.start_round(self.record.round_index)
+                training.start_round(self.record.round_index, self.course.lr_scale)
                 mechanism.server_step(training)
 
     def end_stage(self) -> None:

@@ -16,6 +16,7 @@ from fedbench.federation.plan import StagePlan, finished_blocks
 from fedbench.federation.shipment import Shipment
 from fedbench.federation.strategy import Strategy
 from fedbench.federation.turn import Narrowing
+from fedbench.training.optimizer import lr_scale
 
 Result = TypeVar("Result")
 Draw = Callable[[Config, int, Choose], Participation]
@@ -29,6 +30,7 @@ class Visit(NamedTuple):
         groups: those that it is sent, because it lacks their current version.
         versions: version of every group that it needs, those that it holds already included.
         download: the payload down, as declared; `upload`: the one up, None if the client is lost before it.
+        lr_scale: what the schedule makes of the learning rate in this round.
         payload: the bytes of the download; empty where nothing is trained.
     """
 
@@ -40,6 +42,7 @@ class Visit(NamedTuple):
     versions: Mapping[str, int]
     download: Shipment
     upload: Shipment | None
+    lr_scale: float = 1.0
     payload: bytes = b""
 
 
@@ -154,12 +157,21 @@ class Course:
                 sent = self.dispatch.download(client, plan)
                 upload = None if client in drawn.lost_after else self.dispatch.upload(plan)
                 where = (client, self.rounds_done, self.stage)
-                yield Visit(*where, plan, sent.groups, sent.versions, sent.shipment, upload)
+                yield Visit(*where, plan, sent.groups, sent.versions, sent.shipment, upload, self.lr_scale)
+
+    @property
+    def _in_stage(self) -> tuple[int, int]:
+        """The round under way, 0-based in its stage, and R_s."""
+        begin, end = [0, *self.ends][self.stage - 1 : self.stage + 1]
+        return self.rounds_done - begin, end - begin
+
+    @property
+    def lr_scale(self) -> float:
+        """What the schedule makes of the learning rate in the round under way."""
+        return lr_scale(self.config.optimizer, self.rounds_done, self.ends[-1], *self._in_stage)
 
     def _visit_plan(self, client: int) -> StagePlan:
-        begin, end = [0, *self.ends][self.stage - 1 : self.stage + 1]
-        in_stage = self.rounds_done - begin
-        return self.narrowing.visit_plan(self.plan, client, self.rounds_done, in_stage, end - begin)
+        return self.narrowing.visit_plan(self.plan, client, self.rounds_done, *self._in_stage)
 
     def _returning(self, executor: Executor[Result], drawn: Participation) -> Iterator[tuple[Visit, Result]]:
         """Payload up: what comes back of those that trained."""

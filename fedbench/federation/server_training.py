@@ -58,9 +58,9 @@ class ServerTraining:
         self._trained_groups = StagePlan.end_to_end(plan.depth).trained_groups
         self.task = self._task(model, self.auxiliary)  # on the CPU: what a step costs is read off it
 
-    def start_round(self, round_index: int) -> None:
-        """Every round has its own random streams."""
-        self.round_index = round_index
+    def start_round(self, round_index: int, lr_scale: float) -> None:
+        """Every round has its own random streams, and the schedule's learning rate."""
+        self.round_index, self.lr_scale = round_index, lr_scale
         self.num_steps = 0
         self.edits = []
 
@@ -79,6 +79,7 @@ class ServerTraining:
         with self._on_device() as task:
             if base_lr is not None:
                 task.optimizer_config = self.config.optimizer.model_copy(update={"base_lr": base_lr})
+            task.lr_scale = self.lr_scale
             task.method.rebuild_target()
             indices = beside(task.images, torch.arange(len(self.auxiliary)))
             self.num_steps += fit(self.fabric, task, indices, epochs, self.config, self.round_index, *self._key)

@@ -17,7 +17,10 @@ from fedbench.reporting.paired import is_better, paired_difference
 from fedbench.tracking.runs import Run, describe
 
 REFERENCE = "fedssl"
-WITHOUT_COST = ("optimizer.base_lr", "optimizer.weight_decay", "ssl.temperature", "ssl.momentum", "augmentation.")
+WITHOUT_COST = (
+    *("optimizer.base_lr", "optimizer.weight_decay", "optimizer.schedule"),
+    *("ssl.temperature", "ssl.momentum", "augmentation."),
+)
 
 
 @dataclass(frozen=True)

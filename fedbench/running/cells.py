@@ -135,7 +135,7 @@ def _warn_of_threads(tasks: Sequence[Task], jobs: int) -> None:
 def attempt(task: Task) -> Outcome:
     """Run a cell; an error ends this cell alone, and stands in its run directory."""
     try:
-        return run_cell(prepare(task.config), task.directory.path.parent)
+        return run_cell(prepare(task.config, tried=True), task.directory.path.parent)
     except UserError as error:
         return _failed(task, str(error), str(error))
     except (Exception, SystemExit) as error:  # a plugin may call `sys.exit`

@@ -21,6 +21,7 @@ from fedbench.encoders.tensor_groups import select
 from fedbench.random import generator, stream
 from fedbench.ssl import SSLMethod, StepOutput
 from fedbench.training.model import freeze_all_but
+from fedbench.training.optimizer import build_optimizer
 
 if TYPE_CHECKING:
     from fedbench.training.visit import LocalVisit
@@ -125,7 +126,7 @@ def move(module: nn.Module, device: torch.device) -> None:
 
 
 class LocalTask(LightningModule):
-    """Views of a batch, the SSL method's loss plus the added terms, AdamW, momentum."""
+    """Views of a batch, the SSL method's loss plus the added terms, optimizer, target's momentum."""
 
     def __init__(
         self,
@@ -141,6 +142,7 @@ class LocalTask(LightningModule):
         self.method = method
         self.terms = terms
         self.optimizer_config = optimizer
+        self.lr_scale = 1.0  # of this round
         self.views = views
         self.images = images  # uint8 (N, C, H, W); a batch of them is on the device
         self.generator = torch.Generator(images.device)
@@ -226,13 +228,8 @@ class LocalTask(LightningModule):
         return output["loss"] + added
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """A fresh AdamW over the trained parameters: frozen ones have no state and no weight decay."""
-        return torch.optim.AdamW(
-            self.trained.values(),
-            lr=self.optimizer_config.lr,
-            weight_decay=self.optimizer_config.weight_decay,
-            fused=True,
-        )
+        """A fresh one over the trained parameters."""
+        return build_optimizer(self.trained.values(), self.optimizer_config, self.lr_scale)
 
 
 def num_steps(num_samples: int, batch_size: int, epochs: int) -> int:
