@@ -14,7 +14,7 @@ class Mine(Mechanism):
     """Any strategy can have it: `strategy={name: fedssl, ./mine.py: {weight: 0.5}}`.
 
     Other hooks than `local_loss`: `visit_plan` (a client runs or trains less), `server_step` with `auxiliary`
-    (the server trains on images of its own), `check` (refuse a configuration).
+    (the server trains on images of its own), `end_stage` (it edits its model), `check` (refuse a configuration).
     """
 
     weight: Annotated[float, Field(ge=0)] = 0.1
