@@ -12,12 +12,11 @@ from inspect import getfile
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from fedbench.config.load import config_hash
 from fedbench.config.schema import Config
 from fedbench.data import build_views
 from fedbench.encoders.tensor_groups import StateDict, is_target, select
 from fedbench.errors import UserError
-from fedbench.federation.aggregation import Aggregation, ServerState, check_fit
+from fedbench.federation.aggregation import Aggregation, Memory, ServerState, check_fit
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan, finished_blocks
 from fedbench.federation.server_rehearsal import ServerWork, rehearsed
@@ -44,18 +43,32 @@ def dry_run(
     terms: tuple[Strategy | Mechanism, ...] = (strategy, *mechanisms)
     names = {f"ssl={config.ssl.name}": ssl, f"strategy={config.strategy['name']}": type(strategy)}
     names |= {f"mechanism {type(one).__name__}": type(one) for one in mechanisms}
-    key = (config_hash(config.model_copy(update={"seed": 0})), *map(source_hash, names.values()))
+    key = (_alike(config), *map(source_hash, names.values()))
     if key in _passed:
         return
     with _told(names):
         values: StateDict = {}
+        memory: Memory = {}
         for stage in sorted({1, min(2, len(plans)), len(plans)}):
             model = build_model(config, plans[stage - 1].depth)
             values = _started(strategy, stage, model, values)
             _visits(config, terms, plans[stage - 1], stage, model)
-            _aggregate(strategy, mechanisms, plans[stage - 1], stage, model, values)
+            aggregation = Aggregation(strategy, mechanisms, memory)
+            _aggregate(aggregation, plans[stage - 1], stage, model, values)
             _server(config, mechanisms, plans[stage - 1], finished_blocks(plans, stage), model)
     _passed.add(key)
+
+
+def _alike(config: Config) -> str:
+    """What a dry run depends on: all of the model, the plugins and the optimizer but how large a rate is."""
+    tree = config.model_dump(mode="json", include={"ssl", "encoder", "strategy", "optimizer", "precision"})
+    return repr(_without_rates(tree))
+
+
+def _without_rates(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _without_rates(one) for key, one in value.items()}
+    return value != 0 if isinstance(value, float) else value
 
 
 def _started(strategy: Strategy, stage: int, model: SSLMethod, before: StateDict) -> StateDict:
@@ -84,22 +97,14 @@ def _visits(
         trace(kept)
 
 
-def _aggregate(
-    strategy: Strategy,
-    mechanisms: Sequence[Mechanism],
-    plan: StagePlan,
-    stage: int,
-    model: SSLMethod,
-    values: StateDict,
-) -> None:
+def _aggregate(aggregation: Aggregation, plan: StagePlan, stage: int, model: SSLMethod, values: StateDict) -> None:
     """What comes of two clients that sent back what they received."""
     parameters = frozenset(key for key, _ in model.named_parameters() if not is_target(key))
     state = ServerState(values, parameters, plan, stage, round_index=0, num_drawn=2)
-    aggregation = Aggregation(strategy, mechanisms, {})
     updates = (ClientUpdate(client, 1, select(values, plan.uploaded_groups)) for client in range(2))
     aggregation(updates, state)
     if next(updates, None) is not None:
-        name = type(strategy).__name__
+        name = type(aggregation.strategy).__name__
         raise UserError(f"{name}.aggregate left updates unread; allowed: to consume them all")
     aggregation.ends_stage(state)
 

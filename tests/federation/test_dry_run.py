@@ -160,5 +160,8 @@ def test_the_first_two_stages_and_the_last_are_tried_once(tiny: Tiny, monkeypatc
     config = tiny(strategy={"name": "lw_fedssl", "moon": {"mu": 0.31}}, encoder={"depth": 4})
     check(config)
     assert seen == [1, 1, 2, 2, 4, 4]  # a first visit, and one after it
-    check(config.model_copy(update={"seed": 5}))
+    rate = config.optimizer.model_copy(update={"base_lr": 0.3})
+    check(config.model_copy(update={"seed": 5, "optimizer": rate}))
     assert len(seen) == 6
+    check(config.model_copy(update={"strategy": {"name": "lw_fedssl", "moon": {"mu": 0.0}}}))
+    assert len(seen) == 12
