@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LOG_SPAN = 5  # a cost that spans more than this factor gets a logarithmic axis
+HEIGHT, PANELS_HEIGHT, LINE_HEIGHT = (
+    3.7,
+    3.2,
+    0.2,
+)  # inches: of a picture at least; what its legend comes on top of
 CROWDED_SPAN = 20  # and above this one fewer ticks, which would run into each other
 
 FRONT_NOTE = (
@@ -142,13 +147,15 @@ def _figure(rows: Sequence[Row]) -> "Figure":
     from matplotlib.figure import Figure
 
     rows = drawn(rows)
-    figure = Figure(figsize=(13, 3.7), layout="constrained")
+    figure = Figure(figsize=(13, HEIGHT), layout="constrained")
     axes = figure.subplots(1, len(PANELS), sharey=True)
     for axis, panel in zip(axes, PANELS, strict=True):
         _draw(axis, panel, rows)
     axes[0].set_ylabel(accuracy_label(rows))
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=_columns(labels), frameon=False)
+    columns = _columns(labels)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    figure.set_figheight(max(HEIGHT, PANELS_HEIGHT + LINE_HEIGHT * math.ceil(len(labels) / columns)))
     figure.suptitle(_literal(f"{rows[0].title}, {_seeds(rows)}"), fontsize=11)
     return figure
 

@@ -51,6 +51,22 @@ def test_the_picture_shows_every_strategy_in_its_units_with_the_floor(fake_run: 
     assert len(figure.legends[0].get_texts()) == 4
 
 
+def test_a_long_legend_leaves_the_panels_their_height(fake_run: Fake, tmp_path: Path) -> None:
+    """Twenty rows, each with a legend's line of its own."""
+    heights = []
+    for count in (2, 20):
+        for number in range(count):
+            rate = (number + 1) / 1000
+            long = {"ssl": {"temperature": rate}, "optimizer": {"base_lr": rate, "weight_decay": rate}}
+            fake_run("fedssl", 0.5 + rate, overrides=long)
+        figure = _figure(leaderboard(read_runs(tmp_path / "runs")))
+        figure.draw_without_rendering()
+        heights.append(figure.axes[0].get_window_extent().height)
+        legend = figure.legends[0].get_window_extent()
+        assert legend.y1 < figure.axes[0].get_window_extent().y0
+    assert heights[1] > 0.8 * heights[0]
+
+
 @pytest.mark.parametrize(
     ("lengths", "columns"),
     [([10] * 4, 4), ([10] * 9, 7), ([17, 12, 6, 11, 57, 12], 3), ([60, 60, 60], 1), ([200, 1], 1)],
