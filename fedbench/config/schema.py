@@ -100,6 +100,11 @@ class EncoderConfig(Section):
             raise ValueError(f"depth={self.depth}; allowed for resnet18: 4, its residual stages")
         return self
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.in_channels, self.image_size, self.image_size
+
 
 class PartitionConfig(Section):
     """How the pre-training pool is split over the clients."""

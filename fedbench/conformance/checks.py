@@ -5,6 +5,7 @@ A check takes a finished `Trial` and returns what is wrong, or None.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from fedbench.federation.aggregation import Aggregation, ServerState
 from fedbench.federation.experiment import Experiment, prepare
 from fedbench.federation.payload import encode
 from fedbench.federation.strategy import ClientUpdate, Strategy
-from fedbench.training.local import LocalStep, LocalTask, Received, Term
+from fedbench.training.local import LocalStep, LocalTask, Received, Term, untrained_task
 from fedbench.training.model import build_model
 from fedbench.training.visit import VisitHooks
 
@@ -284,7 +285,7 @@ def _step_of_training(trial: Trial) -> tuple[LocalTask, LocalStep]:
     config, plan = trial.config, trial.experiment.plans[-1]
     model = build_model(config, plan.depth)
     terms: tuple[Term, ...] = (trial.strategy, *trial.experiment.mechanisms)
-    task = LocalTask(model, plan.trained_groups, terms, config.optimizer, trial.experiment.views, torch.empty(0))
+    task = untrained_task(config, model, plan.trained_groups, terms)
     received = {key: value.clone() for key, value in model.online_state().items()}
     task.received = Received(received, task.images.device)
     stage = len(trial.experiment.plans)
@@ -295,9 +296,8 @@ def _step_of_training(trial: Trial) -> tuple[LocalTask, LocalStep]:
     with torch.no_grad():
         for number, parameter in enumerate(task.trained.values(), start=1):
             parameter.add_(0.01 * number)
-    encoder = config.encoder
-    view = torch.linspace(-1, 1, 4 * encoder.in_channels * encoder.image_size**2)
-    images = view.reshape(4, encoder.in_channels, encoder.image_size, encoder.image_size)
+    shape = (4, *config.encoder.image_shape)
+    images = torch.linspace(-1, 1, prod(shape)).reshape(shape)
     views = (images, -images)
     return task, LocalStep(model.training_step(views), views, task.trained, task.received, task.teachers)
 

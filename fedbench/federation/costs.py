@@ -25,7 +25,7 @@ class RunCosts:
     def of_server(self, training: ServerTraining, stage: int) -> list[tuple[StepCost, int]]:
         """Of what a mechanism did on the server in this round, and how often: edits, steps of all that exists."""
         task, num_samples = training.task, len(training.auxiliary)
-        shape = (num_samples, *self._image_shape)
+        shape = (num_samples, *self.config.encoder.image_shape)
         costs = [(trace_edit(task, function, shape), 1) for function in training.edits]
         if training.num_steps:
             plan = StagePlan.end_to_end(training.plan.depth)
@@ -35,7 +35,7 @@ class RunCosts:
     def _of(
         self, model: tuple[int, str], task: LocalTask, plan: StagePlan, num_samples: int, before: KeptBefore
     ) -> StepCost:
-        precision, shape = self.config.precision, self._image_shape
+        precision, shape = self.config.precision, self.config.encoder.image_shape
         batch_size = min(self.config.optimizer.batch_size, num_samples)
 
         def trace() -> StepCost:
@@ -43,8 +43,3 @@ class RunCosts:
 
         has = handed(before, task.method, plan.trained_groups, plan.run)
         return self._known.of(model, batch_size, plan.passes, has, trace)
-
-    @property
-    def _image_shape(self) -> tuple[int, int, int]:
-        encoder = self.config.encoder
-        return encoder.in_channels, encoder.image_size, encoder.image_size

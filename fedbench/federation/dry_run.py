@@ -9,11 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import getfile
 
-import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from fedbench.config.schema import Config
-from fedbench.data import build_views
 from fedbench.encoders.tensor_groups import StateDict, is_target, select
 from fedbench.errors import UserError
 from fedbench.federation.aggregation import Aggregation, Memory, ServerState, check_fit
@@ -24,7 +22,7 @@ from fedbench.federation.strategy import ClientUpdate, Strategy
 from fedbench.metering.step import trace_edit, trace_step
 from fedbench.plugins import load_plugin, source_hash
 from fedbench.ssl import SSLMethod
-from fedbench.training.local import LocalTask
+from fedbench.training.local import untrained_task
 from fedbench.training.model import build_model
 from fedbench.training.visit import NOTHING_KEPT, KeptBefore, by_block
 
@@ -86,7 +84,8 @@ def _visits(
     config: Config, terms: tuple[Strategy | Mechanism, ...], plan: StagePlan, stage: int, model: SSLMethod
 ) -> None:
     """A client's first visit, and one behind which it finds what it then kept."""
-    task, batch, shape = _task(config, model, plan, terms), config.optimizer.batch_size, _image_shape(config)
+    task = untrained_task(config, model, plan.trained_groups, terms)
+    batch, shape = config.optimizer.batch_size, config.encoder.image_shape
 
     def trace(before: KeptBefore) -> KeptBefore:
         cost = trace_step(task, batch, shape, config.precision, plan.run, plan.trained_groups, stage, before)
@@ -117,7 +116,7 @@ def _server(
     model: SSLMethod,
 ) -> None:
     """What mechanisms do on the server: noted; edits are traced, on a batch of images."""
-    task = _task(config, model, StagePlan.end_to_end(plan.depth), ())
+    task = untrained_task(config, model, StagePlan.end_to_end(plan.depth).trained_groups)
     for mechanism in mechanisms:
         work: list[ServerWork] = []
         server = rehearsed(mechanism, plan, finished, work)
@@ -126,16 +125,7 @@ def _server(
         images = 0 if mechanism.auxiliary() is None else config.optimizer.batch_size
         for one in work:
             if one.function is not None:
-                trace_edit(task, one.function, (images, *_image_shape(config)))
-
-
-def _task(config: Config, model: SSLMethod, plan: StagePlan, terms: tuple[Strategy | Mechanism, ...]) -> LocalTask:
-    views = build_views(config.augmentation, config.encoder.image_size)
-    return LocalTask(model, plan.trained_groups, terms, config.optimizer, views, torch.empty(0))
-
-
-def _image_shape(config: Config) -> tuple[int, int, int]:
-    return config.encoder.in_channels, config.encoder.image_size, config.encoder.image_size
+                trace_edit(task, one.function, (images, *config.encoder.image_shape))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ def forward_macs(config: EncoderConfig) -> dict[str, int]:
 
     ptflops needs attention in plain operations: it does not see inside the fused kernel.
     """
-    shape = (config.in_channels, config.image_size, config.image_size)
+    shape = config.image_shape
     with torch.random.fork_rng(devices=[]), plain_attention():
         encoder = build_encoder(config, config.depth).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -9,12 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import prod
 
-import torch
-
 from fedbench.config.load import config_hash
 from fedbench.config.schema import Config
 from fedbench.conventions import ConventionName
-from fedbench.data import build_views
 from fedbench.encoders.tensor_groups import HEADS, block_groups, group_of, groups_of
 from fedbench.federation import Mechanism, StagePlan, Strategy
 from fedbench.federation.experiment import check
@@ -28,7 +25,7 @@ from fedbench.metering.counting import forward_macs_by_group, paper_epoch_macs
 from fedbench.metering.step import StepCost, trace_edit, trace_step
 from fedbench.profiling.rehearsal import rehearse
 from fedbench.profiling.sizes import Sizes, client_sizes
-from fedbench.training.local import LocalTask, num_steps
+from fedbench.training.local import num_steps, untrained_task
 from fedbench.training.model import build_model
 from fedbench.training.visit import NOTHING_KEPT, KeptBefore, KeptSpec, by_block, handed
 
@@ -187,8 +184,7 @@ class _Stage:
         costs: StepCosts,
     ) -> None:
         self.config, self.terms, self.plan, self.stage, self.rounds = config, terms, plan, stage, rounds
-        encoder = config.encoder
-        self.image_shape = (encoder.in_channels, encoder.image_size, encoder.image_size)
+        self.image_shape = config.encoder.image_shape
         self.model = build_model(config, plan.depth)
         self.specs = describe(self.model)
         self.macs = forward_macs_by_group(self.model, self.image_shape)
@@ -274,7 +270,7 @@ class _Stage:
         if not trace:
             return [], steps.total()
         costs = [(self._step_cost((), plan, batch, NOTHING_KEPT), times) for batch, times in steps.items()]
-        task = self._task(plan, ())
+        task = untrained_task(self.config, self.model, plan.trained_groups)
         for one in self.work:
             if one.function is not None:
                 images = samples.get(one.mechanism, 0)
@@ -291,16 +287,15 @@ class _Stage:
         precision, shape = self.config.precision, self.image_shape
 
         def trace() -> StepCost:
-            task, trained = self._task(plan, terms), plan.trained_groups
+            task, trained = (
+                untrained_task(self.config, self.model, plan.trained_groups, terms),
+                plan.trained_groups,
+            )
             return trace_step(task, batch, shape, precision, plan.run, trained, self.stage, before)
 
         model = (self._alike, self.stage, bool(terms))
         has = handed(before, self.model, plan.trained_groups, plan.run)
         return self._costs.of(model, batch, plan.passes, has, trace)
-
-    def _task(self, plan: StagePlan, terms: tuple[Strategy | Mechanism, ...]) -> LocalTask:
-        views = build_views(self.config.augmentation, self.config.encoder.image_size)
-        return LocalTask(self.model, plan.trained_groups, terms, self.config.optimizer, views, torch.empty(0))
 
     def _parameters(self) -> tuple[int, int]:
         """Numbers of parameters that are trained, and of all."""

@@ -14,7 +14,7 @@ from lightning.fabric.plugins import MixedPrecision, Precision
 from torch import Tensor, nn
 
 from fedbench.config.schema import Config, OptimizerConfig
-from fedbench.data import Views
+from fedbench.data import Views, build_views
 from fedbench.data.pool import Pool
 from fedbench.encoders.encoder import Encoder, SharedPrefix
 from fedbench.encoders.tensor_groups import select
@@ -230,6 +230,14 @@ class LocalTask(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """A fresh one over the trained parameters."""
         return build_optimizer(self.trained.values(), self.optimizer_config, self.lr_scale)
+
+
+def untrained_task(
+    config: Config, method: SSLMethod, trained_groups: Set[str], terms: Sequence[Term] = ()
+) -> LocalTask:
+    """What a client, or the server, would train, without images: to trace what it costs."""
+    views = build_views(config.augmentation, config.encoder.image_size)
+    return LocalTask(method, trained_groups, terms, config.optimizer, views, torch.empty(0))
 
 
 def num_steps(num_samples: int, batch_size: int, epochs: int) -> int:
