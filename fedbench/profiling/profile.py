@@ -287,11 +287,8 @@ class _Stage:
         precision, shape = self.config.precision, self.image_shape
 
         def trace() -> StepCost:
-            task, trained = (
-                untrained_task(self.config, self.model, plan.trained_groups, terms),
-                plan.trained_groups,
-            )
-            return trace_step(task, batch, shape, precision, plan.run, trained, self.stage, before)
+            task = untrained_task(self.config, self.model, plan.trained_groups, terms)
+            return trace_step(task, batch, shape, precision, plan.run, plan.trained_groups, self.stage, before)
 
         model = (self._alike, self.stage, bool(terms))
         has = handed(before, self.model, plan.trained_groups, plan.run)
