@@ -1,6 +1,7 @@
 """One cell: train, evaluate, write the run directory, mirror to W&B."""
 
 import re
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -227,6 +228,7 @@ def _costs(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any
         **{f"server/{key}": value for key, value in server.items()},
         "server/peak_memory_bytes": max((record["server/peak_memory_bytes"] for record in rounds), default=0),
         "total/flops": totals["flops"] + server["flops"],
+        "rounds/by_stage": list(Counter(record["stage"] for record in rounds).values()),  # one may end early
         "rounds/without_return": sum(not record["returned"] for record in rounds),
         "clients/num_lost": sum(record["num_lost"] for record in rounds),
         "clients/num_rejected": sum(record["num_rejected"] for record in rounds),

@@ -96,6 +96,11 @@ def test_a_stage_that_adds_no_block_is_measured_by_those_it_trains(tiny: Tiny) -
     assert [record.stage for record in Witness(prepare(config)).records] == [1] * 3 + [2] * 3 + [3] * 6
 
 
+def test_a_run_says_how_many_rounds_each_stage_had(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(strategy={"name": "lw_fedssl", "effective_movement": ALWAYS}, federation={"rounds": 12})
+    assert fedbench.run(config, out=tmp_path).summary["rounds/by_stage"] == [3, 3, 6]
+
+
 class Wish(Mechanism):
     """Counts how often it is asked."""
 
