@@ -12,6 +12,7 @@ from fedbench.config import Config, load_config
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "exhaustive: another case shows the same; `make test` leaves it out")
+    config.addinivalue_line("markers", "dry_run: with the dry run of plugins, which takes a second for each")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -24,6 +25,13 @@ def _decoded_images_go_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> It
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _without_dry_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of tests have a configuration of their own; those of the dry run and of `check` are marked."""
+    if request.node.get_closest_marker("dry_run") is None:
+        monkeypatch.setattr("fedbench.federation.experiment.dry_run", lambda *_: None)
 
 
 @pytest.fixture

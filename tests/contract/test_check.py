@@ -6,6 +6,8 @@ import pytest
 
 from fedbench.cli import main
 
+pytestmark = pytest.mark.dry_run
+
 LEAKY = """
 from dataclasses import dataclass
 
@@ -64,11 +66,15 @@ def test_a_strategy_that_raises_is_shown_with_its_file_and_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "raises.py"
-    path.write_text(READS_ONE.replace("return next(updates).state", "return [][1]"))
+    later = "return [][1] if server.round_index else [update.state for update in updates][0]"
+    path.write_text(READS_ONE.replace("return next(updates).state", later))
     assert main(["check", str(path)]) == 1
     printed = capsys.readouterr().out
     assert "seen:     IndexError: list index out of range" in printed
     assert f"where:    all clients: {path}, line 14" in printed
+    path.write_text(READS_ONE.replace("return next(updates).state", "return [][1]"))
+    assert main(["check", str(path)]) == 2  # the dry run finds it
+    assert f"IndexError: list index out of range ({path}, line 14)" in capsys.readouterr().err
 
 
 def test_what_cannot_be_started_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,8 @@ from fedbench.config import Config
 from fedbench.errors import UserError
 from fedbench.federation.experiment import check
 
+pytestmark = pytest.mark.dry_run
+
 Tiny = Callable[..., Config]
 
 METHOD = """

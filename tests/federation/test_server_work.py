@@ -17,6 +17,8 @@ from fedbench.federation import Mechanism, ServerTraining
 from fedbench.federation.experiment import prepare
 from fedbench.ssl import SSLMethod
 
+pytestmark = pytest.mark.dry_run
+
 Tiny = Callable[..., Config]
 
 TRAINS = """

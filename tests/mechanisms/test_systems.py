@@ -21,6 +21,8 @@ from fedbench.federation.experiment import prepare
 from fedbench.federation.strategy import load_strategy
 from fedbench.random import generator
 
+pytestmark = pytest.mark.dry_run
+
 Tiny = Callable[..., Config]
 NEUTRAL: list[
     tuple[str, dict[str, Any], str]
