@@ -12,8 +12,6 @@ from fedbench.conformance import Trial, run_checks
 from fedbench.federation import GrowingStrategy, StagePlan
 from fedbench.plugins import builtin_files
 
-pytestmark = pytest.mark.dry_run
-
 STRATEGIES = list(builtin_files("strategies"))
 RESNET = {"encoder": {"name": "resnet18", "depth": 4}, "federation": {"rounds": 4, "num_clients": 2}}
 

@@ -17,8 +17,6 @@ from fedbench.federation import Mechanism, ServerTraining
 from fedbench.federation.experiment import prepare
 from fedbench.ssl import SSLMethod
 
-pytestmark = pytest.mark.dry_run
-
 Tiny = Callable[..., Config]
 
 TRAINS = """
