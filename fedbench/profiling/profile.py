@@ -208,6 +208,7 @@ class _Stage:
         plans = [visit.plan for visit in self.visits] or [self.plan]
         trained, whole = self._parameters()
         server, server_steps = self._server(sizes.server, trace)
+        changing = self._changing()
         return StageProfile(
             stage=self.stage,
             rounds=self.rounds,
@@ -221,7 +222,7 @@ class _Stage:
             server_flops=sum(cost.flops * times for cost, times in server),
             server_peak_memory_bytes=max((cost.peak_memory_bytes for cost, _ in server), default=0),
             flops={"step": self._each(flops), **self._paper_macs()},
-            download_bytes=self._traffic(downloads, [self.changing - block_groups(one.dropped) for one in plans]),
+            download_bytes=self._traffic(downloads, [changing - block_groups(one.dropped) for one in plans]),
             upload_bytes=self._traffic(uploads, [one.uploaded_groups for one in plans]),
             download={part: self._each(value) for part, value in parts(downloads).items()},
             upload={part: self._each(value) for part, value in parts(uploads).items()},
@@ -229,8 +230,7 @@ class _Stage:
             memory=highest.memory,
         )
 
-    @property
-    def changing(self) -> frozenset[str]:
+    def _changing(self) -> frozenset[str]:
         """Groups that the paper's rules send down in every round."""
         trains = any(one.epochs for one in self.work)
         anew = trains or self.config.federation.client_memory == "none"  # all that a client needs, every round
