@@ -233,8 +233,8 @@ class OptimizerConfig(Section):
 
     name: Literal["adamw", "sgd", "lars"] = Field(default="adamw", exclude_if=lambda value: value == "adamw")
     """[LW]: adamw. sgd and lars have momentum; lars (arXiv:1708.03888) scales the step of each weight matrix."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = LATER
-    """Momentum of sgd and lars; null: 0.9."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.9, exclude_if=lambda value: value == 0.9)
+    """Momentum of sgd and lars."""
     schedule: Literal["constant", "cosine", "cosine_per_stage"] = Field(
         default="constant", exclude_if=lambda value: value == "constant"
     )
@@ -248,14 +248,9 @@ class OptimizerConfig(Section):
 
     @model_validator(mode="after")
     def _momentum_of_adamw(self) -> "OptimizerConfig":
-        if self.momentum is not None and self.name not in ("sgd", "lars"):
+        if "momentum" in self.model_fields_set and self.name not in ("sgd", "lars"):
             raise ValueError(f"momentum={self.momentum} with name={self.name}; allowed: with sgd, lars")
         return self
-
-    @property
-    def inertia(self) -> float:
-        """Momentum of sgd and lars."""
-        return 0.9 if self.momentum is None else self.momentum
 
     @property
     def lr(self) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import getfile
 
+import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from fedbench.config.schema import Config
@@ -24,6 +25,7 @@ from fedbench.plugins import load_plugin, source_hash
 from fedbench.ssl import SSLMethod
 from fedbench.training.local import untrained_task
 from fedbench.training.model import build_model
+from fedbench.training.server_edit import apply_edit, check_edit
 from fedbench.training.visit import NOTHING_KEPT, KeptBefore, by_block
 
 _passed: set[tuple[str, ...]] = set()  # a grid's cells differ in seed and data, and need one dry run
@@ -115,17 +117,22 @@ def _server(
     finished: tuple[int, ...],
     model: SSLMethod,
 ) -> None:
-    """What mechanisms do on the server: noted; edits are traced, on a batch of images."""
+    """What mechanisms do on the server: noted; edits are traced, and done on a few black images."""
     task = untrained_task(config, model, StagePlan.end_to_end(plan.depth).trained_groups)
     for mechanism in mechanisms:
         work: list[ServerWork] = []
         server = rehearsed(mechanism, plan, finished, work)
         mechanism.server_step(server)
         mechanism.end_stage(server)
-        images = 0 if mechanism.auxiliary() is None else config.optimizer.batch_size
+        images = torch.zeros(
+            8 * (mechanism.auxiliary() is not None), *config.encoder.image_shape, dtype=torch.uint8
+        )
         for one in work:
             if one.function is not None:
-                trace_edit(task, one.function, (images, *config.encoder.image_shape))
+                trace_edit(task, one.function, (len(images), *config.encoder.image_shape))
+                before = {key: value.clone() for key, value in model.online_state().items()}
+                apply_edit(model, one.function, images)
+                check_edit(before, model.online_state(), one.groups)
 
 
 @contextmanager

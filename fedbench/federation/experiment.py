@@ -1,6 +1,7 @@
 """A run made ready: every error that a configuration can cause is raised here, before anything is trained."""
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -69,6 +70,9 @@ def check(config: Config, tried: bool = False) -> tuple[Strategy, list[Mechanism
     strategy.check(config)
     for mechanism in mechanisms:
         mechanism.check(config)
+    for name, times in Counter(type(plugin).__name__ for plugin in (strategy, *mechanisms)).items():
+        if times > 1:  # what plugins keep and are given goes by this name
+            raise UserError(f"strategy: {times} of its plugins are classes called {name}; allowed: one of them")
     parameters = list(inspect.signature(strategy.aggregate).parameters)
     if len(parameters) != 2:
         raise UserError(

@@ -43,7 +43,7 @@ class RehearsedTraining:
 
     def __getattr__(self, name: str) -> object:
         raise UserError(
-            f"profile: {self.mechanism} reads the server's {name!r}; allowed where nothing is trained: plan, "
+            f"{self.mechanism} reads the server's {name!r}; allowed where nothing is trained: plan, "
             "finished, train, edit"
         )
 

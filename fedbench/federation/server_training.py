@@ -9,14 +9,14 @@ from torch import Tensor
 from fedbench.config.schema import Config
 from fedbench.data import Views
 from fedbench.data.pool import Pool, beside, place
-from fedbench.encoders.tensor_groups import group_of, select
+from fedbench.encoders.tensor_groups import select
 from fedbench.errors import UserError
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.server import Server
 from fedbench.ssl import SSLMethod
 from fedbench.training.local import LocalTask, build_fabric, fit
-from fedbench.training.server_edit import Edit, apply_edit
+from fedbench.training.server_edit import Edit, apply_edit, check_edit
 
 
 class ServerTraining:
@@ -101,9 +101,7 @@ class ServerTraining:
         with self._on_device() as task:
             apply_edit(task.method, function, self.auxiliary.to(self.device))
             values = {key: value.cpu() for key, value in task.method.online_state().items()}
-        changed = (key for key, value in values.items() if not torch.equal(value, self.server.state[key]))
-        if odd := {group_of(key) for key in changed} - groups:
-            raise UserError(f"edit changed {min(odd)!r}; allowed: the groups that it names, {sorted(groups)}")
+        check_edit(self.server.state, values, groups)
         self.edits.append(function)
         self.server.apply(select(values, groups), aggregated=False)
 

@@ -40,7 +40,7 @@ def forecast(configs: Sequence[Config], out: Path) -> str:
     notes = bullets(
         f"About {number(left / GFLOPS)} GFLOPs of all clients and the server are left to do.",
         f"Of a mean client over the whole run; convention `step`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
-        "Server: its own training. Memory: the highest peak of any client. Not counted: the probe.",
+        "Server: its own training and edits. Memory: the highest peak of any client. Not counted: the probe.",
     )
     kept = [index for index, header in enumerate(HEADERS) if header != "settings" or any(settings)]
     headers, *rows = ([line[index] for index in kept] for line in (HEADERS, *lines))

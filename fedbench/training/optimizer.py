@@ -21,7 +21,7 @@ def build_optimizer(
     """
     lr, decay = config.lr * lr_scale, config.weight_decay
     if config.name == "sgd":
-        return torch.optim.SGD(parameters, lr, config.inertia, weight_decay=decay, fused=True)
+        return torch.optim.SGD(parameters, lr, config.momentum, weight_decay=decay, fused=True)
     if config.name == "lars":
         # biases and norms have one dimension: no decay, and no layer's own rate (You et al. 2017; BYOL, Appendix)
         matrices, vectors = list[nn.Parameter](), list[nn.Parameter]()
@@ -31,7 +31,7 @@ def build_optimizer(
             {"params": matrices, "weight_decay": decay, "always_adapt": True},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        return Lars(groups, lr, config.inertia, foreach=False)
+        return Lars(groups, lr, config.momentum, foreach=False)
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
 
 

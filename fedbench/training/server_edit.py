@@ -1,11 +1,13 @@
 """An edit of the server's model: a function that changes some of its tensors in place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 
 import torch
 from torch import Tensor
 
 from fedbench.data import normalize
+from fedbench.encoders.tensor_groups import group_of
+from fedbench.errors import UserError
 from fedbench.ssl import SSLMethod
 
 Edit = Callable[[SSLMethod, Tensor], None]
@@ -23,3 +25,10 @@ def apply_edit(model: SSLMethod, function: Edit, images: Tensor) -> None:
     function(model, normalize(images.float() / 255))
     for module, mode in modes.items():
         module.training = mode
+
+
+def check_edit(before: Mapping[str, Tensor], after: Mapping[str, Tensor], groups: Set[str]) -> None:
+    """Refuse an edit that changed a tensor of another group than `groups`, by a `UserError`."""
+    changed = {group_of(key) for key, value in after.items() if not torch.equal(value, before[key])}
+    if odd := changed - groups:
+        raise UserError(f"edit changed {min(odd)!r}; allowed: the groups that it names, {sorted(groups)}")

@@ -104,6 +104,12 @@ HOOKS = [  # base, hook, body, what the error says
         "server.edit({'norm'}, lambda model, images: model.nonsense)",
         "Error",
     ),
+    (
+        "Mechanism",
+        "end_stage(self, server)",
+        "server.edit({'heads'}, lambda model, _: model.encoder.norm.bias.add_(1))",
+        "edit changed 'norm'; allowed: the groups that it names, .*heads",
+    ),
     ("Mechanism", "end_stage(self, server)", "server.train(1)", "the mechanism has no images; allowed: with"),
     ("Mechanism", "server_step(self, server)", "return server.nonsense", "reads the server's 'nonsense'; allowed"),
     ("LW", "aggregate(self, updates, server)", "return {}", "Mine.aggregate left updates unread"),
@@ -167,3 +173,12 @@ def test_the_first_two_stages_and_the_last_are_tried_once(tiny: Tiny, monkeypatc
     assert len(seen) == 6
     check(config.model_copy(update={"strategy": {"name": "lw_fedssl", "moon": {"mu": 0.0}}}))
     assert len(seen) == 12
+
+
+def test_two_plugins_of_one_class_name_are_refused(tiny: Tiny, tmp_path: Path) -> None:
+    """What they keep, and the server's images for them, would be taken for each other's."""
+    files = [tmp_path / name for name in ("one.py", "other.py")]
+    for file in files:
+        file.write_text(PLUGIN.format(base="Mechanism", hook="auxiliary(self)", body="return 0.2"))
+    with pytest.raises(UserError, match="2 of its plugins are classes called Mine"):
+        check(tiny(strategy={"name": "fedssl", **{str(file): True for file in files}}))

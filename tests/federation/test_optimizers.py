@@ -125,6 +125,12 @@ def test_what_is_left_out_is_adamw_and_constant(tiny: Tiny) -> None:
     assert given.model_dump()["optimizer"].keys() == {"base_lr", "batch_size", "weight_decay"}
 
 
+def test_a_momentum_that_is_the_default_makes_no_other_cell(tiny: Tiny) -> None:
+    given, left_out = (tiny(optimizer={"name": "sgd", **more}) for more in ({"momentum": 0.9}, {}))
+    assert given.model_dump() == left_out.model_dump()
+    assert tiny(given.model_dump()).optimizer.momentum == 0.9
+
+
 def test_adamw_has_no_momentum(tiny: Tiny) -> None:
     with pytest.raises(UserError, match=r"momentum=0\.9 with name=adamw; allowed: with sgd, lars"):
         tiny(optimizer={"momentum": 0.9})
