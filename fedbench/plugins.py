@@ -8,13 +8,12 @@ has several). Code is executed only from where the user points.
 """
 
 import ast
-import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata, resources
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Literal, TypeGuard, TypeVar
 
 from fedbench.errors import UserError, suggest
 from fedbench.files import config_names, user_path
+from fedbench.plugin_files import Home, digest, home_of, own_files
 
 Kind = Literal["strategies", "mechanisms", "ssl", "datasets"]
 PACKAGES: dict[Kind, tuple[str, str]] = {  # a package that imports no torch, and the one inside it
@@ -32,6 +32,9 @@ PACKAGES: dict[Kind, tuple[str, str]] = {  # a package that imports no torch, an
     "datasets": ("fedbench", "data.sources"),
 }
 Plugin = TypeVar("Plugin")
+_files: dict[str, dict[str, bytes]] = {}  # module of a plugin file -> what it is made of, as it was loaded
+_hashes: dict[type, str] = {}  # of the files of a plugin, as they were loaded
+_helpers: dict[Path, bytes] = {}  # modules that plugin files import from their folder, as they were loaded
 
 
 def is_kind(name: str) -> TypeGuard[Kind]:
@@ -64,7 +67,9 @@ def load_plugin(kind: Kind, name: str, base: type[Plugin]) -> type[Plugin]:
         UserError: nothing has that name, it cannot be imported, or it has no or several subclasses of `base`.
     """
     with blamed(f"plugin {name!r}"):
-        return _load(kind, name, base)
+        plugin = _load(kind, name, base)
+        source_hash(plugin)  # of the files as they are now
+        return plugin
 
 
 @contextmanager
@@ -137,22 +142,36 @@ def _import_file(path: Path) -> ModuleType:
     """The module of a file, executed once as long as it does not change; two files of one name are two modules."""
     if not path.is_file():
         raise UserError(f"plugin file {str(path)!r} does not exist")
-    content = path.read_bytes()
-    version = hashlib.sha256(str(path.resolve()).encode() + b"\0" + content).hexdigest()[:12]
-    name = f"fedbench_plugin_{path.stem}_{version}"
+    place = path.resolve()
+    files = own_files(place, Home(place.parent, ""))
+    name = f"fedbench_plugin_{path.stem}_{digest(str(place), files)[:12]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    helpers = {place.parent / other: content for other, content in files.items() if other != place.name}
+    _forget_changed(helpers)
     sys.modules[name] = module  # dataclasses look their own module up
     try:
-        spec.loader.exec_module(module)
+        exec(compile(files[place.name], path, "exec"), vars(module))  # what was read, and not what is there by now
     except BaseException:
         del sys.modules[name]
         raise
+    _files[name] = files
+    _helpers.update(helpers)
     return module
+
+
+def _forget_changed(helpers: Mapping[Path, bytes]) -> None:
+    """Let all be imported anew if one has changed since a plugin imported it: others may hold what was in it."""
+    if all(_helpers.get(path, content) == content for path, content in helpers.items()):
+        return
+    for name, module in list(sys.modules.items()):
+        if (file := getattr(module, "__file__", None)) and Path(file) in helpers:
+            del sys.modules[name]
+    for path in helpers:  # bytecode tells a change by whole seconds and the file's size
+        Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
 
 
 def _import_dotted(target: str, kind: Kind) -> ModuleType:
@@ -192,5 +211,18 @@ def _subclass(value: object, base: type[Plugin], name: str) -> type[Plugin]:
 
 
 def source_hash(cls: type) -> str:
-    """SHA-256 of the class's name and the file that defines it, as hex: two files of one name are two plugins."""
-    return hashlib.sha256(cls.__qualname__.encode() + b"\0" + Path(inspect.getfile(cls)).read_bytes()).hexdigest()
+    """SHA-256 of the class's name and the plugin's files as they were when it was loaded, as hex; see `own_files`.
+
+    Two files of one name are two plugins. Of a built-in one it is that of its own file: the commit tells the rest.
+    """
+    if cls not in _hashes:
+        _hashes[cls] = digest(cls.__qualname__, _files.get(cls.__module__) or _files_of(cls))
+    return _hashes[cls]
+
+
+def _files_of(cls: type) -> dict[str, bytes]:
+    """Of a plugin that Python's import system loaded."""
+    module, file = sys.modules[cls.__module__], Path(inspect.getfile(cls)).resolve()
+    if cls.__module__.startswith("fedbench."):
+        return {file.name: file.read_bytes()}
+    return own_files(file, home_of(module, file))

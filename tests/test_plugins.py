@@ -13,7 +13,8 @@ from fedbench.errors import UserError
 from fedbench.federation import Strategy, load_strategy
 from fedbench.federation.experiment import prepare
 from fedbench.federation.naming import strategy_label
-from fedbench.plugins import describe, load_plugin
+from fedbench.plugin_files import Home, digest, own_files
+from fedbench.plugins import describe, load_plugin, source_hash
 from fedbench.running.cell import cell_name, run_cell
 from fedbench.ssl import SSLMethod
 
@@ -237,3 +238,70 @@ def test_two_mechanisms_of_one_file_name_are_refused(term: Path, tiny: Callable[
 def test_a_field_of_a_mechanism_by_path_is_checked(term: Path, tiny: Callable[..., Config]) -> None:
     with pytest.raises(UserError, match=r"a_term\.py\.weigth: unknown key; did you mean 'weight'"):
         prepare(tiny(strategy={"name": "fedssl", str(term): {"weigth": 2}}))
+
+
+HELPED = """
+from fedbench.federation import StagePlan, Strategy
+IMPORT
+
+class Helped(Strategy):
+    def plan(self, stage: int, num_blocks: int) -> StagePlan:
+        return StagePlan(num_blocks, trainable=range(num_blocks), upload=range(num_blocks - LAST))
+"""
+
+
+@pytest.mark.parametrize("statement", ["from helper_of_mine import LAST", "from terms_of_mine.last import LAST"])
+def test_the_modules_of_its_own_folder_belong_to_a_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    """Those that they import too; and a change of one is noticed by the process that has loaded it before."""
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "terms_of_mine"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "last.py").write_text("from .deep import LAST\n")
+    (package / "deep.py").write_text("LAST = 0\n")
+    (tmp_path / "helper_of_mine.py").write_text("def late():\n    import terms_of_mine.deep\n\nLAST = 0\n")
+    (tmp_path / "of_nobody.py").write_text("LAST = 5\n")
+    plugin = tmp_path / "helped.py"
+    plugin.write_text(HELPED.replace("IMPORT", statement))
+
+    def load() -> tuple[str, int]:
+        cls = load_plugin("strategies", str(plugin), Strategy)  # type: ignore[type-abstract]
+        return source_hash(cls), len(cls().plan(1, 4).upload)
+
+    first = load()
+    assert first[1] == 4
+    (tmp_path / "of_nobody.py").write_text("LAST = 6\n")
+    assert load() == first
+    (package / "deep.py").write_text("LAST = 1\n")
+    second = load()
+    assert second[0] != first[0]
+    assert second[1] == (4 if "helper" in statement else 3)
+    (tmp_path / "helper_of_mine.py").write_text("LAST = 2  # and nothing more\n")
+    third = load()
+    assert (third != second) == ("helper" in statement)
+    assert third[1] == (2 if "helper" in statement else 3)
+
+
+def test_a_plugin_is_known_by_what_was_loaded_not_by_what_its_file_became(fedprox: Path) -> None:
+    loaded = load_plugin("strategies", str(fedprox), Strategy)  # type: ignore[type-abstract]
+    before = source_hash(loaded)
+    fedprox.write_text(FEDPROX.replace("0.01", "0.02"))
+    assert source_hash(loaded) == before
+    assert source_hash(load_plugin("strategies", str(fedprox), Strategy)) != before  # type: ignore[type-abstract]
+
+
+def test_of_a_package_its_own_modules_count_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for folder in ("ours", "theirs"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("LAST = 0\n")
+    (tmp_path / "ours" / "terms.py").write_text("LAST = 0\n")
+    file = tmp_path / "ours" / "plugin.py"
+    file.write_text(HELPED.replace("IMPORT", "from .terms import LAST\nfrom theirs import LAST"))
+    home = Home(tmp_path, "ours")
+    assert own_files(file, home).keys() == {"ours/plugin.py", "ours/__init__.py", "ours/terms.py"}
+    cls = load_plugin("strategies", "ours.plugin", Strategy)  # type: ignore[type-abstract]
+    assert source_hash(cls) == digest("Helped", own_files(file, home))
+    sys.modules.pop("ours.plugin")
