@@ -200,6 +200,7 @@ def config_hash(config: Config) -> str:
         "accelerator": True,
         "engine": True,
         "workers": True,
+        "federation": {"timeout": True},
         "data": {"path": True, "skip_broken": True, "partition": {"file": True}},
         "evaluation": {"data": {"path": True, "skip_broken": True}},
     }

@@ -42,6 +42,7 @@ class Upload:
         received_bytes: of the download, as its decoder counted them.
         kept: what the client had kept from earlier visits, without values.
         seconds: that the visit took.
+        deaths: of worker processes over this visit, before the one that trained it.
     """
 
     data: bytes
@@ -55,6 +56,7 @@ class Upload:
     received_bytes: int
     kept: KeptBefore
     seconds: float
+    deaths: int = 0
 
 
 class Worker:

@@ -9,9 +9,12 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from threading import Timer
 from typing import NamedTuple, Protocol
 
 from fedbench.config.schema import Config
@@ -25,12 +28,18 @@ from fedbench.federation.observer import Observer
 from fedbench.federation.payload import decode
 from fedbench.federation.protocol import Visit
 from fedbench.federation.server import Server
+from fedbench.metering.forward import forward_macs
 from fedbench.numerics import settle
+from fedbench.training.local import num_steps
 from fedbench.training.model import build_model
-from fedbench.workers import worker_context
+from fedbench.workers import end_with_parent, worker_context
 
 DEATHS = 3  # of workers over one client: then it is the client's doing
 AHEAD = 2  # visits for each worker that may be finished and wait for their turn
+PATIENCE_S = 600.0  # that a worker may take besides training: it imports, decodes, waits for a disk
+SLOWER = 20.0  # than any visit so far, for each FLOP
+SLOWEST = 1e-9  # seconds for a FLOP, where nothing was seen yet
+PASSES = 2 * 2 * 2 * 3  # FLOPs of a MAC, views, branches, forward and backward: about, for nothing is traced
 
 
 class Engine(Protocol):
@@ -101,17 +110,50 @@ class Failure(NamedTuple):
     is_users: bool
 
 
+class Patience:
+    """How long a worker has for a client: as configured, or far longer than its cost and the past predict.
+
+    The cost is that of so many images in an encoder of full depth. It is rough, but no code of a plugin is run for
+    it: that may be what kills a worker.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self._slowest = 0.0  # seconds for a FLOP
+
+    def of(self, visit: Visit) -> float:
+        """Seconds."""
+        fixed = self.experiment.config.federation.timeout
+        return fixed or PATIENCE_S + SLOWER * (self._slowest or SLOWEST) * self._flops(visit)
+
+    def saw(self, visit: Visit, seconds: float) -> None:
+        """A visit that took so long."""
+        self._slowest = max(self._slowest, seconds / self._flops(visit))
+
+    def _flops(self, visit: Visit) -> int:
+        config, count = self.experiment.config, len(self.experiment.client_indices[visit.client])
+        batch_size = config.optimizer.batch_size
+        images = num_steps(count, batch_size, config.federation.local_epochs) * min(batch_size, count)
+        return PASSES * images * self._macs
+
+    @cached_property
+    def _macs(self) -> int:
+        return max(forward_macs(self.experiment.config.encoder).values())
+
+
 class Processes:
     """Persistent worker processes, each with a working model and the data of its own (mapped files are shared).
 
-    A worker that dies is replaced and its client trained again, with the same result.
+    A worker that dies, or is killed because it does not answer in time, is replaced, and its client trained again,
+    with the same result.
     """
 
     def __init__(self, experiment: Experiment, server: Server, folder: Path) -> None:
         self.server = server
         config = experiment.config
+        self._patience = Patience(experiment)
         count = config.workers or max(1, multiprocessing.cpu_count() // config.threads)
-        self._new = lambda: Remote(config, folder)
+        self._new = lambda: Remote(config, experiment.sources, folder)
         self._remotes = [self._new() for _ in range(count)]
 
     def train(self, visits: Iterable[Visit]) -> Iterator[tuple[Visit, Upload]]:
@@ -123,13 +165,16 @@ class Processes:
                 ahead = len(busy) + len(done) < AHEAD * len(self._remotes)
                 if number not in busy and ahead and (task := next(todo, None)):
                     busy[number], remote.visit = task
+                    remote.deaths = 0
                     self._send(number)
             if not busy:
                 return
             for number in self._ready(busy):
                 upload = self._receive(number)
                 if upload is not None:
-                    done[busy.pop(number)] = (self._remotes[number].visit, upload)
+                    remote = self._remotes[number]
+                    self._patience.saw(remote.visit, upload.seconds)
+                    done[busy.pop(number)] = (remote.visit, replace(upload, deaths=remote.deaths))
             while turn in done:
                 yield done.pop(turn)
                 turn += 1
@@ -144,16 +189,17 @@ class Processes:
         return [number for number in busy if self._remotes[number].connection in ready]
 
     def _send(self, number: int) -> None:
+        remote = self._remotes[number]
         try:
-            self._remotes[number].send(self.server)
-        except (BrokenPipeError, ConnectionResetError):
+            remote.send(self.server, self._patience.of(remote.visit))
+        except OSError:  # a broken pipe
             self._replace(number)
 
     def _receive(self, number: int) -> Upload | None:
         """A worker's answer; None if it died, and another one has its visit."""
         try:
-            answer = self._remotes[number].connection.recv()
-        except (EOFError, ConnectionResetError):
+            answer = self._remotes[number].receive()
+        except (EOFError, OSError):  # OSError: in the middle of its answer
             self._replace(number)
             return None
         if isinstance(answer, Failure):
@@ -167,7 +213,7 @@ class Processes:
         if dead.deaths + 1 == DEATHS:
             raise RuntimeError(
                 f"round {dead.visit.round_index}: {DEATHS} worker processes died over client {dead.visit.client}, "
-                f"the last with exit code {dead.process.exitcode} (-9 is a kill, as when memory runs out)"
+                f"the last {dead.end}"
             )
         self._send(number)
 
@@ -182,19 +228,26 @@ class Remote:
 
     visit: Visit
 
-    def __init__(self, config: Config, folder: Path) -> None:
+    def __init__(self, config: Config, sources: Mapping[str, str], folder: Path) -> None:
         context = worker_context()
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, config, folder), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, config, sources, folder), daemon=True)
         self.process.start()
         theirs.close()
         self.deaths = 0
+        self._alarm: Timer | None = None
+        self._late = 0.0  # seconds after which it was killed
         self._round = -1
         self._known: dict[str, int] = {}  # group -> version that the worker has
         self._payloads: set[tuple[tuple[str, int], ...]] = set()  # that it had in this round
 
-    def send(self, server: Server) -> None:
-        """Send `visit`, with what the worker lacks for it."""
+    def send(self, server: Server, patience: float) -> None:
+        """Send `visit`, with what the worker lacks for it; it has `patience` seconds to answer."""
+        # A process that is stopped takes no bytes and no signal but one: killed, it leaves a broken connection,
+        # whether we wait in `send` or in `receive`.
+        self._alarm = Timer(patience, self._kill, [patience])
+        self._alarm.daemon = True
+        self._alarm.start()
         visit, versions = self.visit, self.visit.versions
         if visit.round_index != self._round:
             self._round, self._payloads = visit.round_index, set()
@@ -207,46 +260,80 @@ class Remote:
         self._known |= versions
         self._payloads.add(payload)
 
+    def receive(self) -> Upload | Failure:
+        """The answer. EOFError, OSError: the process died."""
+        answer: Upload | Failure = self.connection.recv()
+        self._calm()
+        return answer
+
+    @property
+    def end(self) -> str:
+        """How the process ended."""
+        if self._late:
+            return f"was killed after {self._late:g} s without an answer (federation.timeout sets how long it has)"
+        return f"with exit code {self.process.exitcode} (-9 is a kill, as when memory runs out)"
+
     def close(self) -> None:
-        """End the process."""
+        """End the process; what clients keep is written in one step, so that it may be at anything."""
+        self._calm()
         self.connection.close()
-        self.process.terminate()
+        self.process.kill()
         self.process.join()
 
+    def _kill(self, patience: float) -> None:
+        self._late = patience
+        self.process.kill()
 
-def serve(connection: Connection, config: Config, folder: Path) -> None:
-    """A worker process: train what comes until the connection ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    def _calm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+
+def serve(connection: Connection, config: Config, sources: Mapping[str, str], folder: Path) -> None:
+    """A worker process: train what comes until the connection ends.
+
+    `sources`: of the plugins that the process had which started this one.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # sent to a whole group of processes: the parent ends us
+    end_with_parent()
     settle(config)
-    worker = RemoteWorker(prepare(config, tried=True), folder)
+    worker: RemoteWorker | None = None
     while True:
         try:
-            connection.send(worker.answer(connection.recv()))
-        except (EOFError, BrokenPipeError, ConnectionResetError):
+            request = connection.recv()
+            try:
+                worker = worker or RemoteWorker(config, sources, folder)
+                answer: Upload | Failure = worker.answer(request)
+            except UserError as error:
+                answer = Failure(str(error), is_users=True)
+            except Exception:
+                answer = Failure(traceback.format_exc(), is_users=False)
+            connection.send(answer)
+        except (EOFError, OSError):  # the parent is gone
             return
 
 
 class RemoteWorker:
     """Answers requests in a worker process."""
 
-    def __init__(self, experiment: Experiment, folder: Path) -> None:
+    def __init__(self, config: Config, sources: Mapping[str, str], folder: Path) -> None:
+        """UserError: a plugin is not the one that it was."""
+        experiment = prepare(config, tried=True)
+        if experiment.sources != sources:
+            raise UserError("a plugin's files changed while the run was starting; allowed: the same command again")
         self.experiment = experiment
         self.worker = build_worker(experiment, folder)
         self.engine = InProcess(experiment, self.worker)
         self._stage, self._round = 0, -1
         self._payloads: dict[tuple[tuple[str, int], ...], bytes] = {}
 
-    def answer(self, request: Request) -> Upload | Failure:
+    def answer(self, request: Request) -> Upload:
         """Train one visit."""
-        try:
-            self._start_stage(request.visit.stage)
-            self._take(request)
-            visit = request.visit._replace(payload=self._payload(request))
-            ((_, upload),) = self.engine.train([visit])
-        except UserError as error:
-            return Failure(str(error), is_users=True)
-        except Exception:
-            return Failure(traceback.format_exc(), is_users=False)
+        self._start_stage(request.visit.stage)
+        self._take(request)
+        visit = request.visit._replace(payload=self._payload(request))
+        ((_, upload),) = self.engine.train([visit])
         return upload
 
     def _start_stage(self, stage: int) -> None:

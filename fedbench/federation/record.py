@@ -156,6 +156,7 @@ class RoundRecord:
             "all_clients/buffer_bytes": sum(shipment.buffer_bytes for shipment in self.shipments),
             "all_clients/flops": self.flops,
             "all_clients/local_steps": sum(upload.num_steps for upload in self.uploads.values()),
+            "workers/deaths": {str(client): one.deaths for client, one in self.uploads.items() if one.deaths},
             "client/peak_memory_bytes": self.peak_memory_bytes,
             "client/memory_source": self.memory_source,
             **{f"client/{key}": value for key, value in largest(self.cuda_memory.values()).items()},

@@ -165,8 +165,10 @@ def cell_rounds(experiment: Experiment, out: Path) -> Generator[dict[str, Any], 
     resumed = f"resumed after round {found.facts['rounds_done']}{_other_code(directory)}" if found else ""
     empty = summary["rounds/without_return"]
     kept = f"from {empty} round(s) no client's update was used, they kept the model" if empty else ""
+    deaths = summary["workers/num_deaths"]
+    died = f"{deaths} worker process(es) died, and their clients were trained again" if deaths else ""
     diverged = "DIVERGED, its figures are those of a lost cause" if summary["diverged"] else ""
-    words = [f"{summary['seconds']:.0f} s", diverged, *complaints, resumed, kept]
+    words = [f"{summary['seconds']:.0f} s", diverged, *complaints, resumed, kept, died]
     return Outcome(_end(summary), "; ".join(filter(None, words)), is_new=True)
 
 
@@ -229,6 +231,7 @@ def _costs(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "server/peak_memory_bytes": max((record["server/peak_memory_bytes"] for record in rounds), default=0),
         "total/flops": totals["flops"] + server["flops"],
         "rounds/by_stage": list(Counter(record["stage"] for record in rounds).values()),  # one may end early
+        "workers/num_deaths": sum(sum(record.get("workers/deaths", {}).values()) for record in rounds),
         "rounds/without_return": sum(not record["returned"] for record in rounds),
         "clients/num_lost": sum(record["num_lost"] for record in rounds),
         "clients/num_rejected": sum(record["num_rejected"] for record in rounds),

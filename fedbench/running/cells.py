@@ -1,14 +1,11 @@
 """Many cells, one after the other or in worker processes; one that fails does not stop the rest."""
 
-import multiprocessing
 import os
 import sys
-import threading
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, as_completed
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +24,7 @@ from fedbench.running.cell import Outcome, cell_name, identity, run_cell
 from fedbench.tracking.progress import Progress
 from fedbench.tracking.run_directory import ERROR, RunDirectory
 from fedbench.tracking.runs import read_runs
-from fedbench.workers import worker_context
+from fedbench.workers import end_with_parent, worker_context
 
 
 class Task(NamedTuple):
@@ -135,7 +132,12 @@ def _warn_of_threads(tasks: Sequence[Task], jobs: int) -> None:
 def attempt(task: Task) -> Outcome:
     """Run a cell; an error ends this cell alone, and stands in its run directory."""
     try:
-        return run_cell(prepare(task.config, tried=True), task.directory.path.parent)
+        experiment = prepare(task.config, tried=True)
+        if identity(experiment) != task.cell_hash:
+            raise UserError(
+                "a plugin's files or the data changed since the grid began; allowed: to begin it again"
+            )
+        return run_cell(experiment, task.directory.path.parent)
     except UserError as error:
         return _failed(task, str(error), str(error))
     except (Exception, SystemExit) as error:  # a plugin may call `sys.exit`
@@ -157,22 +159,10 @@ def _one_by_one(tasks: Sequence[Task], progress: Progress) -> Iterator[tuple[Tas
         yield task, attempt(task)
 
 
-def _end_with_parent() -> None:
-    """Let this worker die with the process that started it: the cell is free for the next one."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _in_workers(tasks: Sequence[Task], progress: Progress, jobs: int) -> Iterator[tuple[Task, Outcome]]:
     """In the order in which they end. A worker that dies fails its cell and is replaced."""
     workers = min(jobs, len(tasks))
-    pool = ProcessPool(max_workers=workers, context=worker_context(), initializer=_end_with_parent)
+    pool = ProcessPool(max_workers=workers, context=worker_context(), initializer=end_with_parent)
     try:
         futures: dict[Future[Outcome], Task] = {pool.schedule(attempt, args=[task]): task for task in tasks}
         progress.running = lambda: {task.name for future, task in futures.items() if future.running()}

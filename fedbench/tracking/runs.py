@@ -20,7 +20,16 @@ LABELS = ("strategy", "ssl", "convention", "memory_source", "diverged")
 FIGURES = ("client/flops", "client/peak_memory_bytes", "client/download_bytes", "client/upload_bytes", "seconds")
 # What reaches an encoder of no rounds.
 OF_UNTRAINED = ("data", "encoder.", "evaluation.", "device", "threads", "numerics")
-HOW = ("accelerator", "engine", "workers", "tracking", "data.path", "data.skip_broken", "data.partition.file")
+HOW = (
+    "accelerator",
+    "engine",
+    "workers",
+    "federation.timeout",
+    "tracking",
+    "data.path",
+    "data.skip_broken",
+    "data.partition.file",
+)
 # No bit depends on what is in HOW; the images are named by their hash.
 LEFT_OUT = ("seed", "probe.", "evaluation.", "tuning", *HOW)
 NAMES = ("strategy.name", "ssl.name")  # of plugins, perhaps with a folder in front

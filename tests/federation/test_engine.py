@@ -1,9 +1,13 @@
 """Worker processes: the same bits, whoever trains, and whoever dies."""
 
+import os
+import signal
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,7 +16,7 @@ from exhaustive import exhaustive
 from fedbench.config import Config, config_hash
 from fedbench.encoders.tensor_groups import StateDict
 from fedbench.errors import UserError
-from fedbench.federation.engine import Processes
+from fedbench.federation.engine import Patience, Processes
 from fedbench.federation.experiment import prepare
 from fedbench.federation.federation import Federation
 from fedbench.running.cells import run_cells
@@ -33,6 +37,7 @@ PLUGIN = '''
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +61,8 @@ class Eventful(GrowingStrategy):
         if self.event == "dies twice" and len(list(marks.glob("mark*"))) < 2:
             (marks / f"mark{os.getpid()}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.event == "hangs":
+            time.sleep(600)
         if self.event == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.event == "user's fault":
@@ -74,10 +81,10 @@ def result(config: Config, folder: Path) -> tuple[StateDict, list[dict[str, Any]
     return federation.server.state, timeless
 
 
-def eventful(tiny: Tiny, folder: Path, event: str) -> Config:
+def eventful(tiny: Tiny, folder: Path, event: str, **federation: Any) -> Config:
     (folder / "eventful.py").write_text(PLUGIN)
     strategy = {"name": str(folder / "eventful.py"), "folder": str(folder), "event": event}
-    return tiny({"strategy": strategy, "federation": {"rounds": 2}}, **PROCESSES)
+    return tiny({"strategy": strategy, "federation": {"rounds": 2, **federation}}, **PROCESSES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["strategy"]))
@@ -93,13 +100,60 @@ def test_a_worker_that_dies_is_replaced_and_its_client_trained_again(tiny: Tiny,
     disturbed, again = result(eventful(tiny, tmp_path, "dies twice"), tmp_path)
     assert len(list(tmp_path.glob("mark*"))) >= 2
     assert all(torch.equal(undisturbed[key], disturbed[key]) for key in undisturbed)
-    assert records == again
+    assert deaths(records) == 0
+    assert deaths(again) >= 2
+    assert [one | {"workers/deaths": {}} for one in again] == records
+
+
+def deaths(records: list[dict[str, Any]]) -> int:
+    return sum(sum(record["workers/deaths"].values()) for record in records)
+
+
+def test_a_stopped_worker_is_killed_even_where_its_parent_waits_in_the_middle_of_a_payload(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is larger than a pipe."""
+    config = tiny(PROCESSES, ssl={"hidden_dim": 512})
+    undisturbed, records = result(config, tmp_path / "a")
+    with closing(Federation(prepare(config), tmp_path / "b")) as federation:
+        rounds = federation.rounds()
+        again = [next(rounds).to_dict()]
+        assert isinstance(federation.engine, Processes)
+        for remote in federation.engine._remotes:
+            assert remote.process.pid is not None
+            os.kill(remote.process.pid, signal.SIGSTOP)
+        monkeypatch.setattr(Patience, "of", Mock(side_effect=[1.0, 600.0, 1.0, *[600.0] * 100]))
+        again += [record.to_dict() for record in rounds]
+    assert all(torch.equal(undisturbed[key], federation.server.state[key]) for key in undisturbed)
+    assert (deaths(again[:1]), deaths(again[1:2]), deaths(again[2:])) == (0, 2, 0)
+    timeless = [{k: v for k, v in record.items() if not k.startswith("seconds")} for record in again]
+    assert [one | {"workers/deaths": {}} for one in timeless] == records
+
+
+def test_a_worker_has_long_and_the_longer_the_slower_a_visit_was_before(tiny: Tiny) -> None:
+    experiment = prepare(tiny())
+    small, large = (Mock(client=number) for number in (0, 1))
+    experiment = replace(experiment, client_indices=[torch.arange(8), torch.arange(8000)])
+    patience = Patience(experiment)
+    flops = {one: patience._flops(one) for one in (small, large)}
+    assert 900 < flops[large] / flops[small] <= 1000
+    assert patience.of(large) == pytest.approx(600 + 20e-9 * flops[large])
+    patience.saw(small, 2.0)
+    patience.saw(small, 1.0)
+    assert patience.of(large) == pytest.approx(600 + 20 * 2.0 / flops[small] * flops[large])
+    fixed = replace(experiment, config=tiny(PROCESSES, federation={"timeout": 5}))
+    assert Patience(fixed).of(large) == 5.0
 
 
 @pytest.mark.parametrize(
     ("event", "error", "message"),
     [
         ("dies", RuntimeError, r"3 worker processes died over client \d, the last with exit code -9"),
+        (
+            "hangs",
+            RuntimeError,
+            r"3 worker .* the last was killed after 3 s without an answer .federation.timeout",
+        ),
         ("user's fault", UserError, "tau=0; allowed: above 0"),
         ("raises", RuntimeError, "ZeroDivisionError: by itself"),
     ],
@@ -108,7 +162,16 @@ def test_what_goes_wrong_in_a_worker_is_told_here(
     tiny: Tiny, tmp_path: Path, event: str, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        result(eventful(tiny, tmp_path, event), tmp_path)
+        result(eventful(tiny, tmp_path, event, **({"timeout": 3} if event == "hangs" else {})), tmp_path)
+
+
+def test_a_worker_refuses_a_plugin_that_is_another_than_its_parents(tiny: Tiny, tmp_path: Path) -> None:
+    experiment = replace(prepare(eventful(tiny, tmp_path, "none")), sources={"strategy": "other"})
+    with (
+        closing(Federation(experiment, tmp_path)) as federation,
+        pytest.raises(UserError, match="a plugin's files changed while the run was starting"),
+    ):
+        next(federation.rounds())
 
 
 def test_no_process_is_left_behind(tiny: Tiny, tmp_path: Path) -> None:
