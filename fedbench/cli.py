@@ -38,6 +38,7 @@ EXAMPLES = {
     "report": ["runs/quickstart --out report"],
     "diff": ["runs/RUN runs/ANOTHER"],
     "reproduce": ["quickstart.json --row 4 --seed 1"],
+    "verify": ["runs/quickstart", "runs/quickstart/RUN --rerun 5"],
     "evaluate": ["runs/quickstart --protocol knn,few_label_10"],
     "export": ["runs/quickstart/RUN --out encoder.safetensors"],
     "check": ["lw_fedssl blocks_per_stage=2", "./mine.py", "moon mu=5"],
@@ -153,6 +154,17 @@ def parser() -> argparse.ArgumentParser:
     again.add_argument("--seed", type=int, metavar="N", help="(default: the row's first)")
     again.add_argument("--out", type=Path, metavar="DIR", help="where it is trained (default: reproduced/RESULT)")
     again.set_defaults(action=reproduce_command)
+
+    whole = commands.add_parser(
+        "verify", allow_abbrev=False, help="are a run's files those that it wrote; train a round of it again"
+    )
+    whole.add_argument(
+        "words", nargs="+", metavar="RUNS | key=value", help="run directories, or folders of them; where data are"
+    )
+    whole.add_argument(
+        "--rerun", type=int, metavar="ROUND", help="train it again (0-based), and compare every bit"
+    )
+    whole.set_defaults(action=verify_command)
 
     judge = commands.add_parser(
         "evaluate", allow_abbrev=False, help="judge finished runs by other protocols or data"
@@ -538,10 +550,10 @@ def reproduce_command(arguments: argparse.Namespace) -> int:
     """Run a committed row again, print the comparison; 1 if a figure is not what it must be."""
     from fedbench.config import parse_overrides
 
-    files = [user_path(word) for word in arguments.words if "=" not in word]
+    files, words = paths_and_overrides(arguments.words)
     if len(files) != 1:
         raise UserError(f"reproduce: {len(files)} files of results; allowed: one")
-    overrides = parse_overrides(word for word in arguments.words if "=" in word)
+    overrides = parse_overrides(words)
     out = arguments.out or Path("reproduced") / files[0].stem
     check_out(out)
     with uncollected():
@@ -552,14 +564,33 @@ def reproduce_command(arguments: argparse.Namespace) -> int:
     return int(not right)
 
 
+def paths_and_overrides(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Words that name files or folders, and those of the form key=value; names of runs have a `=` in them too."""
+    overrides = [word for word in words if "=" in word and not os.path.lexists(user_path(word))]
+    return [user_path(word) for word in words if word not in overrides], overrides
+
+
+def verify_command(arguments: argparse.Namespace) -> int:
+    """Print what runs' files are worth; 1 if one is not what was written, or a round gives other bits."""
+    from fedbench.config import parse_overrides
+
+    paths, words = paths_and_overrides(arguments.words)
+    overrides = parse_overrides(words)
+    with uncollected():
+        from fedbench.running.verify import verify
+
+    text, right = verify(paths, arguments.rerun, overrides)
+    print(text)
+    return int(not right)
+
+
 def evaluate_command(arguments: argparse.Namespace) -> None:
     """Judge finished runs, leave a file beside each, print the figures."""
     from fedbench.config import parse_overrides
 
-    words = [*arguments.words, *(word for word in arguments.data if "=" not in word)]
-    paths = [user_path(word) for word in words if "=" not in word]
-    data = parse_overrides(word for word in arguments.data if "=" in word)
-    overrides = parse_overrides(word for word in words if "=" in word)
+    more, given = paths_and_overrides(arguments.data)  # argparse takes what follows --data for its own
+    paths, words = paths_and_overrides(arguments.words)
+    paths, data, overrides = [*paths, *more], parse_overrides(given), parse_overrides(words)
     with uncollected():
         from fedbench.running.evaluate import judge
 

@@ -1,5 +1,6 @@
 """Files: shipped ones by name, and those that are either the old ones or the new ones, never a part."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+        sync_folder(path.parent)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
@@ -57,10 +59,25 @@ def exclusive(folder: Path, wait: bool = False) -> Iterator[bool]:
 
 def append(path: Path, content: bytes) -> None:
     """Add to the end of `path`; it is on the disk when the call returns."""
+    is_new = not path.exists()
     with path.open("ab") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    if is_new:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names of its files to the disk: after a power cut a new file is there under its name."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system on which folders cannot be synced
+            raise
+    finally:
+        os.close(handle)
 
 
 def config_names(kind: str) -> list[str]:

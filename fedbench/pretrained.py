@@ -61,6 +61,7 @@ def load_encoder(path: str | Path) -> PretrainedEncoder:
         UserError: where there is no finished run, or its files are damaged.
     """
     run, config = _finished_run(user_path(path))
+    run.encoder_digest()  # else flipped bits would load
     state = _read_state(run.path / ENCODER)
     with torch.random.fork_rng(devices=[]):  # building draws weights, which are not kept
         encoder = build_encoder(config, config.depth)

@@ -51,10 +51,10 @@ def test_a_resumed_run_has_the_same_figures(tiny: Tiny, tmp_path: Path, monkeypa
     expected = figures(run(config, tmp_path / "whole"))
     write = checkpoint.Checkpoint.write
 
-    def stop(self: checkpoint.Checkpoint, folder: Path) -> None:
+    def stop(self: checkpoint.Checkpoint, folder: Path, **facts: object) -> None:
         if self.facts["rounds_done"] == 4:
             raise RuntimeError
-        write(self, folder)
+        write(self, folder, **facts)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.Checkpoint, "write", stop)

@@ -30,6 +30,7 @@ from fedbench.tracking.run_directory import RunDirectory
 Tiny = Callable[..., Config]
 KILLS = int(os.environ.get("FEDBENCH_KILLS", "3"))
 UNRELIABLE = {"num_clients": 5, "participants": 3, "dropout_before": 0.2, "late_clients": 1, "late_round": 3}
+TIMED = ("seconds", "files", "sha256")  # digests of files that hold times
 FEDSSL: dict[str, Any] = {"strategy": "fedssl"}
 CALIBRATED: dict[str, Any] = {"strategy": "lw_fedssl@v3"}
 REMEMBERING: dict[str, Any] = {"strategy": {"name": "prog_fedssl", "moon": True}}
@@ -51,17 +52,17 @@ def result(directory: RunDirectory) -> tuple[bytes, list[dict[str, Any]], str, d
     """All that a run leaves, times aside."""
     rounds = [{k: v for k, v in one.items() if not k.startswith("seconds")} for one in directory.rounds()]
     ledger = gzip.decompress((directory.path / "ledger.csv.gz").read_bytes()).decode()
-    summary = {key: value for key, value in directory.summary().items() if key != "seconds"}
+    summary = {key: value for key, value in directory.summary().items() if key not in TIMED}
     return (directory.path / "encoder.safetensors").read_bytes(), rounds, ledger, summary
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, done: int, before_checkpoint: bool) -> None:
     write = checkpoint.Checkpoint.write
 
-    def stop(self: checkpoint.Checkpoint, folder: Path) -> None:
+    def stop(self: checkpoint.Checkpoint, folder: Path, **facts: object) -> None:
         last = self.facts["rounds_done"] == done
         if not (last and before_checkpoint):
-            write(self, folder)
+            write(self, folder, **facts)
         if last:
             raise StoppedError
 
@@ -133,6 +134,37 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
     assert words.endswith("resumed after round 2")
     assert f"{checkpoint.NAME} cannot be read" in words
     run_cell(prepare(config), tmp_path / "a")
+    assert result(directory) == result(directory_of(config, tmp_path / "a"))
+
+
+@pytest.mark.parametrize("name", ["rounds.jsonl", "ledger.csv.gz"])
+def test_a_changed_line_of_a_stopped_run_is_told_and_not_gone_on_from(
+    tiny: Tiny, tmp_path: Path, name: str
+) -> None:
+    """In the last round: the checkpoint before it vouches for the rest; in the first one: for nothing."""
+    config = tiny()
+    run_cell(prepare(config), tmp_path / "a")
+    whole = result(directory_of(config, tmp_path / "a"))
+    for where, place, words in (("b", -9, "resumed after round 2"), ("c", 20, "it began anew")):
+        directory = stopped_run(config, tmp_path / where)
+        content = bytearray((directory.path / name).read_bytes())
+        content[place] ^= 1
+        (directory.path / name).write_bytes(content)
+        said = run_cell(prepare(config), tmp_path / where).words
+        assert f"{name} is not what was written" in said
+        assert words in said
+        assert result(directory) == whole
+
+
+def test_what_a_client_kept_is_checked_before_a_run_goes_on(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(REMEMBERING)
+    run_cell(prepare(config), tmp_path / "a")
+    directory = stopped_run(config, tmp_path / "b")
+    newest = max((directory.path / "clients" / "000001").glob("*"))
+    newest.write_bytes(flip_a_bit(newest.read_bytes()))
+    said = run_cell(prepare(config), tmp_path / "b").words
+    assert f"{newest} is not what was written" in said
+    assert "resumed after round 2" in said
     assert result(directory) == result(directory_of(config, tmp_path / "a"))
 
 

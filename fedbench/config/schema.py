@@ -393,6 +393,8 @@ class TrackingConfig(Section):
     """The W&B tags."""
     artifact: bool = False
     """Whether the trained encoder is uploaded too."""
+    checkpoints: PositiveInt | None = LATER
+    """Every how many rounds a checkpoint is kept for good, for `verify --rerun`; null: none after the end."""
 
 
 class Config(Section):

@@ -4,20 +4,17 @@ All randomness is keyed by (seed, round, client, purpose), and a worker's model 
 server's values and versions are all there is to keep.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from fedbench.encoders.tensor_groups import StateDict
 from fedbench.errors import UserError
 from fedbench.files import write_atomically
+from fedbench.tensor_file import DamagedError, pack, tensor_digest, unpack
+from fedbench.tracking.run_directory import CHECKPOINTS
 
 NAME, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
@@ -28,7 +25,7 @@ class Checkpoint:
 
     Attributes:
         cell_hash: of the run that wrote it.
-        facts: plain values: rounds done, stage, versions, sizes of the run's other files.
+        facts: plain values: rounds done, stage, versions, marks of the run's other files.
         tensors: the server's state, and what clients hold.
     """
 
@@ -36,13 +33,27 @@ class Checkpoint:
     facts: Mapping[str, Any]
     tensors: StateDict
 
-    def write(self, folder: Path) -> None:
-        """Replace the last checkpoint; the one before it stays as `PREVIOUS`."""
-        text = json.dumps({"cell_hash": self.cell_hash, **self.facts})
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the tensors: two runs in which it is equal go on with equal bits."""
+        return tensor_digest(self.tensors)
+
+    def write(self, folder: Path, **facts: object) -> None:
+        """Replace the last checkpoint; the one before it stays as `PREVIOUS`.
+
+        `facts`: plain values besides its own.
+        """
+        content = pack({"cell_hash": self.cell_hash, **self.facts, **facts}, self.tensors, self.digest)
         current = folder / NAME
         if current.is_file():
             current.replace(folder / PREVIOUS)
-        write_atomically(current, save(self.tensors, {"facts": text, "sha256": _digest(text, self.tensors)}))
+        write_atomically(current, content)
+
+    def keep(self, folder: Path) -> None:
+        """Leave the one that was written last for good: a second name of the same file."""
+        path = folder / CHECKPOINTS.replace("*", f"{self.facts['rounds_done']:06d}")
+        path.unlink(missing_ok=True)
+        path.hardlink_to(folder / NAME)
 
 
 def remove(folder: Path) -> None:
@@ -51,13 +62,25 @@ def remove(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def kept(folder: Path, cell_hash: str) -> list[Checkpoint]:
+    """All that there are and that can be read, the newest one first."""
+    found = []
+    for path in [*folder.glob(CHECKPOINTS), folder / NAME, folder / PREVIOUS]:
+        try:
+            found.append(load(path))
+        except (DamagedError, OSError):
+            continue
+    mine = {one.facts["rounds_done"]: one for one in found if one.cell_hash == cell_hash}
+    return [mine[done] for done in sorted(mine, reverse=True)]
+
+
 def read(
-    folder: Path, cell_hash: str, rewind: Callable[[Mapping[str, int]], bool]
+    folder: Path, cell_hash: str, rewind: Callable[[Mapping[str, Any]], str]
 ) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that can be gone on from, and what is to be told about those that cannot.
 
     Args:
-        rewind: brings the run's other files to the sizes of a checkpoint; false if they are too short for it.
+        rewind: brings the run's other files to the facts of a checkpoint; says why where it cannot.
 
     Raises:
         UserError: it belongs to another run.
@@ -68,35 +91,27 @@ def read(
         if not path.is_file():
             continue
         try:
-            found = _load(path)
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
-            complaints.append(f"{path} cannot be read ({error}); {instead}")
+            found = load(path)
+        except (DamagedError, OSError) as error:
+            complaints.append(f"{error}; {instead}")
             continue
         if found.cell_hash != cell_hash:
             raise UserError(
                 f"{path} belongs to another run (hash {found.cell_hash}, this one is {cell_hash}); "
                 "allowed: to remove it, or another --out"
             )
-        if rewind(found.facts["sizes"]):
+        why = rewind(found.facts)
+        if not why:
             return found, complaints
-        complaints.append(f"rounds of {path} are missing from the run's files; {instead}")
+        complaints.append(f"{path} cannot be gone on from ({why}); {instead}")
     return None, complaints
 
 
-def _load(path: Path) -> Checkpoint:
-    with safe_open(path, framework="pt") as file:
-        text, digest = (file.metadata()[key] for key in ("facts", "sha256"))
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    if _digest(text, tensors) != digest:
-        raise ValueError("its values are not those that were written")
-    facts = json.loads(text)
-    return Checkpoint(facts.pop("cell_hash"), facts, tensors)
-
-
-def _digest(facts: str, tensors: StateDict) -> str:
-    """SHA-256 of all that a checkpoint holds: safetensors notices damage to its header alone."""
-    digest = sha256(facts.encode())
-    for key, value in sorted(tensors.items()):
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def load(path: Path) -> Checkpoint:
+    """DamagedError: it is not what was written; OSError: it cannot be read."""
+    facts, tensors = unpack(path)
+    try:
+        cell_hash, _, _ = facts.pop("cell_hash"), facts["rounds_done"], facts["stage"]
+    except KeyError as error:
+        raise DamagedError(f"{path} cannot be read (it has no {error})") from error
+    return Checkpoint(cell_hash, facts, tensors)

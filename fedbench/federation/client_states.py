@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from fedbench.federation.payload import decode, encode
+from fedbench.errors import UserError
 from fedbench.files import write_atomically
+from fedbench.tensor_file import DamagedError, pack, unpack
 from fedbench.training.visit import Kept
 
 
@@ -23,27 +24,44 @@ class ClientStates:
             return
         before = self._before(client, round_index)
         tensors = {
-            f"{plugin}/{part}/{key}": value
+            f"{plugin}/{part}/{key}": value.detach().cpu().contiguous()
             for plugin, parts in kept.items()
             for part, values in parts.items()
             for key, value in values.items()
         }
         path = self._folder(client) / f"{round_index:06d}-{stage}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, encode(tensors))
+        write_atomically(path, pack({"client": client, "round": round_index}, tensors))
         for old in before[:-2]:
             old.unlink()
 
     def load(self, client: int, round_index: int, stage: int) -> tuple[bool, Kept]:
-        """What was kept before this round, and whether in this stage; (False, {}) if nothing was."""
+        """What was kept before this round, and whether in this stage; (False, {}) if nothing was.
+
+        UserError: it is not what was written.
+        """
         before = self._before(client, round_index)
         if not before:
             return False, {}
         kept: Kept = {}
-        for name, value in decode(before[-1].read_bytes()).items():
+        try:
+            _, tensors = unpack(before[-1])
+        except DamagedError as error:
+            raise UserError(f"what client {client} kept: {error}; the run can only be begun anew") from error
+        for name, value in tensors.items():
             plugin, part, key = name.split("/", 2)
             kept.setdefault(plugin, {}).setdefault(part, {})[key] = value
         return before[-1].stem.split("-")[1] == str(stage), kept
+
+    def damaged(self, round_index: int) -> Path | None:
+        """The first file that a client would need in this round or later, and that is not what was written."""
+        clients = sorted(int(folder.name) for folder in self.folder.glob("[0-9]*"))
+        for newest in (before[-1] for client in clients if (before := self._before(client, round_index))):
+            try:
+                unpack(newest)
+            except DamagedError:
+                return newest
+        return None
 
     def _before(self, client: int, round_index: int) -> list[Path]:
         """Files of earlier rounds, in their order."""

@@ -190,11 +190,11 @@ class Federation:
         self.record.seconds["round"] = perf_counter() - self._round_start
         self.observer.round_ended(self.record, self.server.state)
 
-    def checkpoint(self, cell_hash: str, **facts: object) -> Checkpoint:
-        """All that the rest of the run depends on; `facts` are the caller's own."""
+    def checkpoint(self, cell_hash: str) -> Checkpoint:
+        """All that the rest of the run depends on."""
         server_facts, tensors = self.server.snapshot()
         own = {"stage": self.course.stage, "rounds_done": self.course.rounds_done, "ends": self.course.ends}
-        return Checkpoint(cell_hash, {**own, **server_facts, **facts}, tensors)
+        return Checkpoint(cell_hash, {**own, **server_facts}, tensors)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on after the round of `checkpoint`."""

@@ -1,7 +1,6 @@
 """`diff`: two runs side by side: what was asked for, what ran it, what came out, and where they first part."""
 
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +75,10 @@ def _short(value: Any) -> str:
 
 
 def _first_round(one: RunDirectory, other: RunDirectory) -> str:
-    """Where the records part, clocks aside."""
+    """Where the records part, clocks aside, and what only one of them knows."""
     records = [[_timeless(line) for line in run.rounds()] for run in (one, other)]
     for first, second in zip(*records, strict=False):
-        if first != second:
+        if any(first[key] != second[key] for key in first.keys() & second.keys()):
             keys = ", ".join(list(_differing(first, second))[:4])
             return f"Rounds: the first that differs is {first['round']} ({keys})."
     if len(records[0]) != len(records[1]):
@@ -92,4 +91,4 @@ def _timeless(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bits(run: RunDirectory) -> str:
-    return sha256((run.path / ENCODER).read_bytes()).hexdigest()
+    return run.encoder_digest()

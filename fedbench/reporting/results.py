@@ -9,14 +9,13 @@ base units: top-1 as a fraction, FLOPs with 1 multiply-add = 2, bytes; `encoder_
 
 import json
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from fedbench.errors import UserError
 from fedbench.reporting.comparison import Cell
 from fedbench.reporting.ranking import Row, row_name
-from fedbench.tracking.run_directory import ENCODER
+from fedbench.tracking.run_directory import RunDirectory
 from fedbench.tracking.runs import Run
 
 Tree = dict[str, Any]
@@ -63,7 +62,7 @@ def entry(run: Run) -> Tree:
         "accelerator": manifest.get("accelerator"),
         "data_hash": manifest["data_hash"],
         "memory_source": run.summary["memory_source"],
-        "encoder_sha256": sha256((run.path / ENCODER).read_bytes()).hexdigest(),
+        "encoder_sha256": RunDirectory(run.path).encoder_digest(),
         "figures": {
             "top1": judged.top1,
             "untrained_top1": judged.untrained_top1,

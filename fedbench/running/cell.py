@@ -18,6 +18,7 @@ from fedbench.encoders.tensor_groups import encoder_part
 from fedbench.evaluation import describe_features, description, evaluate, untrained_encoder
 from fedbench.federation import checkpoint
 from fedbench.federation.checkpoint import Checkpoint
+from fedbench.federation.client_states import ClientStates
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.federation import Federation
 from fedbench.federation.naming import strategy_label
@@ -27,7 +28,7 @@ from fedbench.metering.forward import forward_macs
 from fedbench.numerics import settle
 from fedbench.plugins import short_name
 from fedbench.tracking.manifest import git_state, manifest
-from fedbench.tracking.run_directory import ENCODER, RunDirectory
+from fedbench.tracking.run_directory import CLIENTS, ENCODER, RunDirectory
 from fedbench.tracking.runs import wandb_id
 from fedbench.tracking.wandb_mirror import WandbMirror
 
@@ -132,7 +133,7 @@ def cell_rounds(experiment: Experiment, out: Path) -> Generator[dict[str, Any], 
         if directory.is_finished(cell_hash):
             return Outcome(_end(directory.summary()), f"was finished already{_other_code(directory)}")
         settle(config)
-        federation = ends.enter_context(closing(Federation(experiment, directory.path / "clients")))
+        federation = ends.enter_context(closing(Federation(experiment, directory.path / CLIENTS)))
         found, complaints = _resume(federation, directory, cell_hash)
         data_hash, device = experiment.data_hash, experiment.device.type
         described = manifest(config, data_hash, experiment.sources, device, cell_hash, name)
@@ -148,11 +149,13 @@ def cell_rounds(experiment: Experiment, out: Path) -> Generator[dict[str, Any], 
             for line in directory.rounds():  # of before a stop, which W&B may not have got
                 mirror.log_round(line, step=line["round"])
             for record in federation.rounds():
-                line = record.to_dict() | _now_and_then(experiment, federation)
+                now = federation.checkpoint(cell_hash)
+                line = record.to_dict() | {"server/sha256": now.digest} | _now_and_then(experiment, federation)
                 directory.append_round(line)
                 directory.append_ledger(LEDGER_COLUMNS, record.ledger())
-                seconds = before + perf_counter() - start
-                federation.checkpoint(cell_hash, sizes=directory.sizes(), seconds=seconds).write(directory.path)
+                now.write(directory.path, marks=directory.marks(), seconds=before + perf_counter() - start)
+                if config.tracking.checkpoints and now.facts["rounds_done"] % config.tracking.checkpoints == 0:
+                    now.keep(directory.path)
                 mirror.log_round(line, step=record.round_index)
                 yield line
             encoder = _current_encoder(federation)
@@ -181,7 +184,12 @@ def _resume(
     federation: Federation, directory: RunDirectory, cell_hash: str
 ) -> tuple[Checkpoint | None, list[str]]:
     """Bring the federation and the files to the last round that was kept whole; None to begin anew, and why."""
-    found, complaints = checkpoint.read(directory.path, cell_hash, directory.rewind)
+
+    def rewind(facts: Mapping[str, Any]) -> str:
+        damaged = ClientStates(directory.path / CLIENTS).damaged(facts["rounds_done"])
+        return f"{damaged} is not what was written" if damaged else directory.rewind(facts["marks"])
+
+    found, complaints = checkpoint.read(directory.path, cell_hash, rewind)
     if found is not None:
         federation.resume(found)
     elif complaints:

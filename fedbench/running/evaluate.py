@@ -19,7 +19,7 @@ from fedbench.pretrained import load_encoder
 from fedbench.protocols import PROTOCOLS, ProtocolName
 from fedbench.tables import bullets, markdown
 from fedbench.tracking.manifest import git_state, library_versions, machine
-from fedbench.tracking.run_directory import RunDirectory, write_json
+from fedbench.tracking.run_directory import RunDirectory, sealed, write_json
 from fedbench.tracking.runs import Run, gather
 
 Tree = Mapping[str, Any]
@@ -106,7 +106,8 @@ def _judge(case: Case, name: ProtocolName) -> list[str]:
         figures |= {f"{who}/{key}": value for key, value in scored.items()}
     data = re.sub(r"[^A-Za-z0-9_.]+", "_", case.dataset.name)
     file = case.path / f"evaluation-{name}-{data}-{digest(facts)[:8]}.json"
-    write_json(file, {**facts, "seed": config.seed, "figures": figures, **_circumstances(case, device.type)})
+    content = {**facts, "seed": config.seed, "figures": figures, **_circumstances(case, device.type)}
+    write_json(file, sealed(content))
     keys = [f"probe/{name}_{figure}" for figure in ("top1", "per_class_mean", "macro_f1")]
     floor = figures[f"untrained/{name}_top1"]
     shown = [f"{100 * value:.1f}" for value in (*(figures[key] for key in keys), floor)]

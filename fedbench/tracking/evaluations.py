@@ -8,6 +8,10 @@ from fedbench.protocols import PROTOCOLS
 from fedbench.tracking.run_directory import RunDirectory, read_json
 
 
+class ImpossibleError(ValueError):
+    """A figure that no run can have."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One protocol's verdict on one run.
@@ -32,7 +36,7 @@ def read_evaluations(directory: RunDirectory) -> list[Evaluation]:
     """All of a finished run: those that were added by file name, then its own.
 
     Raises:
-        KeyError, TypeError, ValueError: a file is not what fedbench writes.
+        KeyError, TypeError, ValueError: a file is not what fedbench writes; `ImpossibleError`: but for a value.
     """
     manifest, summary = directory.manifest(), directory.summary()
     files = [read_json(path) for path in directory.evaluations()]
@@ -57,7 +61,14 @@ def _evaluation(facts: Mapping[str, Any], figures: Mapping[str, Any], own: bool)
         dict(facts["settings"]),
         data=str(facts["data"]),
         data_hash=str(facts["data_hash"]),
-        top1=float(figures[f"probe/{protocol}_top1"]),
-        untrained_top1=float(figures[f"untrained/{protocol}_top1"]),
+        top1=_fraction(figures, f"probe/{protocol}_top1"),
+        untrained_top1=_fraction(figures, f"untrained/{protocol}_top1"),
         own=own,
     )
+
+
+def _fraction(figures: Mapping[str, Any], key: str) -> float:
+    value = float(figures[key])
+    if not 0 <= value <= 1:
+        raise ImpossibleError(f"{key}={value}; allowed: a fraction, from 0 to 1")
+    return value

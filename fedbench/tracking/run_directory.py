@@ -10,7 +10,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ EVALUATIONS = "evaluation-*.json"  # what `evaluate` adds to a finished run
 ERROR = "error.txt"
 WANDB_ADDRESS = "wandb/address.txt"  # of the W&B run of an online one; it names the user, as all in wandb/ does
 PARTS = ".*.part"  # left behind by a kill while a file was written
+CHECKPOINTS = "checkpoint-*.safetensors"  # kept for good, because the configuration asks for it
+CLIENTS = "clients"  # folder of what clients keep
+GROWING = (ROUNDS, LEDGER)
+FILES, SEAL = "files", "sha256"  # keys of what a summary vouches for: other files, and itself
+CHUNK = 1 << 24  # bytes of a file read at a time
 
 
 class RunDirectory:
@@ -33,6 +39,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._digests: dict[str, Any] = {}  # of the files that grow, as far as they are written
 
     def start(self, manifest: Mapping[str, Any]) -> None:
         """Create the folder, remove what an earlier attempt left, write the manifest.
@@ -42,8 +49,9 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         for name in (SUMMARY, ENCODER, ROUNDS, LEDGER, ERROR):
             (self.path / name).unlink(missing_ok=True)
-        for path in (*self.evaluations(), *self.path.glob(PARTS)):
+        for path in (*self.evaluations(), *self.path.glob(CHECKPOINTS), *self._parts()):
             path.unlink()
+        self._digests = {name: sha256() for name in GROWING}
         self.describe(manifest)
 
     def describe(self, manifest: Mapping[str, Any]) -> None:
@@ -59,7 +67,7 @@ class RunDirectory:
 
     def append_round(self, record: Mapping[str, Any]) -> None:
         """Add one line to `rounds.jsonl`; it has left this process when the call returns."""
-        append(self.path / ROUNDS, (to_json(record) + "\n").encode())
+        self._append(ROUNDS, (to_json(record) + "\n").encode())
 
     def append_ledger(self, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
         """Add a round's lines to the byte ledger: one gzip member per round, which readers take for one file."""
@@ -69,35 +77,88 @@ class RunDirectory:
         if not path.exists():
             writer.writerow(columns)
         writer.writerows(rows)
-        append(path, gzip.compress(text.getvalue().encode(), mtime=0))
+        self._append(LEDGER, gzip.compress(text.getvalue().encode(), mtime=0))
+
+    def _append(self, name: str, content: bytes) -> None:
+        append(self.path / name, content)
+        self._digests[name].update(content)
 
     def ledger(self) -> list[dict[str, str]]:
         """The lines of the byte ledger so far."""
         with gzip.open(self.path / LEDGER, "rt", encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
 
-    def sizes(self) -> dict[str, int]:
-        """Of the files that grow with every round."""
-        return {name: (self.path / name).stat().st_size for name in (ROUNDS, LEDGER)}
+    def marks(self) -> dict[str, list[Any]]:
+        """Of the files that grow with every round: name -> size and SHA-256."""
+        return {name: [(self.path / name).stat().st_size, self._digests[name].hexdigest()] for name in GROWING}
 
-    def rewind(self, sizes: Mapping[str, int]) -> bool:
-        """Cut the files that grow back to `sizes`; False if one of them is shorter than that."""
-        paths = {self.path / name: size for name, size in sizes.items()}
-        if any(not path.is_file() or path.stat().st_size < size for path, size in paths.items()):
-            return False
-        for path, size in paths.items():
-            os.truncate(path, size)
-        for path in (self.path / ERROR, *self.path.glob(PARTS)):
+    def rewind(self, marks: Mapping[str, Sequence[Any]]) -> str:
+        """Cut the files that grow back to `marks`; says why where one is too short for that or is another."""
+        found = {}
+        for name, (size, digest) in marks.items():
+            path = self.path / name
+            if not path.is_file() or path.stat().st_size < size:
+                return f"rounds are missing from {name}"
+            found[name] = _digest_of(path, size)
+            if found[name].hexdigest() != digest:
+                return f"{name} is not what was written"
+        self._digests = found
+        for name, (size, _) in marks.items():
+            os.truncate(self.path / name, size)
+        for path in (self.path / ERROR, *self._parts()):
             path.unlink(missing_ok=True)
-        return True
+        return ""
+
+    def _parts(self) -> Iterator[Path]:
+        """What a kill left behind."""
+        yield from self.path.glob(PARTS)
+        yield from (self.path / CLIENTS).rglob(PARTS)
 
     def finish(self, summary: Mapping[str, Any], encoder_state: Mapping[str, "Tensor"]) -> None:
-        """Write the encoder, then the summary that marks the run as finished."""
+        """Write the encoder, then the summary that marks the run as finished, and vouches for the other files."""
         from safetensors.torch import save
 
         tensors = {name: tensor.detach().contiguous() for name, tensor in encoder_state.items()}
         write_atomically(self.path / ENCODER, save(tensors, metadata=None))
-        write_json(self.path / SUMMARY, summary)
+        names = [name for name in (MANIFEST, ROUNDS, LEDGER, ENCODER) if (self.path / name).is_file()]
+        files = {name: _digest_of(self.path / name).hexdigest() for name in names}
+        write_json(self.path / SUMMARY, sealed({**summary, FILES: files}))
+
+    def damage(self, *names: str) -> list[str]:
+        """What is wrong with the files of a finished run, or with those called `names`, in words.
+
+        Of a run from before runs vouched for their files nothing is known, and nothing is said.
+
+        Raises:
+            OSError, ValueError: the summary cannot be read.
+        """
+        summary = self.summary()
+        wrong = [SUMMARY] if not is_whole(summary) else []
+        for name, digest in summary.get(FILES, {}).items():
+            if names and name not in names:
+                continue
+            path = self.path / name
+            if not path.is_file() or _digest_of(path).hexdigest() != digest:
+                wrong.append(name)
+        wrong += [path.name for path in self.evaluations() if not is_whole(read_json(path))]
+        return [
+            f"{name} is {'missing' if not (self.path / name).is_file() else 'not what was written'}"
+            for name in wrong
+        ]
+
+    def encoder_digest(self) -> str:
+        """SHA-256 of the trained weights' file, as hex.
+
+        Raises:
+            UserError: it is not what the run wrote.
+        """
+        try:
+            wrong = self.damage(ENCODER)
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{self.path / SUMMARY} is not that of a run: {error}") from None
+        if wrong:
+            raise UserError(f"{self.path}: {'; '.join(wrong)}; `verify` checks every file")
+        return str(_digest_of(self.path / ENCODER).hexdigest())
 
     def fail(self, text: str) -> None:
         """Leave word of why the run stopped; gone when it goes on."""
@@ -154,6 +215,31 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`content` and its own SHA-256, see `is_whole`."""
+    return {**content, SEAL: _seal(content)}
+
+
+def is_whole(content: Mapping[str, Any]) -> bool:
+    """Whether a sealed file holds what was written; what has no seal is from before there were any."""
+    return SEAL not in content or content[SEAL] == _seal(content)
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    values = json.loads(to_json({key: value for key, value in content.items() if key != SEAL}))
+    return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of(path: Path, size: int | None = None) -> Any:
+    """SHA-256 of a file, or of its first bytes; more can be added to it."""
+    digest, left = sha256(), path.stat().st_size if size is None else size
+    with path.open("rb") as file:
+        while left > 0 and (chunk := file.read(min(left, CHUNK))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest
+
+
 def write_json(path: Path, value: object) -> None:
     """`value` as indented JSON, written atomically."""
     write_atomically(path, (to_json(value, indent=2) + "\n").encode())
@@ -161,5 +247,11 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A file whose top level is a mapping."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: the top level is no mapping")
     return content
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number in JSON")

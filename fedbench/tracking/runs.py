@@ -1,5 +1,6 @@
 """Finished runs, each as one protocol sees it, and why a folder holds none."""
 
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -11,8 +12,8 @@ from fedbench.config.load import UNTRAINED, digest, flat
 from fedbench.config.schema import PartitionConfig
 from fedbench.conventions import CONVENTIONS
 from fedbench.errors import UserError
-from fedbench.tracking.evaluations import Evaluation, read_evaluations
-from fedbench.tracking.run_directory import ERROR, MANIFEST, SUMMARY, WANDB_ADDRESS, RunDirectory
+from fedbench.tracking.evaluations import Evaluation, ImpossibleError, read_evaluations
+from fedbench.tracking.run_directory import ERROR, MANIFEST, ROUNDS, SUMMARY, WANDB_ADDRESS, RunDirectory
 
 NEEDED = {"cell_hash", "config", "data_hash", "device", "sources", "started"}
 TRAINED_BY = {"augmentation", "federation", "optimizer"}  # sections
@@ -34,7 +35,12 @@ HOW = (
 LEFT_OUT = ("seed", "probe.", "evaluation.", "tuning", *HOW)
 NAMES = ("strategy.name", "ssl.name")  # of plugins, perhaps with a folder in front
 UNFINISHED = "it is not finished"
-LATER = ("client/local_steps", "server/peak_memory_bytes", "total/flops")  # figures that older runs have not
+LATER = (  # figures that older runs have not
+    "client/local_steps",
+    "server/flops",
+    "server/peak_memory_bytes",
+    "total/flops",
+)
 
 
 @dataclass(frozen=True)
@@ -131,13 +137,13 @@ def gather(paths: Iterable[Path]) -> tuple[list[Run], dict[Path, str]]:
     Raises:
         UserError: for a path that is no folder, or cannot be read.
     """
-    directories = [directory for path in paths for directory in _run_directories(path)]
+    directories = [directory for path in paths for directory in run_directories(path)]
     found = {path: _read(path) for path in dict.fromkeys(directories)}
     left_out = {path: reason for path, reason in found.items() if isinstance(reason, str)}
     return [run for runs in found.values() if not isinstance(runs, str) for run in runs], left_out
 
 
-def _run_directories(path: Path) -> list[Path]:
+def run_directories(path: Path) -> list[Path]:
     """`path` if it is a run directory, else those directly under it, by name."""
     if not path.is_dir():
         raise UserError(f"{str(path)!r} is not a folder; allowed: a run directory, or a folder with some in it")
@@ -163,27 +169,44 @@ def _read(path: Path) -> list[Run] | str:
     try:
         if not (path / SUMMARY).is_file():
             return UNFINISHED + _why_it_stopped(path)
+        if wrong := directory.damage(MANIFEST, ROUNDS):
+            return "; ".join(wrong)
         manifest, summary = directory.manifest(), directory.summary()
         assert manifest.keys() >= NEEDED
         assert manifest["config"].keys() >= TRAINED_BY
         assert summary.keys() >= {*LABELS}
         assert summary["convention"] in CONVENTIONS
-        assert all(isinstance(summary[figure], int | float) for figure in FIGURES)
+        assert summary.keys() >= {*FIGURES}
+        if why := _impossible(summary):
+            return why
         summary = _completed(summary)
         runs = [Run(manifest, summary, evaluation, path) for evaluation in read_evaluations(directory)]
         assert all(describe(run) and isinstance(run.seed, int) for run in runs)
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
+    except ImpossibleError as error:
+        return str(error)
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
         return "its files are not those of a run"
     return runs
+
+
+def _impossible(summary: Mapping[str, Any]) -> str:
+    """The first figure that no run can have, in words."""
+    for key in (*FIGURES, *LATER):
+        value = summary.get(key)
+        if value is None and key in LATER:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            return f"{key}={value!r} in {SUMMARY}; allowed: a finite number of 0 or more"
+    return ""
 
 
 def _completed(summary: dict[str, Any]) -> dict[str, Any]:
     """With the figures that a run of before did not note: those that follow from others, else None."""
     parts = [summary.get(f"{who}/flops") for who in ("all_clients", "server")]
     total = None if None in parts else sum(parts)  # type: ignore[arg-type]
-    return dict.fromkeys(LATER) | {"server/flops": None, "total/flops": total} | summary
+    return dict.fromkeys(LATER) | {"total/flops": total} | summary
 
 
 def _why_it_stopped(path: Path) -> str:
