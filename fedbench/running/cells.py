@@ -18,6 +18,7 @@ from fedbench.config import Config
 from fedbench.errors import UserError
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
+from fedbench.masking import shareable
 from fedbench.reporting.leaderboard import write
 from fedbench.reporting.pareto import plot
 from fedbench.reporting.ranking import Row, leaderboard
@@ -143,6 +144,7 @@ def attempt(task: Task) -> Outcome:
 
 
 def _failed(task: Task, words: str, text: str) -> Outcome:
+    words, text = shareable(words), shareable(text)
     first = (words.splitlines() or ["for no reason given"])[0]
     try:
         task.directory.fail(f"{text.rstrip()}\n")
