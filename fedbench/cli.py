@@ -15,7 +15,7 @@ from fedbench import __version__
 from fedbench.conventions import CONVENTIONS, ConventionName
 from fedbench.errors import UserError
 from fedbench.files import user_path
-from fedbench.masking import without_secrets
+from fedbench.masking import told
 from fedbench.numerics import EnvironmentNeededError, require, restart
 from fedbench.protocols import PROTOCOLS
 from fedbench.scaffold import TEMPLATES, write_plugin
@@ -227,10 +227,10 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"fedbench: {error}", file=sys.stderr)
         return 2
     except UserError as error:
-        print(f"fedbench: {without_secrets(str(error))}", file=sys.stderr)
+        print(f"fedbench: {told(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"fedbench: {without_secrets(str(error))}", file=sys.stderr)
+        print(f"fedbench: {told(error)}", file=sys.stderr)
         return 2
     except MemoryError as error:
         print(f"fedbench: this needs more memory than there is: {error}", file=sys.stderr)

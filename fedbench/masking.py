@@ -7,6 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from fedbench.escaping import printable_lines
+
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)  # of an environment variable
 SHORTEST = 8  # letters of a secret: a shorter value is a word or a number that stands in texts by chance
 IN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+@")  # user and password: https://me:abc@host
@@ -19,6 +21,11 @@ def without_secrets(text: str) -> str:
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, MASK)
     return IN_ADDRESS.sub(f"{MASK}@", text)
+
+
+def told(error: object) -> str:
+    """What an error says, for a terminal: without secrets, and with nothing that the terminal obeys."""
+    return printable_lines(without_secrets(str(error)))
 
 
 def shareable(text: str) -> str:

@@ -16,6 +16,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from fedbench.config import Config
 from fedbench.errors import UserError
+from fedbench.escaping import printable
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
 from fedbench.masking import shareable
@@ -145,7 +146,7 @@ def attempt(task: Task) -> Outcome:
 
 def _failed(task: Task, words: str, text: str) -> Outcome:
     words, text = shareable(words), shareable(text)
-    first = (words.splitlines() or ["for no reason given"])[0]
+    first = printable((words.splitlines() or ["for no reason given"])[0])
     try:
         task.directory.fail(f"{text.rstrip()}\n")
     except OSError as error:

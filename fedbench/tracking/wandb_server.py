@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
-from fedbench.masking import without_secrets
+from fedbench.masking import told
 
 ANSWER_TIMEOUT_S = 3
 REPORTING = "WANDB_ERROR_REPORTING"
@@ -84,4 +84,4 @@ def _silence(address: str) -> object:
 
 def warn(message: str) -> None:
     """One line on stderr."""
-    print(f"fedbench: {without_secrets(message)}", file=sys.stderr)
+    print(f"fedbench: {told(message)}", file=sys.stderr)
