@@ -7,12 +7,15 @@ import io
 import json
 import re
 import unicodedata
+from base64 import b64encode
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from markdown import markdown as python_markdown
 from markdown_it import MarkdownIt
+from report_page import CHROMIUM, browse
 
 from fedbench.cli import main
 from fedbench.config import load_config
@@ -157,6 +160,40 @@ def test_the_page_of_hostile_runs_has_no_script_picture_or_address_of_theirs(out
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     addresses = [value for name, value in page.attributes if name in ("href", "src", "action", "formaction")]
     assert all(re.match(r"data:,$|[\w./%-]+/$", address) for address in addresses), addresses
+
+
+def policy(page: str) -> str:
+    (found,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="(.*?)">', page)
+    return str(found)
+
+
+def test_the_pages_policy_names_every_script_that_is_in_it_and_allows_no_address(out: Path) -> None:
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.index("Content-Security-Policy") < page.index("<script")
+    scripts = [text for kind, text in re.findall(r"<script(.*?)>(.*?)</script>", page, re.S) if "json" not in kind]
+    own = {f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in scripts}
+    rules = {rule.split()[0]: set(rule.split()[1:]) for rule in policy(page).split(";")}
+    assert rules["script-src"] == own
+    assert len(own) >= 3
+    assert rules["default-src"] == {"'none'"}
+    assert not [word for words in rules.values() for word in words if re.match(r"http|\*|'unsafe-eval", word)]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_a_browser_shows_the_page_of_hostile_runs_and_refuses_a_script_that_came_into_it(
+    out: Path, tmp_path: Path
+) -> None:
+    said = browse(out / "report.html", tmp_path / "profile")
+    assert "document idle" in said
+    assert "Content Security Policy" not in said
+    planted = (
+        "<img src='data:,' onerror=\"console.error('own' + 'ed')\"><script>console.error('own' + 'ed')</script>"
+    )
+    source = (out / "report.html").read_text(encoding="utf-8")
+    (tmp_path / "planted.html").write_text(source.replace("<main>", f"<main>{planted}"), encoding="utf-8")
+    said = browse(tmp_path / "planted.html", tmp_path / "profile")
+    assert "Content Security Policy" in said
+    assert "owned" not in said
 
 
 def test_the_terminals_table_shows_what_it_must_not_obey(runs: Path) -> None:
