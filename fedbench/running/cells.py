@@ -26,6 +26,7 @@ from fedbench.reporting.ranking import Row, leaderboard
 from fedbench.reporting.terminal import show
 from fedbench.reporting.wandb_leaderboard import mirror_leaderboard
 from fedbench.running.cell import Outcome, cell_name, identity, run_cell
+from fedbench.running.isolation import isolated, told
 from fedbench.tracking.progress import Progress
 from fedbench.tracking.run_directory import ERROR, RunDirectory
 from fedbench.tracking.runs import read_runs
@@ -55,7 +56,8 @@ def prepare_cells(configs: Sequence[Config], out: Path) -> list[Task]:
     if len({config.numerics for config in configs}) > 1:
         raise UserError("numerics=portable in some cells only; allowed: in all or none, they share a process")
     for config in configs:
-        experiment = prepare(config)
+        with told(config.seed):
+            experiment = prepare(config)
         name = cell_name(experiment)
         tasks.setdefault(name, Task(config, identity(experiment), RunDirectory(out / name)))
     return list(tasks.values())
@@ -137,10 +139,11 @@ def _warn_of_threads(tasks: Sequence[Task], jobs: int) -> None:
 def attempt(task: Task) -> Outcome:
     """Run a cell; an error ends this cell alone, and stands in its run directory."""
     try:
-        return run_cell(prepare(task.config, tried=True), task.directory.path.parent)
+        with isolated(task.config.seed):
+            return run_cell(prepare(task.config, tried=True), task.directory.path.parent)
     except UserError as error:
         return _failed(task, str(error), str(error))
-    except (Exception, SystemExit) as error:  # a plugin may call `sys.exit`
+    except (Exception, SystemExit) as error:  # a plugin may call `sys.exit`, or `os._exit`
         return _failed(task, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
