@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fedbench import __version__
 from fedbench.conventions import CONVENTIONS, ConventionName
 from fedbench.errors import UserError
+from fedbench.exits import blame, no_sudden_exit
 from fedbench.files import user_path
 from fedbench.masking import told
 from fedbench.numerics import EnvironmentNeededError, require, restart
@@ -215,7 +216,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     arguments = parse(words)
     try:
-        code = int(arguments.action(arguments) or 0)
+        with no_sudden_exit():
+            code = int(arguments.action(arguments) or 0)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `| head` has read enough; without this, Python's exit would try to write the rest
@@ -225,6 +227,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if words is None:
             restart()
         print(f"fedbench: {error}", file=sys.stderr)
+        return 2
+    except SystemExit as error:
+        print(f"fedbench: {blame(error)}", file=sys.stderr)
         return 2
     except UserError as error:
         print(f"fedbench: {told(error)}", file=sys.stderr)

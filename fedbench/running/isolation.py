@@ -14,13 +14,14 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import backends
 
 from fedbench.errors import UserError
+from fedbench.exits import blame, no_sudden_exit
 from fedbench.random import stream
 
 T = TypeVar("T")
@@ -30,10 +31,6 @@ Setting = tuple[Callable[[], Any], Callable[[Any], object]]  # how it is read, h
 DEVICES = ("cpu", "cuda")  # of autocast
 OPERATIONS = ("all", "matmul", "conv", "rnn")
 PRECISIONS = [("generic", "all"), *((of, operation) for of in ("cuda", "mkldnn") for operation in OPERATIONS)]
-
-
-class ProcessExitError(SystemExit):
-    """A plugin wanted to end the process at once. No `Exception`, so that no plugin takes it for its own."""
 
 
 def snapshot() -> Restore:
@@ -56,7 +53,7 @@ def isolated(seed: int) -> Iterator[None]:
     """
     restore = snapshot()
     try:
-        with _no_sudden_exit():
+        with no_sudden_exit():
             seed_generators(seed)
             yield
     finally:
@@ -70,8 +67,7 @@ def told(seed: int) -> Iterator[None]:
         with isolated(seed):
             yield
     except SystemExit as error:
-        what = str(error) if isinstance(error, ProcessExitError) else f"sys.exit({error.code!r}) was called"
-        raise UserError(f"a plugin: {what}; allowed: to raise an exception") from error
+        raise UserError(blame(error)) from error
 
 
 def in_turns(seed: int, begin: Callable[[], Generator[T, None, R]]) -> Generator[T, None, R]:
@@ -101,23 +97,6 @@ def seed_generators(seed: int) -> None:
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.default_generator.manual_seed(number)
-
-
-@contextmanager
-def _no_sudden_exit() -> Iterator[None]:
-    """`os._exit` raises in this thread of this process; elsewhere (a child, a watching thread) it is itself."""
-    real, owner = os._exit, (os.getpid(), threading.get_ident())
-
-    def refused(status: int) -> NoReturn:
-        if (os.getpid(), threading.get_ident()) != owner:
-            real(status)
-        raise ProcessExitError(f"os._exit({status!r}) was called, which ends all cells without a word")
-
-    os._exit = refused
-    try:
-        yield
-    finally:
-        os._exit = real
 
 
 def _generators() -> Restore:

@@ -23,11 +23,12 @@ import fedbench
 from fedbench.cli import main
 from fedbench.config import Config
 from fedbench.errors import UserError
+from fedbench.exits import ProcessExitError
 from fedbench.federation.dry_run import dry_run
 from fedbench.federation.experiment import check, prepare
 from fedbench.running.cells import attempt, prepare_cells
 from fedbench.running.evaluate import judge
-from fedbench.running.isolation import ProcessExitError, in_turns, isolated, snapshot, told
+from fedbench.running.isolation import in_turns, isolated, snapshot, told
 
 Tiny = Callable[..., Config]
 SMALL: dict[str, Any] = {"federation": {"num_clients": 2, "rounds": 2}, "probe": {"epochs": 1}}
@@ -188,14 +189,16 @@ def test_a_plugin_that_ends_the_process_fails_its_cell_by_name_and_the_next_one_
     assert "vandal.py" in error.read_text()
 
 
+@pytest.mark.parametrize("command", ["run", "run --dry-run", "profile", "check"])
 @pytest.mark.parametrize("call", ["os._exit(0)", "sys.exit(0)"])
 def test_a_plugin_that_ends_the_process_when_it_is_imported_is_an_error_of_the_user(
-    tmp_path: Path, vandal: Path, capsys: pytest.CaptureFixture[str], call: str
+    tmp_path: Path, vandal: Path, capsys: pytest.CaptureFixture[str], call: str, command: str
 ) -> None:
     vandal.write_text(f"{VANDAL}\n{call}\n")
     (tmp_path / "cell.yaml").write_text(yaml.safe_dump({**TINY, **SMALL}))
-    words = [str(tmp_path / "cell.yaml"), f"strategy={vandal}", "--out", str(tmp_path / "out")]
-    assert main(["run", *words]) == 2
+    cell = [str(tmp_path / "cell.yaml"), f"strategy={vandal}"]
+    words = [str(vandal)] if command == "check" else cell
+    assert main([*command.split(), *words]) == 2
     assert f"a plugin: {call} was called" in capsys.readouterr().err
 
 
@@ -207,7 +210,7 @@ def test_a_child_of_a_cell_may_end_itself() -> None:
         with pytest.raises(ProcessExitError):
             os._exit(7)
     assert child.exitcode == 7
-    assert "isolation" not in os._exit.__module__
+    assert "fedbench" not in os._exit.__module__
 
 
 def test_a_folder_that_is_gone_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
