@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo docs test test-all lint stress golden setup clean
+.PHONY: demo docs test test-all lint stress golden audit setup clean
 
 demo: setup
 	$(BIN)/fedbench run --grid
@@ -39,6 +39,18 @@ stress: setup
 golden: setup
 	$(BIN)/python tests/golden_losses.py --write
 
+# The tested set of versions against the databases of known vulnerabilities. It needs the network, and no other target
+# needs it: pip-audit has an environment of its own. A version that the database does not know is no pass.
+AUDIT := .venv-audit
+audit: $(AUDIT)/.installed
+	@$(AUDIT)/bin/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
+	  || { echo "make audit: not passed; above is what is known of a version, or why the database could not tell" >&2; exit 1; }
+
+$(AUDIT)/.installed:
+	@$(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet pip-audit \
+	  || { echo "make audit: pip-audit could not be installed into $(AUDIT); it needs a package index" >&2; exit 1; }
+	@touch $@
+
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -49,4 +61,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(AUDIT) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

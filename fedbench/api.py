@@ -17,6 +17,7 @@ from fedbench.profiling import Profile
 from fedbench.profiling import profile as profile_config
 from fedbench.reporting.ranking import Row, leaderboard
 from fedbench.running.cell import Outcome, cell_name, cell_rounds, run_cell
+from fedbench.running.isolation import in_turns, told
 from fedbench.tracking.run_directory import RunDirectory
 from fedbench.tracking.runs import read_runs
 
@@ -110,8 +111,10 @@ def run(config: Configuration = None, out: str | Path = "runs", **sections: Any)
     Raises:
         UserError: naming the key, its value and what is allowed; or another process runs this cell.
     """
-    experiment, folder = prepare(_config(config, sections)), user_path(out)
-    return _result(run_cell(experiment, folder), folder / cell_name(experiment))
+    whole, folder = _config(config, sections), user_path(out)
+    with told(whole.seed):
+        experiment = prepare(whole)
+        return _result(run_cell(experiment, folder), folder / cell_name(experiment))
 
 
 def federate(
@@ -125,9 +128,9 @@ def federate(
     Raises:
         UserError: as `run`.
     """
-    experiment, folder = prepare(_config(config, sections)), user_path(out)
-    outcome = yield from cell_rounds(experiment, folder)
-    return _result(outcome, folder / cell_name(experiment))
+    whole, folder = _config(config, sections), user_path(out)
+    result = yield from in_turns(whole.seed, lambda: _federate(whole, folder))
+    return result
 
 
 def profile(config: Configuration = None, samples: int | None = None, **sections: Any) -> Profile:
@@ -169,6 +172,12 @@ def _config(config: Configuration, sections: Mapping[str, Any]) -> Config:
     if isinstance(config, str | Path):
         config = read_yaml(resolve_file(str(config), "presets"))
     return load_config(config or {}, sections)
+
+
+def _federate(config: Config, folder: Path) -> Generator[dict[str, Any], None, Result]:
+    experiment = prepare(config)
+    outcome = yield from cell_rounds(experiment, folder)
+    return _result(outcome, folder / cell_name(experiment))
 
 
 def _result(outcome: Outcome, path: Path) -> Result:

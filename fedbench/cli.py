@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from fedbench import __version__
 from fedbench.conventions import CONVENTIONS, ConventionName
 from fedbench.errors import UserError
+from fedbench.exits import blame, no_sudden_exit
 from fedbench.files import user_path
+from fedbench.masking import told
 from fedbench.numerics import EnvironmentNeededError, require, restart
 from fedbench.protocols import PROTOCOLS
 from fedbench.scaffold import TEMPLATES, write_plugin
@@ -226,7 +228,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     arguments = parse(words)
     try:
-        code = int(arguments.action(arguments) or 0)
+        with no_sudden_exit():
+            code = int(arguments.action(arguments) or 0)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `| head` has read enough; without this, Python's exit would try to write the rest
@@ -237,11 +240,14 @@ def main(words: Sequence[str] | None = None) -> int:
             restart()
         print(f"fedbench: {error}", file=sys.stderr)
         return 2
+    except SystemExit as error:
+        print(f"fedbench: {blame(error)}", file=sys.stderr)
+        return 2
     except UserError as error:
-        print(f"fedbench: {error}", file=sys.stderr)
+        print(f"fedbench: {told(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"fedbench: {error}", file=sys.stderr)
+        print(f"fedbench: {told(error)}", file=sys.stderr)
         return 2
     except MemoryError as error:
         print(f"fedbench: this needs more memory than there is: {error}", file=sys.stderr)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedbench.config.load import flat
 from fedbench.conventions import CONVENTIONS, ConventionName
+from fedbench.escaping import in_sheet
 from fedbench.profiling.profile import Number, Profile, StageProfile
 from fedbench.tables import GFLOPS, MB, MIB, bullets, markdown, number, with_ratio
 
@@ -94,7 +95,7 @@ def _ratios(one: Profile, profiles: Sequence[Profile], rule: ConventionName) -> 
 def to_csv(profiles: Sequence[Profile], convention: ConventionName) -> str:
     """A line for each strategy and stage, and one for its total; nested figures as `download.heads`."""
     rows = [
-        {"convention": convention, "of": OF[convention == "step"], "strategy": one.strategy, **figures}
+        {"convention": convention, "of": OF[convention == "step"], "strategy": in_sheet(one.strategy), **figures}
         for one in profiles
         for figures in [
             *(flat(_stage(stage, convention)) for stage in one.stages),

@@ -6,6 +6,7 @@ from typing import Any
 
 from fedbench.config.load import flat
 from fedbench.errors import UserError
+from fedbench.escaping import printable
 from fedbench.tracking.run_directory import ENCODER, MANIFEST, SUMMARY, RunDirectory
 
 CLOCKS = ("seconds", "client/cuda_")  # differ from run to run
@@ -56,7 +57,7 @@ def _section(title: str, pairs: Mapping[str, tuple[Any, Any]]) -> str:
     if not pairs:
         return f"{title}: equal."
     width = max(map(len, pairs))
-    lines = [f"  {key:<{width}}  {_words(one, other)}" for key, (one, other) in pairs.items()]
+    lines = [printable(f"  {key:<{width}}  {_words(one, other)}") for key, (one, other) in pairs.items()]
     return "\n".join([f"{title}:", *lines])
 
 
@@ -80,7 +81,7 @@ def _first_round(one: RunDirectory, other: RunDirectory) -> str:
     for first, second in zip(*records, strict=False):
         if any(first[key] != second[key] for key in first.keys() & second.keys()):
             keys = ", ".join(list(_differing(first, second))[:4])
-            return f"Rounds: the first that differs is {first['round']} ({keys})."
+            return printable(f"Rounds: the first that differs is {first['round']} ({keys}).")
     if len(records[0]) != len(records[1]):
         return f"Rounds: {len(records[0])} and {len(records[1])}, equal as far as both go."
     return f"Rounds: {len(records[0])}, all equal but for the clock."

@@ -9,10 +9,20 @@ from pathlib import Path
 
 from fedbench.config.load import UNTRAINED
 from fedbench.conventions import CONVENTIONS
+from fedbench.escaping import in_markdown, in_sheet
 from fedbench.files import write_atomically
 from fedbench.protocols import PROTOCOLS
 from fedbench.reporting.paired import METHOD
-from fedbench.reporting.ranking import REFERENCE, Row, by_table, leaderboard, located, row_name, short_name
+from fedbench.reporting.ranking import (
+    REFERENCE,
+    Row,
+    by_table,
+    leaderboard,
+    located,
+    reworded,
+    row_name,
+    short_name,
+)
 from fedbench.tables import GFLOPS, MB, MIB, bullets, latex, latex_text, markdown, number, with_ratio
 from fedbench.tracking.run_directory import write_json
 from fedbench.tracking.runs import Run, read_runs
@@ -66,19 +76,23 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def plain(value: object) -> object:
-    """For a cell of a table: several values as one text, spaces between them, quoted where one has a space."""
-    return shlex.join(map(str, value)) if isinstance(value, tuple) else value
+    """For a cell of a table: several values as one text, spaces between them, quoted where one has a space.
+
+    No text is a spreadsheet's formula, see `in_sheet`.
+    """
+    text = shlex.join(map(str, value)) if isinstance(value, tuple) else value
+    return in_sheet(text) if isinstance(text, str) else text
 
 
 def render(rows: Sequence[Row]) -> str:
     """Markdown with aligned columns, which also reads in a terminal: one table per comparable set."""
     if not rows:
         return "No finished run.\n"
-    return "\n".join(section(table) for table in by_table(rows))
+    return "\n".join(section(table) for table in by_table([reworded(row, in_markdown) for row in rows]))
 
 
 def section(rows: Sequence[Row], more: Sequence[Column] = ()) -> str:
-    """Accuracies, with `more` columns at their end, then costs, a title and notes."""
+    """Accuracies, with `more` columns at their end, then costs, a title and notes; the words are Markdown."""
     tables = f"{_table(rows, LEFT, [*ACCURACY, *more])}\n\n{_table(rows, LEFT[1:], COSTS)}"
     return f"### {rows[0].title}\n\n{tables}\n\n{bullets(*notes(rows))}\n"
 
@@ -165,8 +179,8 @@ def notes(rows: Sequence[Row]) -> list[str]:
         f"Protocol `{first.protocol}`: {PROTOCOLS[first.protocol]} ({first.protocol_settings}). Mean ± sample "
         "standard deviation over seeds. Floor: the same protocol on the untrained encoder; gain: points above it.",
         f"Convention `{first.convention}`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
-        "#: a row ranks below others only where each of these is better than it and than all that rank no higher; "
-        f"`-`: nothing can be said. Better: {METHOD}.",
+        "`#`: a row ranks below others only where each of these is better than it and than all that rank no "
+        f"higher; `-`: nothing can be said. Better: {METHOD}.",
         *untuned(rows),
         *steps(rows),
         "Client: total of all clients in the run / registered clients; memory: highest peak of any. Server: its "

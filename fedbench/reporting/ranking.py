@@ -3,8 +3,8 @@
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import stdev
@@ -12,6 +12,7 @@ from typing import Any
 
 from fedbench.config.load import UNTRAINED
 from fedbench.config.schema import OptimizerConfig
+from fedbench.escaping import printable
 from fedbench.reporting.comparison import OF_CLIENTS, Cell, comparable, varying
 from fedbench.reporting.paired import is_better, paired_difference
 from fedbench.tracking.runs import Run, describe
@@ -125,9 +126,22 @@ def located(row: Row, folder: Path) -> Row:
     return replace(row, runs=tuple(Path(path).as_posix() for path in seen))
 
 
+def reworded(row: Row, change: Callable[[str], str]) -> Row:
+    """The same row with all its words changed: those that others wrote are in it."""
+    values = {field.name: getattr(row, field.name) for field in fields(row)}
+    return replace(row, **{name: _changed(value, change) for name, value in values.items()})
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_changed(one, change) for one in value)
+    return change(value) if isinstance(value, str) else value
+
+
 def ranked(runs: Iterable[Run]) -> list[list[tuple[Row, Cell]]]:
-    """Tables of rows, best first, each with the runs that it speaks of."""
-    return _told_apart([_rank(number, table) for number, table in enumerate(comparable(runs), 1)])
+    """Tables of rows, best first, each with the runs that it speaks of. No word in a row moves a cursor."""
+    tables = _told_apart([_rank(number, table) for number, table in enumerate(comparable(runs), 1)])
+    return [[(reworded(row, printable), cell) for row, cell in table] for table in tables]
 
 
 def _told_apart(tables: Sequence[list[tuple[Row, Cell]]]) -> list[list[tuple[Row, Cell]]]:

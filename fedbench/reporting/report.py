@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from fedbench.errors import UserError
+from fedbench.escaping import in_markdown, printable, printable_tree
 from fedbench.files import write_atomically
 from fedbench.reporting.comparison import Cell
 from fedbench.reporting.iso_budget import BUDGET_NOTE, budget_line, iso_budgets
 from fedbench.reporting.leaderboard import Column, csv_text, latex_section, section
 from fedbench.reporting.page import html_page
 from fedbench.reporting.pareto import FRONT_NOTE, PANELS, front, front_names, plot
-from fedbench.reporting.ranking import Row, by_table, located, ranked
+from fedbench.reporting.ranking import Row, by_table, located, ranked, reworded
 from fedbench.reporting.results import results
 from fedbench.tables import bullets, markdown
 from fedbench.tracking.run_directory import write_json
@@ -46,7 +47,7 @@ def report(paths: Iterable[Path], out: Path, results_file: Path | None = None, l
     if latex:
         write_atomically(out / "report.tex", to_latex(rows).encode())
     if results_file:
-        write_json(results_file, results(tables))
+        write_json(results_file, printable_tree(results(tables)))
     return text
 
 
@@ -67,8 +68,10 @@ def _tables(runs: Iterable[Run], out: Path) -> list[list[tuple[Row, Cell]]]:
 
 def render(rows: Sequence[Row], left_out: Sequence[str]) -> str:
     """Markdown: every table with its front, its notes and its budgets, then what was left out."""
-    tables = [f"{section(table, [_front_column(table)])}{_budgets(table)}" for table in by_table(rows)]
-    return "\n".join([*tables, *([f"### Left out\n\n{bullets(*left_out)}\n"] if left_out else [])])
+    words = [reworded(row, in_markdown) for row in rows]
+    tables = [f"{section(table, [_front_column(table)])}{_budgets(table)}" for table in by_table(words)]
+    lines = bullets(*map(in_markdown, left_out))
+    return "\n".join([*tables, *([f"### Left out\n\n{lines}\n"] if left_out else [])])
 
 
 def to_latex(rows: Sequence[Row]) -> str:
@@ -103,7 +106,7 @@ def to_dict(rows: Sequence[Row], left_out: Mapping[Path, str]) -> dict[str, Any]
             for table in by_table(rows)
             for answer in iso_budgets(table)
         ],
-        "left_out": {str(path): reason for path, reason in left_out.items()},
+        "left_out": printable_tree({str(path): reason for path, reason in left_out.items()}),
     }
 
 
@@ -113,4 +116,4 @@ def _fronts(row: Row, rows: Sequence[Row]) -> list[str]:
 
 
 def _lines(left_out: Mapping[Path, str]) -> list[str]:
-    return [f"{path}: {reason}" for path, reason in left_out.items()]
+    return [printable(f"{path}: {reason}") for path, reason in left_out.items()]

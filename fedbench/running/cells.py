@@ -13,14 +13,17 @@ from pebble import ProcessExpired, ProcessPool
 
 from fedbench.config import Config
 from fedbench.errors import UserError
+from fedbench.escaping import printable
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
+from fedbench.masking import shareable
 from fedbench.reporting.leaderboard import write
 from fedbench.reporting.pareto import plot
 from fedbench.reporting.ranking import Row, leaderboard
 from fedbench.reporting.terminal import show
 from fedbench.reporting.wandb_leaderboard import mirror_leaderboard
 from fedbench.running.cell import Outcome, cell_name, identity, run_cell
+from fedbench.running.isolation import isolated, told
 from fedbench.tracking.progress import Progress
 from fedbench.tracking.run_directory import ERROR, RunDirectory
 from fedbench.tracking.runs import read_runs
@@ -50,7 +53,8 @@ def prepare_cells(configs: Sequence[Config], out: Path) -> list[Task]:
     if len({config.numerics for config in configs}) > 1:
         raise UserError("numerics=portable in some cells only; allowed: in all or none, they share a process")
     for config in configs:
-        experiment = prepare(config)
+        with told(config.seed):
+            experiment = prepare(config)
         name = cell_name(experiment)
         tasks.setdefault(name, Task(config, identity(experiment), RunDirectory(out / name)))
     return list(tasks.values())
@@ -132,20 +136,24 @@ def _warn_of_threads(tasks: Sequence[Task], jobs: int) -> None:
 def attempt(task: Task) -> Outcome:
     """Run a cell; an error ends this cell alone, and stands in its run directory."""
     try:
-        experiment = prepare(task.config, tried=True)
-        if identity(experiment) != task.cell_hash:
-            raise UserError(
-                "a plugin's files or the data changed since the grid began; allowed: to begin it again"
-            )
-        return run_cell(experiment, task.directory.path.parent)
+        with isolated(task.config.seed):
+            return _run(task)
     except UserError as error:
         return _failed(task, str(error), str(error))
-    except (Exception, SystemExit) as error:  # a plugin may call `sys.exit`
+    except (Exception, SystemExit) as error:  # a plugin may call `sys.exit`, or `os._exit`
         return _failed(task, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
+def _run(task: Task) -> Outcome:
+    experiment = prepare(task.config, tried=True)
+    if identity(experiment) != task.cell_hash:
+        raise UserError("a plugin's files or the data changed since the grid began; allowed: to begin it again")
+    return run_cell(experiment, task.directory.path.parent)
+
+
 def _failed(task: Task, words: str, text: str) -> Outcome:
-    first = (words.splitlines() or ["for no reason given"])[0]
+    words, text = shareable(words), shareable(text)
+    first = printable((words.splitlines() or ["for no reason given"])[0])
     try:
         task.directory.fail(f"{text.rstrip()}\n")
     except OSError as error:

@@ -12,6 +12,7 @@ from fedbench.config import Config, load_config
 from fedbench.config.load import digest
 from fedbench.data import Dataset, load_dataset
 from fedbench.errors import UserError
+from fedbench.escaping import in_markdown, printable
 from fedbench.evaluation import description, evaluate, untrained_encoder
 from fedbench.federation.experiment import choose_device
 from fedbench.numerics import require, settle
@@ -60,7 +61,7 @@ def _cases(paths: Iterable[Path], protocols: Sequence[str], data: Tree, override
         raise UserError(f"{refused[0]}: the run is trained already; allowed: {', '.join(ALLOWED)}, and --data")
     runs, left_out = gather(paths)
     for path, reason in left_out.items():
-        print(f"fedbench: {path} is left out, {reason}", file=sys.stderr)
+        print(printable(f"fedbench: {path} is left out, {reason}"), file=sys.stderr)
     if not runs:
         raise UserError(f"no finished run in {', '.join(map(str, paths))}; `run` makes some")
     found = {run.path: run for run in runs if run.path}  # the last one of a folder is its own evaluation
@@ -111,7 +112,13 @@ def _judge(case: Case, name: ProtocolName) -> list[str]:
     keys = [f"probe/{name}_{figure}" for figure in ("top1", "per_class_mean", "macro_f1")]
     floor = figures[f"untrained/{name}_top1"]
     shown = [f"{100 * value:.1f}" for value in (*(figures[key] for key in keys), floor)]
-    return [case.path.name, name, case.dataset.name, *shown, f"{100 * (figures[keys[0]] - floor):+.1f}"]
+    return [
+        in_markdown(case.path.name),
+        name,
+        in_markdown(case.dataset.name),
+        *shown,
+        f"{100 * (figures[keys[0]] - floor):+.1f}",
+    ]
 
 
 def _circumstances(case: Case, device: str) -> dict[str, Any]:

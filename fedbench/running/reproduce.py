@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from fedbench.config import Config, load_config
 from fedbench.config.load import flat
 from fedbench.errors import UserError
+from fedbench.escaping import in_markdown
 from fedbench.federation.experiment import prepare
 from fedbench.reporting.results import COSTS, Tree, entry, read_results
 from fedbench.running.cell import cell_name, run_cell
@@ -141,7 +142,7 @@ def _near(figure: str, committed: float, now: float, seeds: list[float]) -> Line
 
 
 def _render(title: str, committed: Tree, now: Tree, lines: list[Line]) -> str:
-    rows = [[line.figure, str(line.committed), str(line.now), line.verdict] for line in lines]
+    rows = [[line.figure, in_markdown(str(line.committed)), str(line.now), line.verdict] for line in lines]
     kernels = f"{committed['kernels']} with torch {committed['torch']}"
     others = f"{now['kernels']} with torch {now['torch']}"
     if same_bits_expected(committed, now):
@@ -152,6 +153,8 @@ def _render(title: str, committed: Tree, now: Tree, lines: list[Line]) -> str:
             f"{now['accelerator'] or 'a CPU'} now, or a GPU: costs must be equal, and an accuracy within "
             f"{WITHIN:g} standard deviations of the committed seeds."
         )
-    notes = bullets(expected, f"Code: {committed['commit']} then, {now['commit']} now.")
+    notes = bullets(in_markdown(expected), in_markdown(f"Code: {committed['commit']} then, {now['commit']} now."))
     result = "REPRODUCED" if all(line.right for line in lines) else "NOT REPRODUCED"
-    return f"### {title}\n\n{markdown(['figure', 'committed', 'now', ''], rows)}\n\n{notes}\n\n{result}"
+    return (
+        f"### {in_markdown(title)}\n\n{markdown(['figure', 'committed', 'now', ''], rows)}\n\n{notes}\n\n{result}"
+    )

@@ -14,7 +14,7 @@ from fedbench.config import TrackingConfig
 from fedbench.files import write_atomically
 from fedbench.tracking import wandb_server
 from fedbench.tracking.run_directory import WANDB_ADDRESS
-from fedbench.tracking.wandb_server import warn
+from fedbench.tracking.wandb_server import unreported, warn
 
 INIT_TIMEOUT_S = 20
 FINISH_TIMEOUT_S = 30  # then what was not uploaded stays on the disk
@@ -72,7 +72,7 @@ class WandbMirror:
         self._thread = ThreadPoolExecutor(max_workers=1)  # it starts with the first call
 
     def __enter__(self) -> Self:
-        self._call(self._start)
+        self._call(unreported()(self._start))
         return self
 
     @property

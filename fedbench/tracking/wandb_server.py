@@ -1,12 +1,18 @@
 """Whether this process can use the W&B server: found out once, waited for once, told once."""
 
+import os
 import socket
 import sys
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
+from fedbench.masking import told
+
 ANSWER_TIMEOUT_S = 3
+REPORTING = "WANDB_ERROR_REPORTING"
 
 
 class Server:
@@ -36,6 +42,24 @@ class Server:
 SERVER = Server()
 
 
+@contextmanager
+def unreported() -> Iterator[None]:
+    """In here wandb starts its service such that it tells its makers nothing.
+
+    By default it asks for their address and sends them figures of its own, offline too. There is no setting for
+    that, only the environment.
+    """
+    before = os.environ.get(REPORTING)
+    os.environ[REPORTING] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[REPORTING]
+        else:
+            os.environ[REPORTING] = before
+
+
 def _hindrance() -> str | None:
     """Why there is no going online, None where nothing is in the way."""
     import wandb
@@ -60,4 +84,4 @@ def _silence(address: str) -> object:
 
 def warn(message: str) -> None:
     """One line on stderr."""
-    print(f"fedbench: {message}", file=sys.stderr)
+    print(f"fedbench: {told(message)}", file=sys.stderr)
