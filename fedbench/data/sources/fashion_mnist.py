@@ -15,6 +15,7 @@ from fedbench.data.place import broken, find
 from fedbench.data.source import DataSource, Part, Source
 
 CLASSES = tuple(FashionMNIST.classes)
+MAX_BYTES = 16 + 60_000 * 28 * 28  # of the largest of the files, unpacked
 
 
 class FashionMnist(DataSource):
@@ -45,9 +46,12 @@ def _part(folder: Path, name: str) -> Part:
 def _read(file: Path, dimensions: int) -> NDArray[np.uint8]:
     """An idx file of bytes: 0, 0, 8, the number of dimensions, each dimension in 4 bytes, the values."""
     try:
-        content = gzip.decompress(file.read_bytes())
+        with gzip.open(file) as opened:
+            content = opened.read(MAX_BYTES + 1)  # the length before unpacking tells nothing
     except (OSError, EOFError, ZlibError) as error:
         raise broken(file, str(error)) from error
+    if len(content) > MAX_BYTES:
+        raise broken(file, f"unpacked it is larger than {MAX_BYTES:,} bytes")
     shape = np.frombuffer(content[4 : 4 + 4 * dimensions], ">u4").astype(int)
     values = np.frombuffer(content[4 + 4 * dimensions :], np.uint8)
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(values) != shape.prod() or not len(values):
