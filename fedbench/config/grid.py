@@ -27,7 +27,7 @@ from fedbench.config import Config, load_config
 from fedbench.config.load import explanations, flat, merge, nest
 from fedbench.config.plain_yaml import read_yaml
 from fedbench.config.schema import Seed
-from fedbench.errors import UserError, shorten, shown
+from fedbench.errors import UserError, shorten, shown, suggest
 
 Tree = dict[str, Any]
 Axes = Mapping[str, Sequence[Any]]
@@ -137,7 +137,7 @@ def _left(configs: Sequence[Config], exclude: Sequence[Tree]) -> list[Config]:
     known = {section for tree in trees for key in flat(tree) for section in _sections(key)} if exclude else set()
     for key in {key: None for one in exclude for key in flat(one)}:
         if key not in known:
-            raise UserError(f"exclude: no cell has a key {shorten(key)}; allowed: {', '.join(flat(trees[0]))}")
+            raise UserError(f"exclude: no cell has a key {shorten(key)}; {_nearest(key, known)}")
     for one in exclude:
         if not any(_is(tree, one) for tree in trees):
             print(f"fedbench: exclude: no cell has {shown(one)}, so it leaves nothing out", file=sys.stderr)
@@ -147,6 +147,13 @@ def _left(configs: Sequence[Config], exclude: Sequence[Tree]) -> list[Config]:
     if not left:
         raise UserError("exclude: leaves no cell of the grid; allowed: to leave one or more")
     return left
+
+
+def _nearest(key: str, known: set[str]) -> str:
+    """Of hundreds of keys those of the same section, or else the sections."""
+    section, _, _ = key.partition(".")
+    within = sorted(one for one in known if one.startswith(f"{section}."))
+    return suggest(key, within or sorted(one for one in known if "." not in one))
 
 
 def _sections(key: str) -> Iterable[str]:

@@ -1,6 +1,7 @@
 """Fashion-MNIST: 70,000 grey images of 28 x 28 pixels in 10 classes (Xiao et al. 2017)."""
 
 import gzip
+import math
 from pathlib import Path
 from zlib import error as ZlibError
 
@@ -52,8 +53,8 @@ def _read(file: Path, dimensions: int) -> NDArray[np.uint8]:
         raise broken(file, str(error)) from error
     if len(content) > MAX_BYTES:
         raise broken(file, f"unpacked it is larger than {MAX_BYTES:,} bytes")
-    shape = np.frombuffer(content[4 : 4 + 4 * dimensions], ">u4").astype(int)
-    values = np.frombuffer(content[4 + 4 * dimensions :], np.uint8)
-    if content[:4] != bytes([0, 0, 8, dimensions]) or len(values) != shape.prod() or not len(values):
+    head, values = content[: 4 + 4 * dimensions], np.frombuffer(content[4 + 4 * dimensions :], np.uint8)
+    shape = [int.from_bytes(head[start : start + 4]) for start in range(4, len(head), 4)]
+    if head[:4] != bytes([0, 0, 8, dimensions]) or len(values) != math.prod(shape) or not len(values):
         raise broken(file, f"not an idx file of {dimensions} dimensions and {len(values)} values")
     return values.reshape(*shape)
