@@ -124,7 +124,7 @@ def words(folder: Path) -> Target:
         config_hash(load_config(asked.overrides))
 
     seeds = [b"seed=3\nssl.name=byol\ndata.num_train=null", b"strategy=lw_fedssl@v3\nseed=0,1,2\nencoder.depth=2"]
-    seeds += [b"strategy.calibration.epochs=3\ntracking.tags=[a, b]\nfederation.rounds_per_stage=[1, 2]"]
+    seeds += [b"strategy.calibration.epochs=3\ntracking.tags=[a, b]\nfederation.rounds_per_stage=[20, 28]"]
     return Target(seeds, read, by_tokens(*YAML, *NUMBERS, b".", b"..", b"=", b"/x.py:A", b"\n"))
 
 
