@@ -47,7 +47,7 @@ def key_parts(key: str) -> list[str]:
     if len(key) > MAX_TEXT:
         raise UserError(f"{shown(key)} is no key, it has {len(key):,} characters; allowed: {MAX_TEXT:,}")
     parts = re.findall(r"(?:^|\.)((?:~|\.{1,2})?/.*?\.py(?::\w+)?(?=\.|$)|[^.]+)", key)
-    if not key or ".".join(parts) != key:
+    if not key or not key.isprintable() or ".".join(parts) != key:
         raise UserError(f"{shown(key)} is no key; allowed: names with a dot between them, such as section.key")
     if len(parts) > MAX_DEPTH:
         raise UserError(f"{shown(key)} has {len(parts):,} parts; allowed: {MAX_DEPTH}")

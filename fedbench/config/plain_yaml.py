@@ -3,6 +3,7 @@
 Whatever PyYAML raises on the way is an error that names the file or the key, in one line.
 """
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,13 @@ class _Loader(yaml.SafeLoader):
 
 
 def _check_text(node: yaml.ScalarNode) -> None:
-    """Before a number is computed, or a path reaches the system. ConstructorError: too long, or with a NUL."""
+    """Before a number is computed, or a path reaches the system. ConstructorError: too long, or of odd letters."""
     allowed = MAX_DIGITS if node.tag in NUMBERS else MAX_TEXT
     if len(node.value) > allowed:
         long = f"{shown(node.value)} has {len(node.value):,} characters"
         raise _refusal(f"{long}; allowed: {allowed:,}", node.start_mark)
-    if "\0" in node.value:
-        raise _refusal(f"{shown(node.value)} has a character of code 0; allowed: none", node.start_mark)
+    if re.search("[\0\ud800-\udfff]", node.value):  # which no path may have, and no UTF-8 file
+        raise _refusal(f"{shown(node.value)} has a character of code 0, or half of one", node.start_mark)
 
 
 def _refusal(problem: str, mark: yaml.Mark) -> ConstructorError:

@@ -56,6 +56,7 @@ def refusal(action: Any, *arguments: Any) -> str:
         ("[" + "1," * 30_000 + "]", "more values than allowed: 20,000"),
         ("'" + "x" * 600_000 + "'", "larger than allowed: 500,000 bytes"),
         ('"a\\0b"', "has a character of code 0"),
+        ('"\\ud800"', "or half of one"),
         ("\ud800", "not a valid YAML file"),
     ],
 )
@@ -73,7 +74,9 @@ def test_a_date_is_a_text_possible_or_not(tmp_path: Path) -> None:
     assert load_config(tree).tracking.tags == ("2026-12-24", "2026-13-45")
 
 
-@pytest.mark.parametrize("word", ["a" + ".a" * 5000 + "=1", "a" + ".a" * 60 + "=1", "x" * 5000 + "=1"])
+@pytest.mark.parametrize(
+    "word", ["a" + ".a" * 5000 + "=1", "a" + ".a" * 60 + "=1", "x" * 5000 + "=1", "strategy.\udcff=1", "a\n=1"]
+)
 def test_a_key_of_too_many_parts_or_letters_is_no_key(word: str) -> None:
     assert "allowed: " in refusal(parse_overrides, [word])
 

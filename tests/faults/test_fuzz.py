@@ -79,8 +79,7 @@ def answer(action: Any, *arguments: Any) -> Any:
         lines = str(error).splitlines()
     assert len(lines) < 2 * LISTED + 3
     assert max(map(len, lines)) < 1000
-    return UserError("
-".join(lines))
+    return UserError("\n".join(lines))
 
 
 @QUICK
