@@ -26,13 +26,14 @@ SplitName = Literal["validation", "test"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 # Upper limits are for slips of the keyboard: beyond them there is no answer in a person's time, or in memory.
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Count = Annotated[PositiveInt, Field(le=1_000_000)]  # rounds, clients, images of a batch
+Count = Annotated[PositiveInt, Field(le=1_000_000)]  # clients, images of a batch
 CountOrNone = Annotated[NonNegativeInt, Field(le=1_000_000)]
 Several = Annotated[int, Field(ge=2, le=1_000_000_000)]  # images of a data set
 Batch = Annotated[int, Field(ge=2, le=1_000_000)]
 Epochs = Annotated[PositiveInt, Field(le=100_000)]
 Dimensions = Annotated[PositiveInt, Field(le=100_000)]
-Blocks = Annotated[PositiveInt, Field(le=1_000)]
+Rounds = Annotated[NonNegativeInt, Field(le=100_000)]
+Blocks = Annotated[PositiveInt, Field(le=256)]
 Processes = Annotated[PositiveInt, Field(le=4_096)]
 MAX_SIZE = 4_096  # pixels of an image's side
 MAX_TOKENS = 65_536  # of an image
@@ -220,7 +221,7 @@ class FederationConfig(Section):
     """1: centralised training, one client has all the data."""
     participants: Count | None = None
     """Clients per round, drawn uniformly; null: all."""
-    rounds: CountOrNone = 48
+    rounds: Rounds = 48
     """R, over all stages; 0: the untrained encoder."""
     rounds_per_stage: Annotated[tuple[Count, ...], Field(max_length=1_000)] | None = None
     """R_s, adding up to R; null: R / S."""

@@ -296,6 +296,19 @@ def test_an_archive_that_leads_outside_plants_nothing(tmp_path, monkeypatch, add
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["cifar.tar.gz"]
 
 
+@pytest.mark.parametrize("name", ["cifar.zip", "cifar.tar.gz"])
+def test_an_archive_of_whatever_damage_is_told_as_such(tmp_path, monkeypatch, address, name):
+    entry = bytearray(tarfile.TarInfo("a").tobuf())
+    entry[:1] = b"\0"  # no name: tarfile ends in an IndexError, zipfile in a UnicodeDecodeError
+    (tmp_path / name).write_bytes(
+        gzip.compress(bytes(entry)) if name.endswith("gz") else b"PK\x03\x04" + bytes(99)
+    )
+    monkeypatch.setattr(cifar10.Cifar10, "md5", md5(tmp_path / name))
+    monkeypatch.setattr(cifar10.Cifar10, "url", f"{address}/{name}")
+    with pytest.raises(UserError, match=r"data\.(download=true: cifar10 could not|name=cifar10: no test_batch)"):
+        load("cifar10", tmp_path / "new", download=True)
+
+
 @pytest.mark.parametrize("name", ["../../secret.JPEG", "/etc/secret.JPEG", "..", "a/b.JPEG"])
 def test_an_annotation_names_files_of_its_own_folder_only(tmp_path, name):
     published.tiny_imagenet(tmp_path)
