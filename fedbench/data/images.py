@@ -25,9 +25,8 @@ from fedbench.errors import UserError, shorten
 BATCH = 512  # images of an array converted at a time: bounds the copies
 FILES = 256  # image files decoded at a time
 CHUNK = 1 << 28  # bytes of pixels at a time, where that is fewer images
-LARGE = (
-    1 << 22
-)  # pixels of an image of which but one is decoded at a time: as RGBA on white it takes 16 bytes a pixel
+PIXELS_A_BYTE = 8 * 1032  # of a file at most: deflate's ratio, one bit a pixel
+LARGE = 1 << 22  # pixels of an image of which but one is decoded at a time: up to 16 bytes a pixel
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # PIL's other decoders see no file: one of them runs Ghostscript
 ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})  # PIL's modes with a channel of transparency
 MODES = ALPHA | {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}  # of 8 bits a channel
@@ -178,6 +177,7 @@ def _decode(file: Path, image_size: int, in_channels: int) -> NDArray[np.uint8] 
     try:
         with Image.open(file, formats=FORMATS) as opened:
             _check_size(opened.size)
+            _check_claim(opened, file.stat().st_size)
             with _one_large if math.prod(opened.size) > LARGE else nullcontext():
                 return _pixels(opened, image_size, in_channels)
     except MemoryError as error:
@@ -199,6 +199,14 @@ def _check_size(size: tuple[int, int]) -> None:
     """Before there is memory for the pixels. UserError: they are too many."""
     if size[0] * size[1] > MAX_PIXELS:
         raise UserError(f"it announces {size[0]} x {size[1]} pixels; allowed: {MAX_PIXELS:,} in all")
+
+
+def _check_claim(opened: Image.Image, num_bytes: int) -> None:
+    """UserError: so small a file cannot hold the pixels, for which memory would be taken before it is read."""
+    held = num_bytes * PIXELS_A_BYTE
+    if opened.format != "WEBP" and math.prod(opened.size) > max(held, LARGE):  # WebP keeps one colour in 50 bytes
+        size = f"{opened.size[0]} x {opened.size[1]}"
+        raise UserError(f"it announces {size} pixels; its {num_bytes:,} bytes hold at most {held:,}")
 
 
 def _plain(picture: Image.Image) -> Image.Image:
