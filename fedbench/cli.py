@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fedbench import __version__
 from fedbench.conventions import CONVENTIONS, ConventionName
-from fedbench.errors import UserError
+from fedbench.errors import UserError, shorten, shown
 from fedbench.exits import blame, no_sudden_exit
 from fedbench.files import user_path
 from fedbench.masking import told
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 KINDS = ("strategies", "mechanisms", "ssl", "encoders", "datasets", "grids", "presets")
 SCHEMAS = ("config", "grid")
 DEFAULT_GRID = "quickstart"
+MAX_NUMBER = 1_000_000_000  # of --jobs, --samples
 EXIT_CODES = {"failed": 1, "diverged": 3, "elsewhere": 4}  # of `run`, by how a cell ended, the first that occurs
 PAPER_PRESET = "paper_vit_tiny"
 REFERENCE = "fedssl"
@@ -249,12 +250,23 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"fedbench: {told(error)}", file=sys.stderr)
         return 2
-    except MemoryError as error:
-        print(f"fedbench: this needs more memory than there is: {error}", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            f"fedbench: this needs more memory than there is: {shorten(' '.join(str(error).split()), 300)}",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("fedbench: interrupted; the same command goes on after the last whole round", file=sys.stderr)
         return 130
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Torch has an error of its own on a GPU, and none on a CPU: there it is known by its words."""
+    words = ("can't allocate memory", "Cannot allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(one in str(error) for one in words)
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -486,8 +498,8 @@ def is_budget(word: str) -> bool:
 def positive(text: str) -> int:
     """An integer above zero, for argparse."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}; allowed: 1 or more")
+    if not 1 <= value <= MAX_NUMBER:
+        raise argparse.ArgumentTypeError(f"{shown(value)}; allowed: 1 to {MAX_NUMBER:,}")
     return value
 
 

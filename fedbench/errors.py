@@ -2,6 +2,10 @@
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
+
+SHOWN = 120  # characters of a value in an error
+LISTED = 20  # complaints that are told one by one
 
 
 class UserError(ValueError):
@@ -15,6 +19,28 @@ class AccountingError(UserError):
 def suggest(name: str, allowed: Iterable[str]) -> str:
     """`did you mean` where something is close, and the list of what is allowed."""
     names = list(allowed)
+    name = shorten(name)  # the search takes as long as its square
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}allowed: {', '.join(names) or 'none'}"
+
+
+def shorten(text: str, length: int = SHOWN) -> str:
+    """The text, or where it is longer than `length` its beginning and its end."""
+    if len(text) <= length:
+        return text
+    return f"{text[: length - length // 3]} ... {text[-(length // 3) :]}"
+
+
+def shown(value: object) -> str:
+    """`repr` of any value for an error: short, and of a number that Python does not print its kind."""
+    try:
+        return shorten(repr(value))
+    except (ValueError, RecursionError):  # an integer of 4,300 digits; a list of lists of lists
+        return f"a {type(value).__name__} too long to print"
+
+
+def listed(lines: Iterable[str], total: int) -> list[str]:
+    """The first of `total` complaints, of which no more are computed, and how many there are besides."""
+    first = list(islice(lines, LISTED))
+    return [*first, f"  ... and {total - len(first):,} more"] if total > len(first) else first

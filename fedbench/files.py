@@ -24,10 +24,14 @@ def cache_folder() -> Path:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` in one step: a reader sees the old content or the new, never a part."""
+    """Replace `path` in one step: a reader sees the old content or the new, never a part.
+
+    A link is replaced, not followed.
+    """
     part = path.with_name(f".{path.name}.{gethostname()}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        part.unlink(missing_ok=True)  # what a kill left, or a link that leads elsewhere
+        with part.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -45,7 +49,7 @@ def exclusive(folder: Path, wait: bool = False) -> Iterator[bool]:
     The lock is on a file in it, because network file systems lock no folders.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         mine = True
@@ -58,9 +62,9 @@ def exclusive(folder: Path, wait: bool = False) -> Iterator[bool]:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Add to the end of `path`; it is on the disk when the call returns."""
+    """Add to the end of `path`; it is on the disk when the call returns. OSError: it is a link."""
     is_new = not path.exists()
-    with path.open("ab") as file:
+    with open(path, "ab", opener=_no_link) as file:  # Path.open takes no opener
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -78,6 +82,10 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def config_names(kind: str) -> list[str]:

@@ -26,7 +26,7 @@ def remembered(configs: Sequence[Config], options: Sequence[Any], compute: Calla
     file = cache_folder() / "profiles" / f"{_key(configs, options)}.txt"
     try:
         return file.read_text(encoding="utf-8")
-    except OSError:
+    except (OSError, UnicodeDecodeError):  # not there yet, or damaged
         text = compute()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -16,25 +16,30 @@ tune:                                      # how `tune` searches; `run` takes no
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial, reduce
-from itertools import product
+from itertools import accumulate, product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedbench.config import Config, load_config
-from fedbench.config.load import explain, flat, merge, nest, read_yaml
-from fedbench.errors import UserError
+from fedbench.config.load import explanations, flat, merge, nest
+from fedbench.config.plain_yaml import read_yaml
+from fedbench.config.schema import Seed
+from fedbench.errors import UserError, shorten, shown, suggest
 
 Tree = dict[str, Any]
 Axes = Mapping[str, Sequence[Any]]
+Values = Annotated[list[Any], Field(min_length=1)]
 TOGETHER = "settings"  # the axis whose values set several keys at once
+MAX_CELLS = 100_000  # of a grid, or trials of its tuning; of more, several files
 
 
 class Range(BaseModel):
     """Where a number is searched: evenly, or evenly in its logarithm; whole numbers where both ends are."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     low: int | float
     high: int | float
@@ -54,12 +59,12 @@ class Search(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    trials: Annotated[int, Field(ge=1)] = 16
-    space: Annotated[dict[str, Range | list[Any]], Field(min_length=1)]  # key -> range, or list of values
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (
-        1000,
-    )  # of the trials, no seed of the grid
-    sampler_seed: NonNegativeInt = 0
+    trials: Annotated[int, Field(ge=1, le=MAX_CELLS)] = 16
+    space: Annotated[dict[str, Range | Values], Field(min_length=1, max_length=1_000)]
+    """Key -> range, or list of values."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (1000,)
+    """Of the trials; no seed of the grid."""
+    sampler_seed: Seed = 0
 
 
 class Grid(BaseModel):
@@ -74,7 +79,7 @@ class Grid(BaseModel):
     base: Tree = {}
     axes: dict[str, list[Any]] = {}
     cells: list[Tree] = []
-    exclude: list[Tree] = []
+    exclude: Annotated[list[Tree], Field(max_length=1_000)] = []
     tune: Search | None = None
 
 
@@ -87,8 +92,7 @@ def read_grid(path: Path) -> Grid:
     try:
         return Grid.model_validate(read_yaml(path))
     except ValidationError as error:
-        lines = [explain(Grid, details) for details in error.errors()]
-        raise UserError("\n".join([f"{path} is not a grid:", *lines])) from error
+        raise UserError("\n".join([f"{path} is not a grid:", *explanations(Grid, error)])) from error
 
 
 def cells(grid: Grid, overrides: Tree, sweeps: Axes | None = None) -> list[Config]:
@@ -98,11 +102,9 @@ def cells(grid: Grid, overrides: Tree, sweeps: Axes | None = None) -> list[Confi
         sweeps: axes of the command line, on top of every cell.
 
     Raises:
-        UserError: naming the axis or the exclusion; or no cell is left.
+        UserError: naming the axis or the exclusion; there are too many cells, or none is left.
     """
-    empty = [key for key, values in grid.axes.items() if not values]
-    if empty:
-        raise UserError(f"axes.{empty[0]} is empty; allowed: one value or more")
+    _check_axes(grid, sweeps or {})
     trees = [merge(grid.base, axes) for axes in _combinations(grid.axes)] if grid.axes else []
     trees += [merge(grid.base, cell) for cell in grid.cells]
     swept = list(_combinations(sweeps or {}))
@@ -112,14 +114,33 @@ def cells(grid: Grid, overrides: Tree, sweeps: Axes | None = None) -> list[Confi
     return _left(different, [reduce(merge, map(nest, one, one.values()), {}) for one in grid.exclude])
 
 
+def _check_axes(grid: Grid, sweeps: Axes) -> None:
+    """Before a cell is built. UserError: an axis has no value, or one that is none; there are too many cells."""
+    for key, values in grid.axes.items():
+        if not values:
+            raise UserError(f"axes.{shorten(key)} is empty; allowed: one value or more")
+    for value in grid.axes.get(TOGETHER, ()):
+        if not isinstance(value, Mapping):
+            raise UserError(f"axes.{TOGETHER}: {shown(value)}; allowed: mappings of keys to values")
+    own = prod(map(len, grid.axes.values())) if grid.axes else 0
+    check_number(max(1, own + len(grid.cells)) * prod(map(len, sweeps.values())), "cells of the grid")
+
+
+def check_number(number: int, what: str) -> None:
+    """UserError: more than `MAX_CELLS`."""
+    if number > MAX_CELLS:
+        raise UserError(f"{shown(number)} {what}; allowed: {MAX_CELLS:,}, or several files of as many")
+
+
 def _left(configs: Sequence[Config], exclude: Sequence[Tree]) -> list[Config]:
     trees = [config.model_dump(mode="json") for config in configs]
-    for key in {key for one in exclude for key in flat(one)}:
-        if not any(_has(tree, key) for tree in trees):
-            raise UserError(f"exclude: no cell has a key {key}; allowed: {', '.join(flat(trees[0]))}")
+    known = {section for tree in trees for key in flat(tree) for section in _sections(key)} if exclude else set()
+    for key in {key: None for one in exclude for key in flat(one)}:
+        if key not in known:
+            raise UserError(f"exclude: no cell has a key {shorten(key)}; {_nearest(key, known)}")
     for one in exclude:
         if not any(_is(tree, one) for tree in trees):
-            print(f"fedbench: exclude: no cell has {one}, so it leaves nothing out", file=sys.stderr)
+            print(f"fedbench: exclude: no cell has {shown(one)}, so it leaves nothing out", file=sys.stderr)
     left = [
         config for config, tree in zip(configs, trees, strict=True) if not any(_is(tree, one) for one in exclude)
     ]
@@ -128,8 +149,16 @@ def _left(configs: Sequence[Config], exclude: Sequence[Tree]) -> list[Config]:
     return left
 
 
-def _has(tree: Tree, key: str) -> bool:
-    return any(one == key or one.startswith(f"{key}.") for one in flat(tree))
+def _nearest(key: str, known: set[str]) -> str:
+    """Of hundreds of keys those of the same section, or else the sections."""
+    section, _, _ = key.partition(".")
+    within = sorted(one for one in known if one.startswith(f"{section}."))
+    return suggest(key, within or sorted(one for one in known if "." not in one))
+
+
+def _sections(key: str) -> Iterable[str]:
+    """`a.b.c` -> `a`, `a.b`, `a.b.c`."""
+    return accumulate(key.split("."), "{}.{}".format)
 
 
 def _is(value: Any, wanted: Any) -> bool:

@@ -4,16 +4,20 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeGuard, cast, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from fedbench.config.plain_yaml import MAX_DEPTH, MAX_TEXT
+from fedbench.config.plain_yaml import parse_yaml as parse_yaml
+from fedbench.config.plain_yaml import read_yaml as read_yaml
 from fedbench.config.schema import Config, EvaluationConfig
-from fedbench.errors import UserError, suggest
+from fedbench.errors import UserError, listed, shorten, shown, suggest
 from fedbench.files import config_names, user_path
 from fedbench.plugins import Kind, is_known, unknown
 
@@ -27,62 +31,26 @@ def resolve_file(name_or_path: str, kind: str) -> Path:
     if name_or_path in config_names(kind):
         return Path(str(resources.files("fedbench.configs") / kind / f"{name_or_path}.yaml"))
     path = user_path(name_or_path)
-    if path.is_file():
-        return path
+    with suppress(OSError, ValueError):  # a name that is too long for the system, or that no file can have
+        if path.is_file():
+            return path
     allowed = ", ".join(config_names(kind))
-    raise UserError(f"{kind}: {name_or_path!r} is neither a file nor one of: {allowed}")
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe, and without what hides a mistake: a key given twice, or an alias."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.constructor.ConstructorError(
-                None, None, "aliases are not allowed", self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {twice[0]!r} is given twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> Tree:
-    """A YAML file whose top level is a mapping (an empty file is an empty one)."""
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
-        raise UserError(f"{path}: not a valid YAML file: {error}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: the top level is a {type(tree).__name__}; allowed: a mapping of keys")
-    return tree
-
-
-def parse_yaml(text: str, key: str) -> Any:
-    """The value of `key` on a command line."""
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{key}: {text!r} is not valid YAML: {error}") from error
+    raise UserError(f"{kind}: {shown(name_or_path)} is neither a file nor one of: {allowed}")
 
 
 def key_parts(key: str) -> list[str]:
     """`ssl.name` -> `["ssl", "name"]`; the path of a plugin in it, which has dots of its own, is one part.
 
     Raises:
-        UserError: a part is empty.
+        UserError: a part is empty, or there are too many.
     """
+    if len(key) > MAX_TEXT:
+        raise UserError(f"{shown(key)} is no key, it has {len(key):,} characters; allowed: {MAX_TEXT:,}")
     parts = re.findall(r"(?:^|\.)((?:~|\.{1,2})?/.*?\.py(?::\w+)?(?=\.|$)|[^.]+)", key)
-    if not key or ".".join(parts) != key:
-        raise UserError(f"{key!r} is no key; allowed: names with a dot between them, such as section.key")
+    if not key or not key.isprintable() or ".".join(parts) != key:
+        raise UserError(f"{shown(key)} is no key; allowed: names with a dot between them, such as section.key")
+    if len(parts) > MAX_DEPTH:
+        raise UserError(f"{shown(key)} has {len(parts):,} parts; allowed: {MAX_DEPTH}")
     return parts
 
 
@@ -123,7 +91,7 @@ def load_config(*trees: Mapping[str, Any]) -> Config:
     try:
         config = Config.model_validate(merged)
     except ValidationError as error:
-        lines = [*(explain(Config, details) for details in error.errors()), *lines]
+        lines = [*explanations(Config, error), *lines]
     if lines:
         raise UserError("\n".join(["configuration is not valid:", *lines]))
     return config
@@ -136,7 +104,7 @@ def _unknown_plugins(tree: Tree) -> list[str]:
         section = tree.get(key)
         name = section.get("name") if isinstance(section, Mapping) else section
         if isinstance(name, str) and not is_known(kind, name):
-            lines.append(f"  {key}.name: {unknown(kind, name)}")
+            lines.append(f"  {key}.name: {unknown(kind, shorten(name))}")
     return lines
 
 
@@ -148,9 +116,15 @@ def _expand_preset(tree: Tree) -> Tree:
         tree = {**tree, "strategy": {**Config().strategy, **chosen}}
     if not isinstance(chosen, Mapping) or chosen.get("name") not in config_names("strategies"):
         return tree
-    preset = read_yaml(resolve_file(chosen["name"], "strategies"))
+    preset = _preset(chosen["name"])
     own = {key: value for key, value in chosen.items() if key != "name"}
     return {**tree, "strategy": merge({**preset, "preset": chosen["name"]}, own)}
+
+
+@cache
+def _preset(name: str) -> Tree:
+    """The content of a shipped file, which nobody changes: a grid has thousands of cells."""
+    return read_yaml(resolve_file(name, "strategies"))
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
@@ -162,16 +136,21 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
     return pairs
 
 
+def explanations(model: type[BaseModel], error: ValidationError) -> list[str]:
+    """A line for each of the first errors, and how many there are besides."""
+    return listed((explain(model, details) for details in error.errors()), error.error_count())
+
+
 def explain(model: type[BaseModel], details: ErrorDetails) -> str:
     """One line for one error: the key, the value, what is allowed."""
     location = [str(part) for part in details["loc"]]
-    key = ".".join(location) or "configuration"
+    key = shorten(".".join(location)) or "configuration"
     if details["type"] == "extra_forbidden":
         return f"  {key}: unknown key; " + suggest(location[-1], fields_at(model, location[:-1]))
-    message = details["msg"].removeprefix("Value error, ")
+    message = shorten(details["msg"].removeprefix("Value error, "), 300)
     value = details["input"]
-    shown = "" if isinstance(value, Mapping | BaseModel) else f" (got {value!r})"
-    return f"  {key}: {message}{shown}"
+    got = "" if isinstance(value, Mapping | BaseModel) else f" (got {shown(value)})"
+    return f"  {key}: {message}{got}"
 
 
 def fields_at(model: type[BaseModel], location: Iterable[str]) -> list[str]:

@@ -19,10 +19,25 @@ from pydantic import (
     model_validator,
 )
 
+from fedbench.errors import shown
 from fedbench.protocols import ProtocolName
 
 SplitName = Literal["validation", "test"]
 Probability = Annotated[float, Field(ge=0, le=1)]
+# Upper limits are for slips of the keyboard: beyond them there is no answer in a person's time, or in memory.
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Count = Annotated[PositiveInt, Field(le=1_000_000)]  # clients, images of a batch
+CountOrNone = Annotated[NonNegativeInt, Field(le=1_000_000)]
+Several = Annotated[int, Field(ge=2, le=1_000_000_000)]  # images of a data set
+Batch = Annotated[int, Field(ge=2, le=1_000_000)]
+Epochs = Annotated[PositiveInt, Field(le=100_000)]
+Dimensions = Annotated[PositiveInt, Field(le=100_000)]
+Rounds = Annotated[NonNegativeInt, Field(le=100_000)]
+Blocks = Annotated[PositiveInt, Field(le=256)]
+Processes = Annotated[PositiveInt, Field(le=4_096)]
+MAX_SIZE = 4_096  # pixels of an image's side
+MAX_TOKENS = 65_536  # of an image
+MAX_PARAMETERS = 10_000_000_000
 # A key that came after there were results: left out where it is not given, so that those keep their names.
 LATER: Any = Field(default=None, exclude_if=lambda value: value is None)
 
@@ -45,9 +60,9 @@ class SSLConfig(Section):
 
     name: str = "moco_v3"
     """SSL method: `fedbench list ssl` shows them; or package.module:Class, or a path ending in .py."""
-    hidden_dim: PositiveInt = 512
+    hidden_dim: Dimensions = 512
     """Width of both heads' hidden layers; [LW] Sec. 4.1."""
-    output_dim: PositiveInt = 256
+    output_dim: Dimensions = 256
     """Dimensions of a projection; [LW] Sec. 4.1."""
     temperature: PositiveFloat = 0.05
     """Temperature T of InfoNCE and NT-Xent ([LW] Eq. 2); BYOL has none."""
@@ -60,15 +75,15 @@ class EncoderConfig(Section):
 
     name: Literal["vit", "resnet18"] = "vit"
     """Encoder: `fedbench list encoders` shows them."""
-    image_size: Annotated[int, Field(ge=2)] = 8
+    image_size: Annotated[int, Field(ge=2, le=MAX_SIZE)] = 8
     """Pixels; images of another size are resized once, when loaded."""
-    patch_size: PositiveInt = 2
+    patch_size: Annotated[PositiveInt, Field(le=MAX_SIZE)] = 2
     """Pixels, a divisor of `image_size`; of vit."""
-    width: PositiveInt = 64
+    width: Dimensions = 64
     """Dimensions of a token, divisible by `heads` and by 4; of vit."""
-    depth: PositiveInt = 4
+    depth: Blocks = 4
     """Blocks; of resnet18 always 4, its residual stages."""
-    heads: PositiveInt = 4
+    heads: Dimensions = 4
     """Attention heads, a divisor of `width`; of vit."""
     in_channels: Literal[1, 3] = 1
     """1: grey, 3: colour; images are converted when loaded."""
@@ -96,9 +111,29 @@ class EncoderConfig(Section):
                     f"width={self.width} is not divisible by 4; allowed: multiples of 4 "
                     "(sine and cosine of two coordinates in the position embedding)"
                 )
+            self._check_size()
         elif self.depth != 4:
             raise ValueError(f"depth={self.depth}; allowed for resnet18: 4, its residual stages")
         return self
+
+    def _check_size(self) -> None:
+        """Of a ViT. ValueError: it has more tokens or parameters than allowed."""
+        tokens = (self.image_size // self.patch_size) ** 2
+        if tokens > MAX_TOKENS:
+            raise ValueError(
+                f"image_size={self.image_size} with patch_size={self.patch_size} are {tokens:,} tokens; "
+                f"allowed: {MAX_TOKENS:,}"
+            )
+        if self.num_weights > MAX_PARAMETERS:
+            raise ValueError(
+                f"width={self.width} with depth={self.depth} are {self.num_weights:,} parameters; "
+                f"allowed: {MAX_PARAMETERS:,}"
+            )
+
+    @property
+    def num_weights(self) -> int:
+        """About how many parameters: of a ViT 12 D^2 a block (attention 4, MLP 8), of a ResNet-18 what it has."""
+        return 12 * self.width**2 * self.depth if self.name == "vit" else 11_200_000
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -113,11 +148,11 @@ class PartitionConfig(Section):
     """How: evenly; by class (dirichlet, classes); by size (quantity); by a file (groups)."""
     beta: PositiveFloat = 0.5
     """Dirichlet's beta, small: uneven. Of dirichlet: each class over clients; of quantity: sizes over clients."""
-    classes: PositiveInt | None = LATER
+    classes: Count | None = LATER
     """Of the partition `classes`: k, how many each client has."""
     file: str | None = LATER
     """Of the partition `groups`: a CSV file with the columns image and group; each group is a client."""
-    min_size: Annotated[int, Field(ge=2)] = 2
+    min_size: Several = 2
     """Samples per client; BatchNorm and InfoNCE need two."""
 
     @property
@@ -146,9 +181,9 @@ class DataConfig(Section):
     """Folder of the files, file of npz; null: data/NAME, where the set has published files."""
     download: bool = Field(default=False, exclude=True)
     """Whether files that are not there are downloaded."""
-    size: PositiveInt | None = LATER
+    size: Annotated[PositiveInt, Field(le=MAX_SIZE)] | None = LATER
     """Pixels; of a set that is published in several sizes; null: the nearest."""
-    num_train: Annotated[int, Field(ge=2)] | None = None
+    num_train: Several | None = None
     """Samples kept for pre-training and probe training; null: all."""
     labels: bool = Field(default=True, exclude_if=lambda value: value)
     """false: the images have no labels, folders are no classes."""
@@ -182,15 +217,15 @@ class AugmentationConfig(Section):
 class FederationConfig(Section):
     """Clients and rounds ([LW] Algorithm 1)."""
 
-    num_clients: PositiveInt = 5
+    num_clients: Count = 5
     """1: centralised training, one client has all the data."""
-    participants: PositiveInt | None = None
+    participants: Count | None = None
     """Clients per round, drawn uniformly; null: all."""
-    rounds: NonNegativeInt = 48
+    rounds: Rounds = 48
     """R, over all stages; 0: the untrained encoder."""
-    rounds_per_stage: tuple[PositiveInt, ...] | None = None
+    rounds_per_stage: Annotated[tuple[Count, ...], Field(max_length=1_000)] | None = None
     """R_s, adding up to R; null: R / S."""
-    local_epochs: PositiveInt = 2
+    local_epochs: Epochs = 2
     """E: epochs of a client's training in one round."""
     dropout_before: Probability = 0.0
     """Probability that a drawn client is lost before it is sent anything."""
@@ -198,9 +233,9 @@ class FederationConfig(Section):
     """Probability that it is lost after training, before its upload: its download is spent."""
     client_memory: Literal["kept", "none"] = "kept"
     """What a client holds after a round; none: the paper's worst case."""
-    late_clients: NonNegativeInt = 0
+    late_clients: CountOrNone = 0
     """How many join late: the last ones."""
-    late_round: NonNegativeInt = 0
+    late_round: CountOrNone = 0
     """Round (0-based) from which they can be drawn."""
     timeout: PositiveFloat | None = LATER
     """Seconds that a worker process has for a client, then it is killed and the client trained again; null: ten
@@ -211,7 +246,7 @@ class FederationConfig(Section):
         stages = self.rounds_per_stage
         if stages is not None and sum(stages) != self.rounds:
             raise ValueError(
-                f"rounds_per_stage={list(stages)} adds up to {sum(stages)}, but rounds={self.rounds}; "
+                f"rounds_per_stage={shown(list(stages))} adds up to {sum(stages)}, but rounds={self.rounds}; "
                 "allowed: one number of rounds for each stage, adding up to rounds"
             )
         if self.late_clients > self.num_clients:
@@ -244,7 +279,7 @@ class OptimizerConfig(Section):
     """Learning rate over the rounds, the server's too: a cosine over the run, or one over each stage."""
     base_lr: PositiveFloat = 1.5e-4
     """Learning rate at a batch of 256; a step's is base_lr * batch_size / 256."""
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    batch_size: Batch = 64
     """Images per local step; [LW]: 512; ours: 64, because a digits client has 287."""
     weight_decay: NonNegativeFloat = 1e-5
     """Weight decay: decoupled in adamw, a part of the gradient in sgd and lars."""
@@ -264,9 +299,9 @@ class OptimizerConfig(Section):
 class ProbeConfig(Section):
     """Classifier of `linear` and `few_label_*`, on frozen, standardised features: AdamW with cosine decay."""
 
-    epochs: PositiveInt = 100
+    epochs: Epochs = 100
     """Passes over the labelled features."""
-    batch_size: PositiveInt = 256
+    batch_size: Count = 256
     """Features per step."""
     lr: PositiveFloat = 1e-1
     """Learning rate at the start; it decays as a cosine."""
@@ -277,7 +312,7 @@ class ProbeConfig(Section):
 class KNNConfig(Section):
     """Nearest neighbours of the protocol `knn`; Wu et al., arXiv:1805.01978, Sec. 3.4."""
 
-    k: PositiveInt = 200
+    k: Count = 200
     """Neighbours; fewer where a class has fewer labelled images on average."""
     temperature: PositiveFloat = 0.07
     """Temperature of the votes' weights."""
@@ -286,17 +321,17 @@ class KNNConfig(Section):
 class FinetuneConfig(Section):
     """Training of encoder and classifier under the protocol `finetune` ([LW] Sec. 4.1)."""
 
-    epochs: PositiveInt = 40
+    epochs: Epochs = 40
     """Passes over the labelled images."""
-    warmup_epochs: NonNegativeInt = 10
+    warmup_epochs: Annotated[NonNegativeInt, Field(le=100_000)] = 10
     """First of the epochs, in which the learning rate rises linearly."""
-    batch_size: Annotated[int, Field(ge=2)] = 256
+    batch_size: Batch = 256
     """Images per step."""
     lr: PositiveFloat = 1e-3
     """Learning rate after the warm-up; it decays as a cosine."""
     weight_decay: NonNegativeFloat = 1e-5
     """Weight decay of AdamW."""
-    num_ops: PositiveInt = 2
+    num_ops: Annotated[PositiveInt, Field(le=1_000)] = 2
     """Operations of RandAugment for each image; [LW] names no number, torchvision's default."""
     magnitude: Annotated[int, Field(ge=0, le=30)] = 9
     """Strength of RandAugment's operations, of 30; torchvision's default too."""
@@ -319,7 +354,7 @@ class EvaluationConfig(Section):
     settings (`tune`), so that the test images, which are not read, choose nothing."""
     protocols: Annotated[tuple[ProtocolName, ...], Field(min_length=1)] = ("linear",)
     """What is reported; the first one ranks."""
-    every: NonNegativeInt = 0
+    every: CountOrNone = 0
     """Rounds from one evaluation to the next during training; 0: at the end only."""
     data: DataConfig | None = None
     """Another data set than the one of pre-training; null: the same."""
@@ -360,7 +395,7 @@ class TuningRecord(Section):
 
     grid: str
     """Name of the grid whose section `tune` says how, and whose base on what."""
-    trials: PositiveInt
+    trials: Count
     """Settings that were tried, for every strategy alike."""
     space: dict[str, str]
     """Key -> range that was searched."""
@@ -370,7 +405,7 @@ class TuningRecord(Section):
     """Whose images scored the trials."""
     protocol: ProtocolName
     """Whose top-1 was the score."""
-    seeds: tuple[NonNegativeInt, ...]
+    seeds: tuple[Seed, ...]
     """Of the trials."""
     score: Annotated[float, Field(ge=0, le=1)]
     """Top-1 of the winner, mean over the seeds."""
@@ -400,7 +435,7 @@ class TrackingConfig(Section):
 class Config(Section):
     """One cell: a strategy, an SSL method, an encoder, a data set and a seed."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of initial values, partition, participation, shuffling and augmentation."""
     strategy: dict[str, Any] = {"name": "fedssl"}
     """A name that `fedbench list strategies` shows, or {name: NAME, its fields and mechanisms}."""
@@ -424,13 +459,13 @@ class Config(Section):
     """Precision of the forward and backward pass; weights travel as float32."""
     accelerator: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
     """auto: the one that torch finds, else the CPU."""
-    threads: PositiveInt = 2
+    threads: Processes = 2
     """Threads of torch on the CPU; sums are split among them, so their number reaches the last bits."""
     numerics: Literal["portable"] | None = LATER
     """portable: kernels that every x86-64 processor has; null: what the processor has."""
     engine: Literal["in_process", "processes"] = "in_process"
     """Who trains the clients; no bit depends on it."""
-    workers: PositiveInt | None = None
+    workers: Processes | None = None
     """Processes of engine=processes; null: as many as cores / threads."""
     tracking: TrackingConfig = TrackingConfig()
     """Where the Weights & Biases mirror goes."""

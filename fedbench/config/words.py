@@ -1,12 +1,16 @@
 """The words of a command: at most one CONFIG, overrides `key=value`, and sweeps `key=a,b` over several values."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from fedbench.config.load import Tree, merge, nest, parse_yaml
-from fedbench.errors import UserError
+from fedbench.config.load import Tree, merge, nest
+from fedbench.config.plain_yaml import parse_yaml
+from fedbench.errors import UserError, shorten, shown
+
+MAX_WORDS = 1_000  # of a command; a configuration has a tenth as many keys
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,8 @@ class Words:
     def single(self) -> Tree:
         """The overrides, where a sweep makes no sense: `UserError` if there is one."""
         for key, values in self.sweeps.items():
-            several = ",".join(map(str, values))
-            raise UserError(f"{key}={several}: several values; allowed here: one (a list is [{several}])")
+            several = shorten(",".join(map(str, values)))
+            raise UserError(f"{shorten(key)}={several}: several values; allowed here: one (a list is [{several}])")
         return self.overrides
 
 
@@ -29,31 +33,42 @@ def read_words(words: Sequence[str]) -> Words:
     """Sort the words of a command line; values are YAML.
 
     Raises:
-        UserError: for two CONFIGs, a key that is swept twice, a value that is no YAML.
+        UserError: for two CONFIGs, a key that is swept twice, a value that is no YAML, or too many words.
     """
+    _check_number(words)
     files = [word for word in words if "=" not in word]
     if len(files) > 1:
-        raise UserError(f"too many configurations: {', '.join(files)}; allowed: one CONFIG")
-    values = [(*_key(word), word) for word in words if "=" in word]
-    swept = [(key, several) for key, text, _ in values if len(several := _several(text)) > 1]
-    twice = {key for key, _ in swept if sum(key == other for other, _ in swept) > 1}
+        raise UserError(f"too many configurations: {shorten(', '.join(files))}; allowed: one CONFIG")
+    values = [(word, *_key(word)) for word in words if "=" in word]
+    several = [(key, _several(text)) for _, key, text in values]
+    swept = [(key, found) for key, found in several if len(found) > 1]
+    twice = [key for key, times in Counter(key for key, _ in swept).items() if times > 1]
     if twice:
-        raise UserError(f"{min(twice)} is given several values twice; allowed: once")
-    overrides = parse_overrides(word for key, text, word in values if len(_several(text)) < 2)
+        raise UserError(f"{shorten(min(twice))} is given several values twice; allowed: once")
+    overrides = parse_overrides(
+        word for (word, *_), (_, found) in zip(values, several, strict=True) if len(found) < 2
+    )
     return Words(files[0] if files else None, overrides, dict(swept))
 
 
 def parse_overrides(words: Iterable[str]) -> Tree:
     """`["ssl.name=byol", "seed=3"]` -> `{"ssl": {"name": "byol"}, "seed": 3}`; the order does not matter."""
+    words = list(words)
+    _check_number(words)
     pairs = (_key(word) for word in words)
     trees = (nest(key, parse_yaml(text, key)) for key, text in pairs)
     return reduce(lambda tree, one: merge(tree, one, drop_fields=False), trees, {})
 
 
+def _check_number(words: Sequence[str]) -> None:
+    if len(words) > MAX_WORDS:
+        raise UserError(f"{len(words):,} words; allowed: {MAX_WORDS:,}, or a file of them: CONFIG")
+
+
 def _key(word: str) -> tuple[str, str]:
     key, equals, text = word.partition("=")
     if not equals:
-        raise UserError(f"{word!r} is not an override; allowed: key=value or section.key=value")
+        raise UserError(f"{shown(word)} is not an override; allowed: key=value or section.key=value")
     return key, text
 
 

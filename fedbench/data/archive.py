@@ -1,6 +1,7 @@
 """Arrays of an npz archive, never unpickled: labels at once, images as a stream larger than memory."""
 
 import math
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,15 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedbench.data.images import BATCH, MAX_PIXELS, ArrayImages, Images, convert
-from fedbench.errors import UserError
+from fedbench.data.images import BATCH, MAX_PIXELS, ArrayImages, Images, at_a_time, convert
+from fedbench.errors import UserError, shorten, shown
 
-ALLOWED_IMAGES = f"uint8 (N, H, W) or (N, H, W, C), C = 1 or 3, not empty, {MAX_PIXELS:,} pixels an image at most"
-CHUNK = 1 << 28  # bytes of an array read at a time
+MAX_IMAGES = 50_000_000  # of an array; their labels are in memory
+MAX_WHOLE = 1 << 30  # bytes of an array that cannot be read piece by piece
+ALLOWED_IMAGES = (
+    f"uint8 (N, H, W) or (N, H, W, C), C = 1 or 3, not empty, {MAX_PIXELS:,} pixels an image at most, "
+    f"{MAX_IMAGES:,} images at most"
+)
 DEFLATED = 1032  # bytes that one byte of an archive can become (zlib's format)
 
 
@@ -56,16 +61,16 @@ class ArchiveImages(Images):
 
     def read(self, rows: Tensor, image_size: int, in_channels: int) -> Iterator[Tensor]:
         """See `convert`."""
-        for start, images_BHWC in self._batches():
+        number = at_a_time(BATCH, self.shape_NHWC[1:], (image_size, image_size, in_channels))
+        for start, images_BHWC in self._batches(number):
             wanted = rows[(rows >= start) & (rows < start + len(images_BHWC))] - start
             if len(wanted):
                 images_BCHW = torch.from_numpy(images_BHWC[wanted.numpy()]).permute(0, 3, 1, 2).contiguous()
                 yield convert(images_BCHW, image_size, in_channels)
 
-    def _batches(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """The whole array piece by piece, (B, H, W, C), each with the row at which it begins."""
+    def _batches(self, size: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """The whole array `size` images at a time, (B, H, W, C), each piece with the row at which it begins."""
         num_bytes = math.prod(self.shape_NHWC[1:])
-        size = max(1, min(BATCH, CHUNK // num_bytes))
         with _reading(self.path), ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as file:
             _read_header(file)
             for start in range(0, len(self), size):
@@ -75,8 +80,11 @@ class ArchiveImages(Images):
 
 def names(path: Path) -> list[str]:
     """Of the arrays, sorted. UserError: no such file, or no archive."""
-    with _reading(path), ZipFile(path) as archive:
-        return sorted(name.removesuffix(".npy") for name in archive.namelist())
+    with _reading(path):
+        if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):  # a pipe has no end
+            raise UserError(f"data.path={path}: no file but a device or a pipe; allowed: a .npz file")
+        with ZipFile(path) as archive:
+            return sorted(name.removesuffix(".npy") for name in archive.namelist())
 
 
 def read_pair(path: Path, prefix: str, label_shape: str = "(N,)") -> tuple[Images, NDArray[np.generic]]:
@@ -85,30 +93,33 @@ def read_pair(path: Path, prefix: str, label_shape: str = "(N,)") -> tuple[Image
     UserError: one is missing, or its type, shape or length is wrong.
     """
     _check_there(path, f"{prefix}images", f"{prefix}labels")
-    images, labels = read_images(path, f"{prefix}images"), read_array(path, f"{prefix}labels")
-    fits = labels.shape[1:] == ((1,) if label_shape == "(N, 1)" else ())
-    if labels.dtype.kind not in "iu" or labels.ndim == 0 or not fits:
-        raise wrong(path, f"{prefix}labels", labels.dtype, labels.shape, f"integers {label_shape}")
-    if len(images) != len(labels):
-        allowed = f"as many as `{prefix}images`: {len(images)}"
-        raise wrong(path, f"{prefix}labels", labels.dtype, labels.shape, allowed)
-    return images, labels.reshape(-1)
+    images, name = read_images(path, f"{prefix}images"), f"{prefix}labels"
+    shape, _, dtype, _ = _header(path, name)  # before there is memory for them
+    if dtype.kind not in "iu" or not shape or shape[1:] != ((1,) if label_shape == "(N, 1)" else ()):
+        raise wrong(path, name, dtype, shape, f"integers {label_shape}")
+    if len(images) != shape[0]:
+        raise wrong(path, name, dtype, shape, f"as many as `{prefix}images`: {len(images)}")
+    return images, read_array(path, name).reshape(-1)
 
 
 def _check_there(path: Path, *wanted: str) -> None:
     found = names(path)
     for name in wanted:
         if name not in found:
-            raise UserError(f"data.path={path}: array `{name}` is missing; found: {found}")
+            raise UserError(f"data.path={path}: array `{name}` is missing; found: {shown(found)}")
 
 
 def read_images(path: Path, name: str) -> Images:
     """The array `name`, without its values. UserError: it is missing, or its type or shape is wrong."""
     _check_there(path, name)
-    shape, fortran_order, dtype, _ = _header(path, name)
+    shape, fortran_order, dtype, _ = header = _header(path, name)
     channels_fit = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    if dtype != np.uint8 or not channels_fit or min(shape) < 1 or shape[1] * shape[2] > MAX_PIXELS:
+    fits = channels_fit and min(shape) > 0 and shape[1] * shape[2] <= MAX_PIXELS and shape[0] <= MAX_IMAGES
+    if dtype != np.uint8 or not fits:
         raise wrong(path, name, dtype, shape, ALLOWED_IMAGES)
+    if fortran_order and header.num_bytes > MAX_WHOLE:
+        allowed = f"{MAX_WHOLE:,} bytes in Fortran order; save it in C order: np.ascontiguousarray(images)"
+        raise wrong(path, name, dtype, shape, allowed)
     if fortran_order:  # its rows do not lie together
         array = read_array(path, name).astype(np.uint8, copy=False)
         return ArrayImages(np.moveaxis(array, 3, 1) if array.ndim == 4 else array[:, None])
@@ -125,7 +136,7 @@ def read_array(path: Path, name: str) -> NDArray[np.generic]:
 
 def wrong(path: Path, name: str, dtype: object, shape: tuple[int, ...], allowed: str) -> UserError:
     """What an array is and what it may be."""
-    return UserError(f"data.path={path}: `{name}` is {dtype} {shape}; allowed: {allowed}")
+    return UserError(f"data.path={path}: `{name}` is {shorten(str(dtype))} {shown(shape)}; allowed: {allowed}")
 
 
 def _header(path: Path, name: str) -> Header:
@@ -134,7 +145,9 @@ def _header(path: Path, name: str) -> Header:
         header, member = _read_header(file), archive.getinfo(f"{name}.npy")
         packed = min(member.compress_size, path.stat().st_size)
         held = min(member.file_size, packed * DEFLATED) - header.offset
-    if min(header.shape, default=0) < 0 or (not header.dtype.hasobject and header.num_bytes > held):
+    if header.dtype.hasobject:
+        raise UserError(f"data.path={path}: not a .npz file of plain arrays (`{name}` holds Python objects)")
+    if min(header.shape, default=0) < 0 or header.num_bytes > held:
         allowed = f"a shape whose values are in the file, which holds at most {max(held, 0):,} bytes of them"
         raise wrong(path, name, header.dtype, header.shape, allowed)
     return header
@@ -162,4 +175,4 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return shorten(" ".join(str(error).split()) or type(error).__name__)

@@ -4,6 +4,7 @@ Shapes: N images, C channels, H x W pixels.
 """
 
 import hashlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -188,6 +189,7 @@ def _take(chosen: Rows, image_size: int, in_channels: int, name: str) -> Taken:
     """The images at their size: of `Images`, decoded to a file that is mapped into memory."""
     (part, rows), images = chosen, chosen.part.images
     if isinstance(images, Tensor):
+        _check_memory(len(rows) * in_channels * image_size**2, name)
         return Taken(Labelled(convert(images[rows], image_size, in_channels), part.labels[rows]), _names(chosen))
     if not len(rows):
         nothing = torch.empty(0, in_channels, image_size, image_size, dtype=torch.uint8)
@@ -196,6 +198,16 @@ def _take(chosen: Rows, image_size: int, in_channels: int, name: str) -> Taken:
     left = rows[~torch.isin(rows, torch.tensor(list(broken), dtype=rows.dtype))]
     reasons = {images.place(row): why for row, why in broken.items()}
     return Taken(Labelled(found, part.labels[left]), _names(Rows(part, left)), reasons)
+
+
+def _check_memory(needed: int, name: str) -> None:
+    """Before it is allocated: where memory runs out later, the system ends the process without a word."""
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there / 2:
+        raise UserError(
+            f"{name}: the images are {needed / 1e9:.1f} GB in memory; allowed: {there / 2e9:.1f} GB, half of what "
+            "the machine has; lower encoder.image_size or data.num_train"
+        )
 
 
 def _names(chosen: Rows) -> list[str]:

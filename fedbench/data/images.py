@@ -3,12 +3,15 @@
 Shapes: N images in all, B at a time, C channels, H x W pixels as published, S x S as asked for.
 """
 
+import math
 import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -17,16 +20,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from fedbench.errors import UserError
+from fedbench.errors import UserError, shorten
 
 BATCH = 512  # images of an array converted at a time: bounds the copies
 FILES = 256  # image files decoded at a time
+CHUNK = 1 << 28  # bytes of pixels at a time, where that is fewer images
+PIXELS_A_BYTE = 8 * 1032  # of a file at most: deflate's ratio, one bit a pixel
+LARGE = 1 << 22  # pixels of an image of which but one is decoded at a time: up to 16 bytes a pixel
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # PIL's other decoders see no file: one of them runs Ghostscript
 ALPHA = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})  # PIL's modes with a channel of transparency
 MODES = ALPHA | {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}  # of 8 bits a channel
 RULES = b"upright, on white, the upper 8 of 16 bits"  # what becomes of a file besides PIL's decoding
 MAX_PIXELS = 89_478_485  # that an image may announce; from here on PIL warns of a bomb. As RGB: 268 MB
 LISTED = 20  # images that cannot be read of which each is named
+
+_one_large = Lock()
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `_check_size` refuses those
 
@@ -85,12 +93,13 @@ class ArrayImages(Images):
     def content(self, rows: Tensor) -> Iterator[bytes]:
         """The shape and the pixels as they are."""
         yield repr(self.array.shape).encode()
-        for chunk in rows.split(BATCH):
+        for chunk in rows.split(at_a_time(BATCH, self.array.shape[1:])):
             yield self.array[chunk.numpy()].tobytes()
 
     def read(self, rows: Tensor, image_size: int, in_channels: int) -> Iterator[Tensor]:
         """See `convert`."""
-        for chunk in rows.split(BATCH):
+        size = (image_size, image_size, in_channels)
+        for chunk in rows.split(at_a_time(BATCH, self.array.shape[1:], size)):
             part = np.ascontiguousarray(self.array[chunk.numpy()])
             yield convert(torch.from_numpy(part), image_size, in_channels)
 
@@ -129,7 +138,7 @@ class FileImages(Images):
 
         reasons: dict[int, str] = {}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for chunk in rows.split(FILES):
+            for chunk in rows.split(at_a_time(FILES, (image_size, image_size, in_channels))):
                 found = dict(zip(chunk.tolist(), pool.map(decode, chunk.tolist()), strict=True))
                 reasons |= {row: why for row, why in found.items() if isinstance(why, str)}
                 images = [image for image in found.values() if not isinstance(image, str)]
@@ -146,7 +155,13 @@ def convert(images_BCHW: Tensor, image_size: int, in_channels: int) -> Tensor:
     size = [image_size, image_size]
     if list(images_BCHW.shape[2:]) == size:
         return images_BCHW
-    return torch.cat([tv.resize(part, size, antialias=True) for part in images_BCHW.split(BATCH)])
+    number = at_a_time(BATCH, (image_size, image_size, in_channels))
+    return torch.cat([tv.resize(part, size, antialias=True) for part in images_BCHW.split(number)])
+
+
+def at_a_time(number: int, *shapes: Sequence[int]) -> int:
+    """`number`, or as many images of the largest of these shapes as `CHUNK` holds, one at least."""
+    return max(1, min(number, CHUNK // max(map(math.prod, shapes))))
 
 
 def listing(reasons: Mapping[str, str], total: int) -> str:
@@ -162,12 +177,19 @@ def _decode(file: Path, image_size: int, in_channels: int) -> NDArray[np.uint8] 
     try:
         with Image.open(file, formats=FORMATS) as opened:
             _check_size(opened.size)
-            ImageOps.exif_transpose(opened, in_place=True)
-            picture = _plain(opened).convert("L" if in_channels == 1 else "RGB")
+            _check_claim(opened, file.stat().st_size)
+            with _one_large if math.prod(opened.size) > LARGE else nullcontext():
+                return _pixels(opened, image_size, in_channels)
     except MemoryError as error:
         raise UserError(f"data.path: image {file} needs more memory than there is") from error
     except Exception as error:  # damage makes PIL's decoders raise whatever comes of their arithmetic
         return _why(error)
+
+
+def _pixels(opened: Image.Image, image_size: int, in_channels: int) -> NDArray[np.uint8]:
+    """(S, S, C), decoded here."""
+    ImageOps.exif_transpose(opened, in_place=True)
+    picture = _plain(opened).convert("L" if in_channels == 1 else "RGB")
     if picture.size != (image_size, image_size):
         picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(picture).reshape(image_size, image_size, in_channels)
@@ -177,6 +199,14 @@ def _check_size(size: tuple[int, int]) -> None:
     """Before there is memory for the pixels. UserError: they are too many."""
     if size[0] * size[1] > MAX_PIXELS:
         raise UserError(f"it announces {size[0]} x {size[1]} pixels; allowed: {MAX_PIXELS:,} in all")
+
+
+def _check_claim(opened: Image.Image, num_bytes: int) -> None:
+    """UserError: so small a file cannot hold the pixels, for which memory would be taken before it is read."""
+    held = num_bytes * PIXELS_A_BYTE
+    if opened.format != "WEBP" and math.prod(opened.size) > max(held, LARGE):  # WebP keeps one colour in 50 bytes
+        size = f"{opened.size[0]} x {opened.size[1]}"
+        raise UserError(f"it announces {size} pixels; its {num_bytes:,} bytes hold at most {held:,}")
 
 
 def _plain(picture: Image.Image) -> Image.Image:
@@ -197,4 +227,4 @@ def _why(error: Exception) -> str:
         return f"no whole image in the format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    return shorten(" ".join(str(error).split()) or type(error).__name__)

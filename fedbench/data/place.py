@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fedbench.config.schema import DataConfig
-from fedbench.errors import UserError
+from fedbench.errors import UserError, shorten
 from fedbench.files import user_path
+
+MAX_LIST = 50_000_000  # bytes of a list of classes or of images
 
 
 def root_of(data: DataConfig) -> Path:
@@ -55,22 +57,32 @@ def _download(data: DataConfig, root: Path, fetch: Callable[[Path], object]) -> 
     try:
         root.mkdir(parents=True, exist_ok=True)
         fetch(root)
-    except (OSError, RuntimeError, EOFError) as error:  # the network, a wrong checksum, a broken archive
+    except MemoryError:
+        raise
+    except Exception as error:  # the network, a checksum, a member that leads outside; tarfile raises many kinds
         raise UserError(
-            f"data.download=true: {data.name} could not be downloaded into {root} ({error}); try again, or "
-            "put its files there"
+            f"data.download=true: {data.name} could not be downloaded into {root} ({shorten(str(error))}); "
+            "try again, or put its files there"
         ) from error
 
 
 def read_lines(file: Path) -> list[str]:
     """The lines of a text file that are not empty. UserError: there is none, or no such file."""
     try:
+        check_size(file, MAX_LIST)
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise broken(file, str(error)) from error
     if not lines:
         raise broken(file, "it is empty")
     return lines
+
+
+def check_size(file: Path, allowed: int) -> None:
+    """Before it is read. UserError: it has more than `allowed` bytes. OSError: there is no such file."""
+    size = file.stat().st_size
+    if size > allowed:
+        raise broken(file, f"{size:,} bytes; allowed: {allowed:,}")
 
 
 def broken(file: Path, reason: str) -> UserError:

@@ -42,7 +42,7 @@ def decoded(images: Images, rows: Tensor, image_size: int, in_channels: int, nam
     """
     shape = (len(rows), in_channels, image_size, image_size)
     path = cache_folder() / f"{_key(images, rows, shape)}.npy"
-    if not _is_whole(path, len(rows)):
+    if not _is_whole(path, shape):
         _write(path, shape, _with_bar(images.read(rows, image_size, in_channels), len(rows), name))
     array = np.load(path, mmap_mode="c")  # c: torch wants it writable; the file is not written
     return Decoded(torch.from_numpy(array), _broken(path))
@@ -56,12 +56,13 @@ def _key(images: Images, rows: Tensor, shape: Shape) -> str:
     return digest.hexdigest()
 
 
-def _is_whole(path: Path, count: int) -> bool:
-    """Whether every one of `count` images is in it or known to be broken."""
+def _is_whole(path: Path, shape: Shape) -> bool:
+    """Whether every image of such a shape is in it or known to be broken."""
     try:
-        return len(np.load(path, mmap_mode="r")) + len(_broken(path)) == count
-    except (OSError, ValueError, EOFError):  # absent, or cut short by somebody else
-        return False
+        array = np.lib.format.open_memmap(path, mode="r")
+        return array.dtype == np.uint8 and (len(array) + len(_broken(path)), *array.shape[1:]) == shape
+    except (OSError, ValueError, EOFError, OverflowError, AttributeError, TypeError):
+        return False  # absent, or cut short or damaged by somebody else
 
 
 def _broken(path: Path) -> dict[int, str]:
@@ -90,7 +91,7 @@ def _write(path: Path, shape: Shape, batches: Iterator[Tensor]) -> None:
         _check_space(path.parent, int(np.prod(shape)))
         with open(part, "r+b", opener=_opener) as file:  # Path.open takes no opener
             fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_whole(path, shape[0]):  # by another process, in the meantime; then `file` may be that file
+            if _is_whole(path, shape):  # by another process, in the meantime; then `file` may be that file
                 return
             broken = _fill(file, shape, batches)
             _note(path, broken)
@@ -131,7 +132,7 @@ def _write_header(file: BinaryIO, shape: Shape) -> int:
 
 def _opener(path: str, flags: int) -> int:
     """To read and write anywhere in a file that is there or not, and keep what is in it."""
-    return os.open(path, flags | os.O_CREAT, 0o666)
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o666)
 
 
 def _check_space(where: Path, needed: int) -> None:

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 from fedbench.encoders.tensor_groups import StateDict
+from fedbench.errors import UserError, shorten
 
 
 def encode(state: Mapping[str, Tensor]) -> bytes:
@@ -14,8 +16,15 @@ def encode(state: Mapping[str, Tensor]) -> bytes:
 
 
 def decode(data: bytes) -> StateDict:
-    """Tensors from bytes, in the order of their names; copies that share nothing with the sender's."""
-    return dict(sorted(load(data).items()))  # safetensors' own order differs from call to call
+    """Tensors from bytes, in the order of their names; copies that share nothing with the sender's.
+
+    UserError: the bytes are no payload.
+    """
+    try:
+        tensors = load(data)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:  # a broken header, a type torch lacks
+        raise UserError(f"a payload of {len(data):,} bytes cannot be read ({shorten(str(error))})") from error
+    return dict(sorted(tensors.items()))  # safetensors' own order differs from call to call
 
 
 def received_bytes(data: bytes, state: Mapping[str, Tensor]) -> int:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedbench.encoders.tensor_groups import group_of, in_block_before, is_in_block
-from fedbench.errors import UserError, suggest
+from fedbench.errors import UserError, listed, shorten, shown, suggest
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan, split_rounds
 from fedbench.plugins import builtin_files, entry_points, is_place, load_plugin, short_name
@@ -127,7 +127,7 @@ class Strategy(ABC):
 class GrowingStrategy(Strategy):
     """A strategy whose encoder grows by `blocks_per_stage` blocks a stage; the last stage takes the rest."""
 
-    blocks_per_stage: Annotated[int, Field(ge=1)] = 1
+    blocks_per_stage: Annotated[int, Field(ge=1, le=1_000)] = 1
     """Blocks that a stage adds; [LW] Table 3 varies this."""
     init: Literal["random", "copy_previous"] = "random"
     """Values of a new block at the start of its stage: [LW] v4 random, [LW] v3 the block before it."""
@@ -220,7 +220,7 @@ def active_mechanisms(config: Mapping[str, Any]) -> dict[str, Mechanism]:
         if value is None or value is False:
             continue
         if not isinstance(value, Mapping):
-            raise UserError(f"strategy.{name}={value!r}; allowed: its fields, true, false or null")
+            raise UserError(f"strategy.{name}={shown(value)}; allowed: its fields, true, false or null")
         plugin = load_plugin("mechanisms", name, Mechanism)
         found[name] = _build(plugin, value, f"mechanism {name!r}", f"strategy.{name}", ())
     return found
@@ -242,12 +242,12 @@ def _build(cls: type[Plugin], fields: Mapping[str, Any], what: str, key: str, mo
         return TypeAdapter(cls).validate_python(dict(fields))
     except ValidationError as error:
         allowed = [*(field.name for field in fields_of(cls)), *more]  # type: ignore[arg-type]
-        lines = [_explain(key, details, allowed) for details in error.errors()]
+        lines = listed((_explain(key, details, allowed) for details in error.errors()), error.error_count())
         raise UserError("\n".join([f"{what} is not valid:", *lines])) from error
 
 
 def _explain(section: str, details: Any, allowed: list[str]) -> str:
-    key = ".".join([section, *map(str, details["loc"])])
+    key = shorten(".".join([section, *map(str, details["loc"])]))
     if details["type"] == "unexpected_keyword_argument":
         return f"  {key}: unknown key; {suggest(str(details['loc'][-1]), allowed)}"
-    return f"  {key}: {details['msg'].removeprefix('Value error, ')} (got {details['input']!r})"
+    return f"  {key}: {details['msg'].removeprefix('Value error, ')} (got {shown(details['input'])})"

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedbench.files import write_atomically
 from fedbench.reporting.ranking import Row, by_table, drawn, row_name
 from fedbench.tables import GFLOPS, MB, MIB
 
@@ -139,7 +141,9 @@ def plot(rows: Sequence[Row], path: Path) -> list[Path]:
     tables = by_table(rows)
     paths = [path.with_stem(path.stem + (f"-{n}" if n > 1 else "")) for n in range(1, len(tables) + 1)]
     for table, file in zip(tables, paths, strict=True):
-        _figure(table).savefig(file, dpi=180)
+        picture = BytesIO()
+        _figure(table).savefig(picture, dpi=180)
+        write_atomically(file, picture.getvalue())
     return paths
 
 

@@ -19,7 +19,7 @@ from scipy.stats import qmc
 
 import fedbench
 from fedbench.config import Config, load_config
-from fedbench.config.grid import TOGETHER, Grid, Range, Search, cells
+from fedbench.config.grid import TOGETHER, Grid, Range, Search, cells, check_number
 from fedbench.config.load import Tree, flat, merge, nest
 from fedbench.config.schema import TuningRecord
 from fedbench.errors import UserError
@@ -80,9 +80,11 @@ def contestants(grid: Grid, overrides: Tree) -> list[Contestant]:
     if grid.tune is None:
         raise UserError("the grid has no `tune`; allowed: tune: {trials: 16, space: {KEY: {low: ..., high: ...}}}")
     _check(grid, grid.tune, overrides)
+    configs = cells(grid, overrides)
+    check_number(len(configs) * grid.tune.trials * len(grid.tune.seeds), "trials of the grid's cells")
     points = sample(grid.tune)
     found: dict[str, Contestant] = {}
-    for config in cells(grid, overrides):
+    for config in configs:
         tree = config.model_dump(mode="json", exclude={"seed", "tuning"}, exclude_defaults=True)
         tree["strategy"] = dict(config.strategy)
         own = [{key: value for key, value in point.items() if _has(tree, key)} for point in points]

@@ -1,5 +1,6 @@
 """The model of a stage: an SSL method around an encoder of some depth, and what of it is frozen."""
 
+import os
 from collections.abc import Set
 
 import torch
@@ -20,8 +21,10 @@ def build_model(config: Config, depth: int) -> SSLMethod:
     strategies of one seed is not where they began.
 
     Raises:
-        UserError: the SSL method has another encoder, or two of its tensor groups share memory.
+        UserError: the SSL method has another encoder, or two of its tensor groups share memory; or the machine
+            has no memory for as many values.
     """
+    _check_memory(config)
     method = load_plugin("ssl", config.ssl.name, SSLMethod)
     encoder = initial_encoder(config.encoder, depth, config.seed)
     with torch.random.fork_rng(devices=[]):
@@ -29,6 +32,19 @@ def build_model(config: Config, depth: int) -> SSLMethod:
         model = method(encoder, config.ssl)  # type: ignore[call-arg]
     _check(model, encoder, config.ssl.name)
     return model
+
+
+def _check_memory(config: Config) -> None:
+    """Before anything is allocated: where memory runs out later, the system ends the process without a word."""
+    hidden, encoder = config.ssl.hidden_dim, config.encoder.num_weights
+    needed = 2 * torch.float32.itemsize * (encoder + hidden * (hidden + config.ssl.output_dim))
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        size = f"encoder.width={config.encoder.width}, encoder.depth={config.encoder.depth}"
+        raise UserError(
+            f"{size}, ssl.hidden_dim={hidden}: the values, twice, are {needed / 1e9:.1f} GB, this machine has "
+            f"{there / 1e9:.1f} GB of memory; allowed: a smaller model"
+        )
 
 
 def _check(model: SSLMethod, encoder: Encoder, name: str) -> None:

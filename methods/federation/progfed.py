@@ -19,7 +19,7 @@ from fedbench.federation.plan import split_rounds
 class ProgFed(GrowingStrategy):
     """With `warm_up=0`, `fresh_heads=false` and `last_share=null` it is Prog-FedSSL, to the bit."""
 
-    warm_up: Annotated[int, Field(ge=0)] = 1
+    warm_up: Annotated[int, Field(ge=0, le=1_000_000)] = 1
     """Rounds at the beginning of a stage, but the first, in which its new blocks alone are trained and sent."""
     fresh_heads: bool = True
     """Whether the heads of the stage before are discarded."""

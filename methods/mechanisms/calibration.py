@@ -21,7 +21,7 @@ class Calibration(Mechanism):
     """Share of the pre-training pool that the server takes, unless `data` names another set."""
     data: dict[str, Any] | None = None
     """Another data set for the server, as in the section `data`."""
-    epochs: Annotated[int, Field(ge=0)] = 1
+    epochs: Annotated[int, Field(ge=0, le=100_000)] = 1
     """Epochs of the server's training in every round."""
     base_lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the server at a batch of 256; null: the clients'."""

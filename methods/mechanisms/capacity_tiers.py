@@ -24,7 +24,7 @@ class CapacityTiers(Mechanism):
 
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.5, 0.5)
     """Fractions of the clients, in the order of their numbers; together 1."""
-    blocks: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2)
+    blocks: tuple[Annotated[int, Field(ge=1, le=1_000)], ...] = (1, 2)
     """Blocks that a client of each tier trains at most."""
 
     def check(self, config: Config) -> None:

@@ -22,7 +22,7 @@ class DepthDropout(Mechanism):
     ours: the last one, as under a Prog-FedSSL that has come to its end.
     """
 
-    max_depth: Annotated[int, Field(ge=1)] = 6
+    max_depth: Annotated[int, Field(ge=1, le=1_000)] = 6
     """Blocks that a client runs at most; 6 in the paper's table."""
     rate: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Probability with which each earlier block is dropped, for each client and round; 0: the cap alone."""

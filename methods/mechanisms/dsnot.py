@@ -38,7 +38,7 @@ class DSnoT(Mechanism):
 
     sparsity: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of each row's weights that are zero, rounded down to whole weights."""
-    cycles: Annotated[int, Field(ge=0)] = 50
+    cycles: Annotated[int, Field(ge=0, le=100_000)] = 50
     """Swaps of a row at most; 0: pruned by magnitude alone."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the pre-training pool that the server takes."""

@@ -26,7 +26,7 @@ class EffectiveMovement(Mechanism):
 
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     """A stage ends when the effective movement is below it; 0: at its fixed round."""
-    window: Annotated[int, Field(ge=2)] = 4
+    window: Annotated[int, Field(ge=2, le=1_000_000)] = 4
     """H, rounds; the server keeps the newest blocks of H + 1 rounds, and no stage ends before it has them."""
 
     def ends_stage(self, server: ServerState) -> bool:

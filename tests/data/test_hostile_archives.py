@@ -1,6 +1,7 @@
 """An archive that lies about its arrays, or is none, ends in one line and takes no memory."""
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 
 from fedbench.config.schema import DataConfig
 from fedbench.data import data_source
+from fedbench.data.images import ArrayImages
 from fedbench.errors import UserError
 
 LABELS = np.arange(4)
@@ -105,12 +107,45 @@ def test_a_table_of_contents_that_agrees_with_the_lie_is_refused_too(tmp_path, n
     assert "allowed: a shape whose values are in the file" in refusal(path)
 
 
+def test_more_images_than_labels_fit_into_memory_are_refused(tmp_path):
+    shape = (60_000_000, 1, 1)
+    path = pack(tmp_path / "a.npz", zipfile.ZIP_DEFLATED, images=array(shape, values=bytes(60_000_000)))
+    assert "50,000,000 images at most" in refusal(path)
+
+
+def test_labels_are_compared_with_the_images_before_they_are_unpacked(tmp_path, monkeypatch):
+    path = pack(tmp_path / "a.npz", zipfile.ZIP_DEFLATED, labels=array((10**7,), "<i8", values=bytes(8 * 10**7)))
+    monkeypatch.setattr("fedbench.data.archive.read_array", None)
+    assert "allowed: as many as `images`: 4" in refusal(path)
+
+
+def test_images_in_fortran_order_which_are_read_whole_have_a_limit(tmp_path, monkeypatch):
+    path = pack(tmp_path / "a.npz", images=plain(np.asfortranarray(np.zeros((4, 5, 5), np.uint8))))
+    assert len(load(path)) == 4
+    monkeypatch.setattr("fedbench.data.archive.MAX_WHOLE", 99)
+    assert "allowed: 99 bytes in Fortran order; save it in C order" in refusal(path)
+
+
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    for path in (tmp_path / "a.npz", Path("/dev/zero")):
+        assert "no file but a device or a pipe" in refusal(path)
+
+
+def test_large_images_are_made_few_at_a_time_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedbench.data.images.CHUNK", 2 * 100 * 100)
+    archive = data_source(data := DataConfig(name="npz", path=str(pack(tmp_path / "a.npz")))).load(data, 5)
+    for images in (archive.train.images, ArrayImages(np.zeros((4, 1, 5, 5), np.uint8))):
+        assert [len(batch) for batch in images.read(torch.arange(4), 100, 1)] == [2, 2]
+
+
 def test_a_refusal_takes_no_memory(tmp_path):
     path = pack(tmp_path / "a.npz", zipfile.ZIP_DEFLATED, labels=array(HUGE[:1], "<i8"))
     code = f"""
 import resource
 from fedbench.config.schema import DataConfig
 from fedbench.data import data_source
+from fedbench.data.images import ArrayImages
 from fedbench.errors import UserError
 data = DataConfig(name="npz", path={str(path)!r})
 source = data_source(data)
@@ -169,7 +204,7 @@ def test_every_damage_of_one_byte_ends_in_one_line_or_in_images(tmp_path):
 
 
 def test_large_images_are_read_few_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("fedbench.data.archive.CHUNK", 60)
+    monkeypatch.setattr("fedbench.data.images.CHUNK", 60)
     data = DataConfig(name="npz", path=str(pack(tmp_path / "a.npz")))
     images = data_source(data).load(data, 5).train.images
     assert [len(batch) for batch in images.read(torch.arange(4), 5, 1)] == [2, 2]

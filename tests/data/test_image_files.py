@@ -37,6 +37,17 @@ def test_pixels_of_every_lossless_format_are_exact(tmp_path, suffix):
     assert read(tmp_path / f"a.{suffix}")[0].tolist() == pixels_HWC.transpose(2, 0, 1).tolist()
 
 
+def test_an_image_that_announces_more_than_its_file_can_hold_takes_no_memory(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.bmp")
+    content = bytearray((tmp_path / "a.bmp").read_bytes())
+    content[18:26] = (9000).to_bytes(4, "little") * 2
+    (tmp_path / "a.bmp").write_bytes(content)
+    with pytest.raises(BrokenImagesError, match=r"it announces 9000 x 9000 pixels; its 1,142 bytes hold at most"):
+        read(tmp_path / "a.bmp")
+    Image.new("1", (9000, 9000)).save(tmp_path / "white.png")
+    assert read(tmp_path / "white.png").shape == (1, 3, 4, 4)
+
+
 @pytest.mark.parametrize("suffix", ["tif", "png"])
 def test_of_16_bits_the_upper_8_are_kept(tmp_path, suffix):
     Image.fromarray(np.array([[0, 255, 256, 65535]] * 4, np.uint16)).save(tmp_path / f"deep.{suffix}")

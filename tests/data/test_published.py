@@ -1,5 +1,6 @@
 """Each published set is read from its true format, split as it was published, and downloaded only if allowed."""
 
+import gzip
 import hashlib
 import sys
 import tarfile
@@ -271,6 +272,68 @@ def test_a_download_that_fails_or_has_another_checksum_is_an_error(tmp_path, mon
     with pytest.raises(UserError, match=r"data\.download=true: cifar10 could not be downloaded into .*new "):
         load("cifar10", tmp_path / "new", download=True)
     assert not (tmp_path / "new" / "cifar-10-batches-bin").exists()
+
+
+def outside(name: str, link: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    if link:
+        member.type, member.linkname = tarfile.SYMTYPE, link
+    return member
+
+
+@pytest.mark.parametrize(
+    "member",
+    [outside("../planted"), outside("a/../../planted"), outside("a", "../.."), outside("a", "/etc/passwd")],
+)
+def test_an_archive_that_leads_outside_plants_nothing(tmp_path, monkeypatch, address, member):
+    with tarfile.open(tmp_path / "cifar.tar.gz", "w:gz") as file:
+        file.addfile(member)
+    monkeypatch.setattr(cifar10.Cifar10, "md5", md5(tmp_path / "cifar.tar.gz"))
+    monkeypatch.setattr(cifar10.Cifar10, "url", f"{address}/cifar.tar.gz")
+    with pytest.raises(UserError, match=r"cifar10 could not be downloaded into .* (outside|an absolute path)"):
+        load("cifar10", tmp_path / "new", download=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar.tar.gz", "new"]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["cifar.tar.gz"]
+
+
+@pytest.mark.parametrize("name", ["cifar.zip", "cifar.tar.gz"])
+def test_an_archive_of_whatever_damage_is_told_as_such(tmp_path, monkeypatch, address, name):
+    entry = bytearray(tarfile.TarInfo("a").tobuf())
+    entry[:1] = b"\0"  # no name: tarfile ends in an IndexError, zipfile in a UnicodeDecodeError
+    (tmp_path / name).write_bytes(
+        gzip.compress(bytes(entry)) if name.endswith("gz") else b"PK\x03\x04" + bytes(99)
+    )
+    monkeypatch.setattr(cifar10.Cifar10, "md5", md5(tmp_path / name))
+    monkeypatch.setattr(cifar10.Cifar10, "url", f"{address}/{name}")
+    with pytest.raises(UserError, match=r"data\.(download=true: cifar10 could not|name=cifar10: no test_batch)"):
+        load("cifar10", tmp_path / "new", download=True)
+
+
+@pytest.mark.parametrize("name", ["../../secret.JPEG", "/etc/secret.JPEG", "..", "a/b.JPEG"])
+def test_an_annotation_names_files_of_its_own_folder_only(tmp_path, name):
+    published.tiny_imagenet(tmp_path)
+    root = tmp_path / "tiny-imagenet-200"
+    published.picture(root / "secret.JPEG", 9, (8, 8))
+    (root / "val" / "val_annotations.txt").write_text(f"{name}\tn01443537\t0\t0\t1\t1\n")
+    with pytest.raises(UserError, match=r"names no file of val/images"):
+        load("tiny_imagenet", tmp_path)
+
+
+def test_a_file_that_unpacks_to_more_than_was_published_is_refused(tmp_path):
+    published.fashion_mnist(tmp_path)
+    file = tmp_path / "FashionMNIST" / "raw" / "train-images-idx3-ubyte.gz"
+    file.write_bytes(gzip.compress(bytes(60_000_000)))
+    with pytest.raises(UserError, match="unpacked it is larger than 47,040,016 bytes"):
+        load("fashion_mnist", tmp_path, channels=1)
+
+
+@pytest.mark.parametrize("name", ["train.bin", "fine_label_names.txt"])
+def test_a_file_that_is_larger_than_any_published_one_is_not_read(tmp_path, name):
+    published.cifar100(tmp_path)
+    with (tmp_path / "cifar-100-binary" / name).open("wb") as file:
+        file.truncate(3074 * 10**9)  # on the disk it takes nothing
+    with pytest.raises(UserError, match=r"3,074,000,000,000 bytes; allowed: "):
+        load("cifar100", tmp_path)
 
 
 def test_stl10_is_fetched_from_where_torchvision_says(tmp_path, monkeypatch, address):

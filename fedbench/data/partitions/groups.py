@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedbench.config.schema import PartitionConfig
-from fedbench.errors import UserError
+from fedbench.errors import UserError, shown
 from fedbench.files import user_path
 
 COLUMNS = ("image", "group")
@@ -24,7 +24,7 @@ def by_groups(names: Sequence[str], num_clients: int, config: PartitionConfig) -
     members: dict[str, list[int]] = {group: [] for group in group_of.values()}
     for index, name in enumerate(names):
         if name not in group_of:
-            raise UserError(f"data.partition.file={config.file}: image {name!r} is in no group; add its line")
+            raise UserError(f"data.partition.file={config.file}: image {shown(name)} is in no group; add its line")
         members[group_of[name]].append(index)
     clients = {group: indices for group, indices in members.items() if indices}
     _check(clients, num_clients, config)
@@ -34,6 +34,8 @@ def by_groups(names: Sequence[str], num_clients: int, config: PartitionConfig) -
 def read_groups(file: Path) -> dict[str, str]:
     """Image -> group. UserError: the file, or the line, that is not as it must be."""
     try:
+        if not file.is_file():  # of a pipe there is no end
+            raise FileNotFoundError("no such file")
         with file.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.DictReader(opened, strict=True)
             if not set(COLUMNS) <= set(reader.fieldnames or ()):
@@ -42,7 +44,8 @@ def read_groups(file: Path) -> dict[str, str]:
                 )
             return _read_rows(file, reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"data.partition.file={file}: cannot be read ({error}); allowed: a CSV file") from error
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"data.partition.file={file}: cannot be read ({why}); allowed: a CSV file") from error
 
 
 def _read_rows(file: Path, reader: "csv.DictReader[str]") -> dict[str, str]:
@@ -52,7 +55,9 @@ def _read_rows(file: Path, reader: "csv.DictReader[str]") -> dict[str, str]:
         if not image or not group:
             raise UserError(f"data.partition.file={file}: line {reader.line_num} lacks an image or a group")
         if group_of.setdefault(image, group) != group:
-            raise UserError(f"data.partition.file={file}: line {reader.line_num}: {image!r} has a group already")
+            raise UserError(
+                f"data.partition.file={file}: line {reader.line_num}: {shown(image)} has a group already"
+            )
     return group_of
 
 
@@ -65,6 +70,6 @@ def _check(clients: Mapping[str, Sequence[int]], num_clients: int, config: Parti
     smallest = min(clients, key=lambda group: len(clients[group]))
     if len(clients[smallest]) < config.min_size:
         raise UserError(
-            f"data.partition.file={config.file}: group {smallest!r} has {len(clients[smallest])} images; allowed: "
-            f"{config.min_size} (data.partition.min_size) or more"
+            f"data.partition.file={config.file}: group {shown(smallest)} has {len(clients[smallest])} images; "
+            f"allowed: {config.min_size} (data.partition.min_size) or more"
         )

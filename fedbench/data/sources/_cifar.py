@@ -11,10 +11,11 @@ from torchvision.datasets.utils import download_and_extract_archive
 
 from fedbench.config.schema import DataConfig
 from fedbench.data.images import ArrayImages
-from fedbench.data.place import broken, find, read_lines
+from fedbench.data.place import broken, check_size, find, read_lines
 from fedbench.data.source import DataSource, Part, Source
 
 PIXELS = 3 * 32 * 32
+MAX_RECORDS = 50_000  # of a file, as CIFAR-100's has
 
 
 class Cifar(DataSource):
@@ -46,11 +47,12 @@ class Cifar(DataSource):
         return Part(ArrayImages(records[:, self.label_bytes :].reshape(-1, 3, 32, 32)), torch.from_numpy(labels))
 
     def _records(self, file: Path, num_classes: int) -> NDArray[np.uint8]:
+        length = self.label_bytes + PIXELS
         try:
+            check_size(file, MAX_RECORDS * length)
             values = np.fromfile(file, np.uint8)
         except OSError as error:
             raise broken(file, str(error)) from error
-        length = self.label_bytes + PIXELS
         if not len(values) or len(values) % length:
             raise broken(file, f"{len(values)} bytes are not records of {length}")
         records = values.reshape(-1, length)

@@ -1,6 +1,7 @@
 """Fashion-MNIST: 70,000 grey images of 28 x 28 pixels in 10 classes (Xiao et al. 2017)."""
 
 import gzip
+import math
 from pathlib import Path
 from zlib import error as ZlibError
 
@@ -15,6 +16,7 @@ from fedbench.data.place import broken, find
 from fedbench.data.source import DataSource, Part, Source
 
 CLASSES = tuple(FashionMNIST.classes)
+MAX_BYTES = 16 + 60_000 * 28 * 28  # of the largest of the files, unpacked
 
 
 class FashionMnist(DataSource):
@@ -45,11 +47,14 @@ def _part(folder: Path, name: str) -> Part:
 def _read(file: Path, dimensions: int) -> NDArray[np.uint8]:
     """An idx file of bytes: 0, 0, 8, the number of dimensions, each dimension in 4 bytes, the values."""
     try:
-        content = gzip.decompress(file.read_bytes())
+        with gzip.open(file) as opened:
+            content = opened.read(MAX_BYTES + 1)  # the length before unpacking tells nothing
     except (OSError, EOFError, ZlibError) as error:
         raise broken(file, str(error)) from error
-    shape = np.frombuffer(content[4 : 4 + 4 * dimensions], ">u4").astype(int)
-    values = np.frombuffer(content[4 + 4 * dimensions :], np.uint8)
-    if content[:4] != bytes([0, 0, 8, dimensions]) or len(values) != shape.prod() or not len(values):
+    if len(content) > MAX_BYTES:
+        raise broken(file, f"unpacked it is larger than {MAX_BYTES:,} bytes")
+    head, values = content[: 4 + 4 * dimensions], np.frombuffer(content[4 + 4 * dimensions :], np.uint8)
+    shape = [int.from_bytes(head[start : start + 4]) for start in range(4, len(head), 4)]
+    if head[:4] != bytes([0, 0, 8, dimensions]) or len(values) != math.prod(shape) or not len(values):
         raise broken(file, f"not an idx file of {dimensions} dimensions and {len(values)} values")
     return values.reshape(*shape)

@@ -16,7 +16,7 @@ from fedbench.config.schema import DataConfig
 from fedbench.data import archive
 from fedbench.data.place import root_of
 from fedbench.data.source import UNLABELLED, DataSource, Part, Source
-from fedbench.errors import UserError
+from fedbench.errors import UserError, shown
 
 
 class Npz(DataSource):
@@ -46,7 +46,10 @@ def _has_labels(path: Path) -> bool:
     found = archive.names(path)
     if {"labels", "test_images", "test_labels"} & set(found):
         return True
-    print(f"fedbench: data.path={path}: no array `labels`, only {found}: its images have none", file=sys.stderr)
+    print(
+        f"fedbench: data.path={path}: no array `labels`, only {shown(found)}: its images have none",
+        file=sys.stderr,
+    )
     return False
 
 

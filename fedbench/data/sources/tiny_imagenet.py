@@ -6,6 +6,7 @@ from fedbench.config.schema import DataConfig
 from fedbench.data.folders import class_folders, labelled, listed
 from fedbench.data.place import broken, find, read_lines
 from fedbench.data.source import DataSource, Part, Source
+from fedbench.errors import shown
 
 
 class TinyImageNet(DataSource):
@@ -27,6 +28,8 @@ def _validation(root: Path, classes: tuple[str, ...]) -> Part:
     number = {name: label for label, name in enumerate(classes)}
     for row in rows:
         if len(row) < 2 or row[1] not in number:
-            raise broken(annotations, f"line {' '.join(row)!r} names no class of the training part")
+            raise broken(annotations, f"line {shown(' '.join(row))} names no class of the training part")
+        if row[0] in ("", "..") or Path(row[0]).name != row[0]:
+            raise broken(annotations, f"line {shown(' '.join(row))} names no file of val/images")
     files = [annotations.parent / "images" / row[0] for row in rows]
     return listed(files, [number[row[1]] for row in rows], root)
