@@ -428,7 +428,7 @@ class TrackingConfig(Section):
     """The W&B tags."""
     artifact: bool = False
     """Whether the trained encoder is uploaded too."""
-    checkpoints: PositiveInt | None = LATER
+    checkpoints: Count | None = LATER
     """Every how many rounds a checkpoint is kept for good, for `verify --rerun`; null: none after the end."""
 
 

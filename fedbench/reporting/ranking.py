@@ -296,7 +296,8 @@ def _tuned(cell: Cell) -> str:
 
 def _training(config: Mapping[str, Any]) -> dict[str, Any]:
     """How the clients were trained, which the seeds of a cell share."""
-    federation, optimizer = config["federation"], OptimizerConfig.model_validate(config["optimizer"])
+    federation, noted = config["federation"], config["optimizer"]  # a later version may note more of it
+    optimizer = OptimizerConfig(base_lr=noted["base_lr"], batch_size=noted["batch_size"])
     own = {key: value for key, value in config["augmentation"].items() if key != "name"}
     words = (f"{key}={_listed(value)}" for key, value in own.items())
     return {

@@ -80,7 +80,10 @@ class RunDirectory:
         self._append(LEDGER, gzip.compress(text.getvalue().encode(), mtime=0))
 
     def _append(self, name: str, content: bytes) -> None:
-        append(self.path / name, content)
+        path = self.path / name
+        if name not in self._digests:
+            self._digests[name] = _digest_of(path) if path.is_file() else sha256()
+        append(path, content)
         self._digests[name].update(content)
 
     def ledger(self) -> list[dict[str, str]]:

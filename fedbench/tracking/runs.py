@@ -1,6 +1,5 @@
 """Finished runs, each as one protocol sees it, and why a folder holds none."""
 
-import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -12,13 +11,12 @@ from fedbench.config.load import UNTRAINED, digest, flat
 from fedbench.config.schema import PartitionConfig
 from fedbench.conventions import CONVENTIONS
 from fedbench.errors import UserError
+from fedbench.escaping import printable
 from fedbench.tracking.evaluations import Evaluation, ImpossibleError, read_evaluations
+from fedbench.tracking.noted import NotedManifest, NotedSummary, fault
 from fedbench.tracking.run_directory import ERROR, MANIFEST, ROUNDS, SUMMARY, WANDB_ADDRESS, RunDirectory
 
-NEEDED = {"cell_hash", "config", "data_hash", "device", "sources", "started"}
-TRAINED_BY = {"augmentation", "federation", "optimizer"}  # sections
 LABELS = ("strategy", "ssl", "convention", "memory_source", "diverged")
-FIGURES = ("client/flops", "client/peak_memory_bytes", "client/download_bytes", "client/upload_bytes", "seconds")
 # What reaches an encoder of no rounds.
 OF_UNTRAINED = ("data", "encoder.", "evaluation.", "device", "threads", "numerics")
 HOW = (
@@ -125,7 +123,7 @@ def read_runs(folder: Path) -> list[Run]:
     runs, left_out = gather([folder])
     for path, reason in left_out.items():
         if not reason.startswith(UNFINISHED):
-            print(f"fedbench: {path} is left out, {reason}", file=sys.stderr)
+            print(f"fedbench: {printable(str(path))} is left out, {printable(reason)}", file=sys.stderr)
     return runs
 
 
@@ -172,34 +170,21 @@ def _read(path: Path) -> list[Run] | str:
         if wrong := directory.damage(MANIFEST, ROUNDS):
             return "; ".join(wrong)
         manifest, summary = directory.manifest(), directory.summary()
-        assert manifest.keys() >= NEEDED
-        assert manifest["config"].keys() >= TRAINED_BY
-        assert summary.keys() >= {*LABELS}
-        assert summary["convention"] in CONVENTIONS
-        assert summary.keys() >= {*FIGURES}
-        if why := _impossible(summary):
+        if why := fault(MANIFEST, manifest, NotedManifest) or fault(SUMMARY, summary, NotedSummary):
             return why
+        if summary["convention"] not in CONVENTIONS:
+            return f"{SUMMARY}: convention={summary['convention']!r}; allowed: {', '.join(CONVENTIONS)}"
         summary = _completed(summary)
         runs = [Run(manifest, summary, evaluation, path) for evaluation in read_evaluations(directory)]
-        assert all(describe(run) and isinstance(run.seed, int) for run in runs)
+        for run in runs:  # what is read of it later, is read once now
+            describe(run), run.settings, run.wandb, run.numerics
     except OSError as error:
         return f"it cannot be read ({error.strerror})"
     except ImpossibleError as error:
         return str(error)
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
         return "its files are not those of a run"
     return runs
-
-
-def _impossible(summary: Mapping[str, Any]) -> str:
-    """The first figure that no run can have, in words."""
-    for key in (*FIGURES, *LATER):
-        value = summary.get(key)
-        if value is None and key in LATER:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            return f"{key}={value!r} in {SUMMARY}; allowed: a finite number of 0 or more"
-    return ""
 
 
 def _completed(summary: dict[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from fedbench.config.plain_yaml import parse_yaml
 from fedbench.errors import LISTED, UserError, listed, shorten, shown
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-UNCHECKED = {"manifest", "summary"}  # whose values nobody checks yet: `fuzz.py` tells of them
-NAMES = [name for name in targets(Path()) if name not in UNCHECKED]
+NAMES = list(targets(Path()))
 pytestmark = pytest.mark.filterwarnings("ignore")  # of PIL, on damaged tags
 INPUTS = 400  # of each target here; `make stress` throws 100,000
 

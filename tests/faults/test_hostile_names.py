@@ -63,13 +63,17 @@ class Page(html.parser.HTMLParser):
         self.attributes += [(name, value or "") for name, value in attrs]
 
 
+READ = [
+    words for words in HOSTILE if not re.search("[\ud800-\udfff]", words)
+]  # half a letter: the run is left out
+
+
 def hostile_run(folder: Path, number: int, words: str) -> RunDirectory:
     """A finished run that says `words` wherever a run says words."""
     config = load_config({"seed": 0, "tracking": {"wandb": "offline"}}).model_dump(mode="json")
     config["ssl"]["name"] = config["augmentation"]["name"] = config["strategy"]["name"] = words
     config["data"]["name"], config["tracking"]["project"] = SHARED, words
     config["ssl"][words] = words  # a key of its own, in which the rows differ
-    config["federation"]["participants"] = words
     facts = {"cell_hash": f"{number}", "device": words, "sources": {"strategy": words}, "started": words}
     told = {"data_hash": SHARED, "processor": words, "commit": words, "data": {"name": SHARED}, "fedbench": words}
     numerics = {"cpu_capability": words, "environment": {words: words}, "fingerprint": words}
@@ -145,7 +149,7 @@ def test_no_file_of_a_report_holds_what_a_terminal_obeys(out: Path, name: str) -
 @pytest.mark.parametrize("name", ["report.csv", "leaderboard.csv"])
 def test_no_cell_of_a_sheet_is_a_formula_and_figures_stay_figures(out: Path, name: str) -> None:
     rows = list(csv.DictReader(io.StringIO((out / name).read_text(encoding="utf-8"))))
-    assert len(rows) == len(HOSTILE)
+    assert len(rows) == len(READ)
     assert {row["table"] for row in rows} == {"1"}
     for row in rows:
         for key, value in row.items():

@@ -1,11 +1,11 @@
 """Which rows stand in one table: one protocol, and points of reference beside what they are compared with."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forged import rewrite
 
 from fedbench.reporting.leaderboard import leaderboard, read_runs, render
 from fedbench.reporting.pareto import PANELS, front
@@ -104,8 +104,8 @@ def test_runs_from_before_there_were_protocols_stand_beside_new_ones(fake_run: F
     old = fake_run("fedssl", 0.6)
     summary, manifest = old.summary(), old.manifest()
     del summary["evaluations"], manifest["config"]["evaluation"]
-    (old.path / "summary.json").write_text(json.dumps({**summary, "protocol": "linear"}))
-    (old.path / "manifest.json").write_text(json.dumps(manifest))
+    rewrite(old.path, "summary.json", {**summary, "protocol": "linear"})
+    rewrite(old.path, "manifest.json", manifest)
     settings = manifest["config"]["probe"]
     facts = {"protocol": "linear", "settings": settings, "data": "digits", "data_hash": "d1"}
     fake_run("fedssl", 0.8, seed=1, figures={"evaluations": [facts]})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from forged import rewrite
 
 from fedbench.errors import UserError
 from fedbench.reporting.leaderboard import leaderboard, read_runs, render, write
@@ -128,11 +129,11 @@ def test_unequal_local_steps_are_said(fake_run: Fake, runs: Path) -> None:
 
 
 def test_figures_that_an_older_run_did_not_note_are_dashes(fake_run: Fake, runs: Path) -> None:
-    path = fake_run("fedssl", 0.7).path / "summary.json"
-    summary = json.loads(path.read_text())
+    run = fake_run("fedssl", 0.7)
+    summary = run.summary()
     for key in ("client/local_steps", "server/peak_memory_bytes", "server/flops", "all_clients/flops"):
         del summary[key]
-    path.write_text(json.dumps(summary))
+    rewrite(run.path, "summary.json", summary)
     (row,) = leaderboard(read_runs(runs))
     assert (row.local_steps, row.server_flops, row.total_flops, row.total_flops_ratio) == (None,) * 4
     assert "| - " in render([row])
@@ -281,7 +282,7 @@ def test_two_plugin_files_of_one_name_are_two_rows(fake_run: Callable[..., RunDi
     first = fake_run("mine.py", 0.6)
     other = fake_run("mine.py", 0.8, seed=1)
     manifest = other.manifest() | {"sources": {"strategy": "another file", "ssl": "s"}}
-    (other.path / "manifest.json").write_text(json.dumps(manifest))
+    rewrite(other.path, "manifest.json", manifest)
     rows = leaderboard(read_runs(first.path.parent))
     assert [row.seeds for row in rows] == [(1,), (0,)]
 
@@ -300,8 +301,8 @@ def test_a_folder_that_is_no_run_is_left_out_with_a_word(
 
 def test_runs_of_different_code_are_said_to_be(fake_run: Fake, tmp_path: Path) -> None:
     for strategy, commit, dirty in (("fedssl", "a" * 40, False), ("lw_fedssl", "b" * 40, True)):
-        path = fake_run(strategy, 0.7).path / "manifest.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "commit": commit, "dirty": dirty}))
+        run = fake_run(strategy, 0.7)
+        rewrite(run.path, "manifest.json", {**run.manifest(), "commit": commit, "dirty": dirty})
         text = " ".join(render(leaderboard(read_runs(tmp_path / "runs"))).split())
         assert ("Code: aaaaaaaaaaaa." in text) == (strategy == "fedssl")
     assert (
@@ -312,9 +313,9 @@ def test_runs_of_different_code_are_said_to_be(fake_run: Fake, tmp_path: Path) -
 
 def test_runs_of_different_kernels_are_said_to_be(fake_run: Fake, tmp_path: Path) -> None:
     for strategy, capability in (("fedssl", "AVX2"), ("lw_fedssl", "AVX512")):
-        path = fake_run(strategy, 0.7).path / "manifest.json"
+        run = fake_run(strategy, 0.7)
         numerics = {"cpu_capability": capability, "environment": {}, "fingerprint": "022f2756"}
-        path.write_text(json.dumps({**json.loads(path.read_text()), "numerics": numerics}))
+        rewrite(run.path, "manifest.json", {**run.manifest(), "numerics": numerics})
         text = " ".join(render(leaderboard(read_runs(tmp_path / "runs"))).split())
         assert ("CPU kernels: AVX2 022f2756;" in text) == (strategy == "fedssl")
     assert (

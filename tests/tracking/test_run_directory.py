@@ -24,7 +24,9 @@ def test_what_is_written_is_read_back(directory: RunDirectory) -> None:
 
     assert directory.manifest() == {"cell_hash": "abc", "cell_name": "cell"}
     assert directory.rounds() == [{"round": 0, "train/loss": 1.25}, {"round": 1, "participants": [0, 2]}]
-    assert directory.summary() == {"probe/linear_top1": 0.75}
+    summary = directory.summary()
+    assert summary["probe/linear_top1"] == 0.75
+    assert summary.keys() == {"probe/linear_top1", "files", "sha256"}
     assert torch.equal(load_file(directory.path / "encoder.safetensors")["block.1.weight"], weight)
 
 

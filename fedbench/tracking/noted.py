@@ -1,0 +1,114 @@
+"""What must stand in the files of a finished run: somebody else may have written them, and reports reckon with it.
+
+Types are strict, and unknown keys are let be: a later version may note more.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+LARGEST = 1e27  # that a figure may be, in base units: a hundred million times the largest training run
+Figure = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Noted(BaseModel):
+    """A mapping in which some keys have a type."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+class Named(Noted):
+    """A plugin, or a section with a name."""
+
+    name: str
+
+
+class NotedFederation(Noted):
+    """Clients and rounds."""
+
+    rounds: Annotated[int, Field(ge=0, le=10**9)]
+    num_clients: Count
+    local_epochs: Count
+    participants: Count | None
+
+
+class NotedOptimizer(Noted):
+    """What gives a step's learning rate."""
+
+    base_lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    batch_size: Annotated[int, Field(ge=2, le=10**9)]
+
+
+class NotedTuning(Noted):
+    """How settings were found."""
+
+    trials: Count
+
+
+class NotedConfig(Noted):
+    """The configuration of a run, as far as a report reads it."""
+
+    seed: Seed
+    strategy: Named
+    ssl: Named
+    encoder: Named
+    data: Named
+    augmentation: Named
+    federation: NotedFederation
+    optimizer: NotedOptimizer
+    numerics: str | None = None
+    tracking: dict[str, Any] = {}
+    evaluation: dict[str, Any] = {}
+    tuning: NotedTuning | None = None
+
+
+class NotedManifest(Noted):
+    """manifest.json."""
+
+    cell_hash: str
+    data_hash: str
+    device: str
+    started: str
+    sources: dict[str, str]
+    config: NotedConfig
+    commit: str | None = None
+    dirty: bool | None = None
+    fedbench: str | None = None
+    accelerator: str | None = None
+    processor: str | None = None
+    libraries: dict[str, str | None] = {}
+    numerics: dict[str, Any] | None = None
+    data: Named | None = None
+
+
+class NotedSummary(Noted):
+    """summary.json; what is None was not noted by an earlier version."""
+
+    strategy: str
+    ssl: str
+    convention: str
+    memory_source: str
+    diverged: bool
+    seconds: Figure
+    flops: Figure = Field(alias="client/flops")
+    peak_memory_bytes: Figure = Field(alias="client/peak_memory_bytes")
+    download_bytes: Figure = Field(alias="client/download_bytes")
+    upload_bytes: Figure = Field(alias="client/upload_bytes")
+    local_steps: Figure | None = Field(default=None, alias="client/local_steps")
+    all_flops: Figure | None = Field(default=None, alias="all_clients/flops")
+    server_flops: Figure | None = Field(default=None, alias="server/flops")
+    server_peak_memory_bytes: Figure | None = Field(default=None, alias="server/peak_memory_bytes")
+    total_flops: Figure | None = Field(default=None, alias="total/flops")
+
+
+def fault(file: str, content: object, model: type[Noted]) -> str:
+    """What is wrong with the content of `file`, in words: its first fault; "" if nothing is."""
+    try:
+        model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        given = "" if first["type"] == "missing" else f"={str(first['input'])[:100]!r}"
+        return f"{file}: {'.'.join(map(str, first['loc']))}{given}: {first['msg']}"
+    return ""
