@@ -5,7 +5,6 @@ import contextlib
 import gc
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from fedbench.masking import told
 from fedbench.numerics import EnvironmentNeededError, require, restart
 from fedbench.protocols import PROTOCOLS
 from fedbench.scaffold import TEMPLATES, write_plugin
+from fedbench.stopping import EXIT_CODE, StoppedError, listen
 from fedbench.waiting import waiting
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--print-config", action="store_true", help="print the cells with every default, as YAML")
     run.add_argument("--jobs", type=positive, default=1, metavar="N", help="cells at a time (default: 1)")
     run.add_argument("--shard", type=part, default=(1, 1), metavar="I/N", help="the I-th of N parts of the cells")
+    _add_grace(run)
     run.set_defaults(action=run_command)
 
     search = commands.add_parser(
@@ -95,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     search.add_argument("--out", type=user_path, metavar="DIR", help="where trials go (default: runs/tune-GRID)")
     search.add_argument("--dry-run", action="store_true", help="list the trials and what they will cost")
     search.add_argument("--jobs", type=positive, default=1, metavar="N", help="trials at a time (default: 1)")
+    _add_grace(search)
     search.set_defaults(action=tune_command)
 
     cost = commands.add_parser(
@@ -221,11 +223,22 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_grace(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--grace",
+        type=float,
+        default=20,
+        metavar="SECONDS",
+        help="that a round under way has to end after SIGTERM (default: 20)",
+    )
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code.
 
     0; 1 for a failed check or cell, or output that nobody reads to its end; 2 for bad input; 3 where a cell
-    diverged; 4 where one is being run by another process, whose result is not there yet; 130 when interrupted.
+    diverged; 4 where one is being run by another process, whose result is not there yet; 130 when interrupted, 143
+    when stopped by SIGTERM.
     """
     arguments = parse(words)
     try:
@@ -258,6 +271,9 @@ def main(words: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except StoppedError:
+        print("fedbench: stopped; the same command goes on after the last whole round", file=sys.stderr)
+        return EXIT_CODE
     except KeyboardInterrupt:
         print("fedbench: interrupted; the same command goes on after the last whole round", file=sys.stderr)
         return 130
@@ -357,7 +373,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(forecast(configs, out))
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a cluster sends ends a grid as Ctrl-C does
+    listen(arguments.grace)
     states = run_cells(configs, out, arguments.jobs)
     print(f"fedbench: {', '.join(f'{count} {state}' for state, count in states.items())}", file=sys.stderr)
     return next((code for state, code in EXIT_CODES.items() if states[state]), 0)
@@ -392,7 +408,7 @@ def tune_command(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         print(predict(grid, overrides, out))
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as for `run`
+    listen(arguments.grace)
     print(tune(grid, path.stem, overrides, out, arguments.jobs))
 
 

@@ -11,7 +11,7 @@ from multiprocessing.context import ForkServerContext
 def worker_context() -> ForkServerContext:
     """The server is started with its first worker, unless it runs already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedbench.running.cells"])  # imports whatever a worker needs
+    context.set_forkserver_preload(["fedbench.worker_server"])
     return context
 
 

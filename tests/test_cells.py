@@ -254,25 +254,54 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path, how: sig
     end = time.monotonic() + 120
     while len(list((tmp_path / "out").glob("*/rounds.jsonl"))) < 2 and time.monotonic() < end:
         time.sleep(0.1)
-    if how == signal.SIGINT:
-        os.killpg(process.pid, how)  # as a terminal does
-    else:
+    if how == signal.SIGKILL:
         process.send_signal(how)
+    else:
+        os.killpg(process.pid, how)  # as a terminal does, and a cluster
     try:
         _, text = process.communicate(timeout=60)
         assert ends(process.pid)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    if how != signal.SIGKILL:
-        assert process.returncode == 130
-        assert b"interrupted" in text
-        assert b"Traceback" not in text
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[how]
+    assert {signal.SIGKILL: b"", signal.SIGINT: b"interrupted", signal.SIGTERM: b"was stopped"}[how] in text
+    assert b"Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("grace", "rounds_kept"), [("60", "the one under way too"), exhaustive("0.1", "those before it")]
+)
+def test_sigterm_lets_a_round_end_that_ends_in_time(tmp_path: Path, grace: str, rounds_kept: str) -> None:
+    plugin = tmp_path / "slow.py"
+    plugin.write_text(
+        "import time\nfrom pathlib import Path\nfrom fedbench.methods.federation.fedssl import FedSSL\n"
+        "class Slow(FedSSL):\n"
+        "    def aggregate(self, updates, server):\n"
+        "        values = super().aggregate(updates, server)\n"
+        "        if server.round_index == 1:\n"
+        f"            Path({str(tmp_path / 'mark')!r}).touch()\n"
+        "            time.sleep(5)\n"
+        "        return values\n"
+    )
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**TINY, "strategy": str(plugin)}))
+    command = [sys.executable, "-m", "fedbench", "run", str(config), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen([*command, "--grace", grace], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    end = time.monotonic() + 120
+    while not (tmp_path / "mark").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    process.terminate()
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert b"the same command goes on after the last whole round" in text
+    (rounds,) = (tmp_path / "out").glob("*/rounds.jsonl")
+    assert len(rounds.read_text().splitlines()) == (2 if rounds_kept == "the one under way too" else 1)
 
 
 def ends(group: int) -> bool:
-    """Whether no process of the group is left, after some seconds."""
-    for _ in range(100):
+    """Whether no process of the group is left within two seconds."""
+    for _ in range(20):
         try:
             os.killpg(group, 0)
         except ProcessLookupError:

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 import fedbench
+from fedbench import stopping
 from fedbench.config import Config, config_hash
 from fedbench.config.load import digest
 from fedbench.encoders import Encoder, build_encoder
@@ -100,7 +101,7 @@ def _other_code(directory: RunDirectory) -> str:
 class Outcome(NamedTuple):
     """How a cell ended, and what was done, in words."""
 
-    state: Literal["finished", "diverged", "elsewhere", "failed"]
+    state: Literal["finished", "diverged", "elsewhere", "failed", "stopped"]
     words: str
     is_new: bool = False  # whether there are results that were not there before
 
@@ -158,6 +159,8 @@ def cell_rounds(experiment: Experiment, out: Path) -> Generator[dict[str, Any], 
                     now.keep(directory.path)
                 mirror.log_round(line, step=record.round_index)
                 yield line
+                if stopping.is_asked() and now.facts["rounds_done"] < config.federation.rounds:
+                    raise stopping.StoppedError
             encoder = _current_encoder(federation)
             summary = _describe(experiment) | _costs(config, directory.rounds()) | _evaluate(experiment, encoder)
             summary["seconds"] = before + perf_counter() - start

@@ -1,5 +1,6 @@
 """Many cells, one after the other or in worker processes; one that fails does not stop the rest."""
 
+import multiprocessing
 import os
 import sys
 import traceback
@@ -7,10 +8,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pebble import ProcessExpired, ProcessPool
 
+from fedbench import stopping
 from fedbench.config import Config
 from fedbench.errors import UserError
 from fedbench.escaping import printable
@@ -65,6 +67,9 @@ def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[st
 
     At the end it is printed and mirrored to W&B.
 
+    Raises:
+        StoppedError: where `stopping` was asked for, after the cells have kept their last whole round.
+
     Args:
         jobs: cells at a time; with more than one, each in a process of its own.
 
@@ -86,6 +91,8 @@ def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[st
             print(f"[{done}/{len(tasks)}] {task.name}: {outcome.words}", file=sys.stderr)
             if outcome.is_new and done < len(tasks):
                 _refresh(out)
+    if stopping.is_asked():
+        raise stopping.StoppedError
     rows = _refresh(out)
     files = [out / "leaderboard.md", *_page(out)]
     print(show(rows, files, f"Two more, into the same tables: the same command with seed={_other_seeds(configs)}"))
@@ -138,6 +145,8 @@ def attempt(task: Task) -> Outcome:
     try:
         with isolated(task.config.seed):
             return _run(task)
+    except stopping.StoppedError:
+        return Outcome("stopped", "was stopped; the same command goes on after its last whole round")
     except UserError as error:
         return _failed(task, str(error), str(error))
     except (Exception, SystemExit) as error:  # a plugin may call `sys.exit`, or `os._exit`
@@ -145,6 +154,8 @@ def attempt(task: Task) -> Outcome:
 
 
 def _run(task: Task) -> Outcome:
+    if stopping.is_asked():
+        raise stopping.StoppedError
     experiment = prepare(task.config, tried=True)
     if identity(experiment) != task.cell_hash:
         raise UserError("a plugin's files or the data changed since the grid began; allowed: to begin it again")
@@ -163,14 +174,25 @@ def _failed(task: Task, words: str, text: str) -> Outcome:
 
 def _one_by_one(tasks: Sequence[Task], progress: Progress) -> Iterator[tuple[Task, Outcome]]:
     for task in tasks:
+        if stopping.is_asked():
+            return
         progress.running = {task.name}.copy
         yield task, attempt(task)
+
+
+def _begin_worker(asked: Any) -> None:
+    end_with_parent()
+    stopping.listen_in_worker(asked)
 
 
 def _in_workers(tasks: Sequence[Task], progress: Progress, jobs: int) -> Iterator[tuple[Task, Outcome]]:
     """In the order in which they end. A worker that dies fails its cell and is replaced."""
     workers = min(jobs, len(tasks))
-    pool = ProcessPool(max_workers=workers, context=worker_context(), initializer=end_with_parent)
+    context = worker_context()
+    asked = context.Event()
+    pool = ProcessPool(max_workers=workers, context=context, initializer=_begin_worker, initargs=[asked])
+    stopping.pass_on(asked)
+    ended = False
     try:
         futures: dict[Future[Outcome], Task] = {pool.schedule(attempt, args=[task]): task for task in tasks}
         progress.running = lambda: {task.name for future, task in futures.items() if future.running()}
@@ -183,6 +205,10 @@ def _in_workers(tasks: Sequence[Task], progress: Progress, jobs: int) -> Iterato
                 killed = "; -9 is a kill, as when memory runs out" if error.exitcode == -9 else ""
                 yield task, _failed(task, text, text + killed)
         pool.close()
+        ended = not stopping.is_asked()
     finally:
+        if not ended:
+            for worker in multiprocessing.active_children():
+                worker.kill()  # the pool would send SIGTERM, and wait for their rounds
         pool.stop()
         pool.join()
