@@ -204,7 +204,8 @@ def _check_size(size: tuple[int, int]) -> None:
 def _check_claim(opened: Image.Image, num_bytes: int) -> None:
     """UserError: so small a file cannot hold the pixels, for which memory would be taken before it is read."""
     held = num_bytes * PIXELS_A_BYTE
-    if opened.format != "WEBP" and math.prod(opened.size) > max(held, LARGE):  # WebP keeps one colour in 50 bytes
+    least = 2 * LARGE if opened.format == "WEBP" else LARGE  # WebP keeps any size of one colour in 50 bytes
+    if math.prod(opened.size) > max(held, least):
         size = f"{opened.size[0]} x {opened.size[1]}"
         raise UserError(f"it announces {size} pixels; its {num_bytes:,} bytes hold at most {held:,}")
 

@@ -2,7 +2,8 @@
 
 A file is named by a hash of what decides its pixels: the published bytes, which of the images, the size, the
 channels and the versions of the decoders. It holds one array uint8 (M, C, S, S) of the images that can be read; a
-JSON file beside it says which of the others cannot, and why. Both may be deleted at any time.
+JSON file beside it says which of the others cannot, and why, and has a checksum of the pixels. Both may be
+deleted at any time.
 """
 
 import fcntl
@@ -10,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -18,14 +20,16 @@ import numpy as np
 import PIL
 import torch
 import torchvision
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from fedbench.data.images import BrokenImagesError, Images
+from fedbench.data.images import BATCH, BrokenImagesError, Images
 from fedbench.errors import UserError
 from fedbench.files import cache_folder, write_atomically
 
 Shape = tuple[int, int, int, int]
+_checked: set[tuple[Path, str, int]] = set()  # files whose pixels this process has seen to be right
 
 
 class Decoded(NamedTuple):
@@ -45,7 +49,7 @@ def decoded(images: Images, rows: Tensor, image_size: int, in_channels: int, nam
     if not _is_whole(path, shape):
         _write(path, shape, _with_bar(images.read(rows, image_size, in_channels), len(rows), name))
     array = np.load(path, mmap_mode="c")  # c: torch wants it writable; the file is not written
-    return Decoded(torch.from_numpy(array), _broken(path))
+    return Decoded(torch.from_numpy(array), _noted(path).broken)
 
 
 def _key(images: Images, rows: Tensor, shape: Shape) -> str:
@@ -57,30 +61,45 @@ def _key(images: Images, rows: Tensor, shape: Shape) -> str:
 
 
 def _is_whole(path: Path, shape: Shape) -> bool:
-    """Whether every image of such a shape is in it or known to be broken."""
+    """Whether every image of such a shape is in it or known to be broken, and pixels are those that were written.
+
+    A process looks at the pixels once.
+    """
     try:
-        array = np.lib.format.open_memmap(path, mode="r")
-        return array.dtype == np.uint8 and (len(array) + len(_broken(path)), *array.shape[1:]) == shape
+        array, note, facts = np.lib.format.open_memmap(path, mode="r"), _noted(path), path.stat()
+        if array.dtype != np.uint8 or (len(array) + len(note.broken), *array.shape[1:]) != shape:
+            return False
+        known = (path, note.sha256, facts.st_mtime_ns)
+        if known not in _checked and _digest(array) != note.sha256:
+            print(f"fedbench: {path} is not what was written; the images are decoded again", file=sys.stderr)
+            return False
     except (OSError, ValueError, EOFError, OverflowError, AttributeError, TypeError):
         return False  # absent, or cut short or damaged by somebody else
+    _checked.add(known)
+    return True
 
 
-def _broken(path: Path) -> dict[int, str]:
-    """Row -> why the image is not in the array."""
+class Note(NamedTuple):
+    """What stands beside the array: SHA-256 of its pixels, as hex, and row -> why an image is not in it."""
+
+    sha256: str
+    broken: dict[int, str]
+
+
+def _noted(path: Path) -> Note:
+    """ValueError, OSError: there is none, or it is damaged or of an earlier version."""
+    content = json.loads(path.with_suffix(".json").read_bytes())
     try:
-        reasons = json.loads(path.with_suffix(".json").read_bytes())
-    except FileNotFoundError:
-        return {}
-    return {int(row): why for row, why in reasons.items()}
+        return Note(content["sha256"], {int(row): str(why) for row, why in content["broken"].items()})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(str(error)) from error
 
 
-def _note(path: Path, broken: dict[int, str]) -> None:
-    """What `_broken` reads; no file where there is nothing to say."""
-    file = path.with_suffix(".json")
-    if broken:
-        write_atomically(file, json.dumps(broken).encode())
-    else:
-        file.unlink(missing_ok=True)
+def _digest(array: NDArray[np.uint8]) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(array), BATCH):
+        digest.update(np.ascontiguousarray(array[start : start + BATCH]).data)
+    return digest.hexdigest()
 
 
 def _write(path: Path, shape: Shape, batches: Iterator[Tensor]) -> None:
@@ -93,8 +112,8 @@ def _write(path: Path, shape: Shape, batches: Iterator[Tensor]) -> None:
             fcntl.flock(file, fcntl.LOCK_EX)
             if _is_whole(path, shape):  # by another process, in the meantime; then `file` may be that file
                 return
-            broken = _fill(file, shape, batches)
-            _note(path, broken)
+            note = _fill(file, shape, batches)
+            write_atomically(path.with_suffix(".json"), json.dumps(note._asdict()).encode())
             part.replace(path)
     except OSError as error:
         raise UserError(
@@ -103,14 +122,15 @@ def _write(path: Path, shape: Shape, batches: Iterator[Tensor]) -> None:
         ) from error
 
 
-def _fill(file: BinaryIO, shape: Shape, batches: Iterator[Tensor]) -> dict[int, str]:
-    """Write the array and bring it to the disk; returns what is not in it. If it fails, the file is empty."""
+def _fill(file: BinaryIO, shape: Shape, batches: Iterator[Tensor]) -> Note:
+    """Write the array and bring it to the disk. If it fails, the file is empty."""
     file.truncate(0)  # what a process left that was killed
-    broken: dict[int, str] = {}
+    digest, broken = hashlib.sha256(), dict[int, str]()
     try:
         begin = _write_header(file, shape)
         try:
             for batch in batches:
+                digest.update(batch.numpy().data)
                 file.write(batch.numpy().data)
         except BrokenImagesError as error:
             broken = error.reasons
@@ -120,7 +140,7 @@ def _fill(file: BinaryIO, shape: Shape, batches: Iterator[Tensor]) -> dict[int, 
     except BaseException:
         file.truncate(0)
         raise
-    return broken
+    return Note(digest.hexdigest(), broken)
 
 
 def _write_header(file: BinaryIO, shape: Shape) -> int:

@@ -13,6 +13,7 @@ import fedbench
 from fedbench.config import Config
 from fedbench.files import user_path
 from fedbench.numerics import PORTABLE, fingerprint
+from fedbench.tracking.noted import FORMAT
 
 LIBRARIES = (
     "torch",
@@ -42,6 +43,7 @@ def manifest(
     hashes of the files that define the strategy and the SSL method.
     """
     return {
+        "format": FORMAT,
         "cell_name": cell_name,
         "cell_hash": cell_hash,
         "data_hash": data_hash,
@@ -58,7 +60,7 @@ def manifest(
 
 def _shareable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _shareable(item) for key, item in value.items()}
+        return {_shareable(key): _shareable(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_shareable(item) for item in value]
     return Path(value).name if isinstance(value, str) and user_path(value).is_absolute() else value

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+FORMAT = 2  # of the files of a run directory; 1, which none tells: before summaries vouched for the other files
 LARGEST = 1e27  # that a figure may be, in base units: a hundred million times the largest training run
 Figure = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -67,6 +68,7 @@ class NotedConfig(Noted):
 class NotedManifest(Noted):
     """manifest.json."""
 
+    format: Annotated[int, Field(ge=1, le=FORMAT)] = 1
     cell_hash: str
     data_hash: str
     device: str

@@ -96,7 +96,7 @@ def test_a_decoder_that_fails_leaves_nothing_behind_and_the_next_one_goes_on(cac
     assert [file.stat().st_size for file in cache.iterdir()] == [0]
     images = noise()
     assert decode(images).tolist() == images.array[ROWS].tolist()
-    assert [file.suffix for file in cache.iterdir()] == [".npy"]
+    assert sorted(file.suffix for file in cache.iterdir()) == [".json", ".npy"]
 
 
 def test_what_a_killed_process_left_is_overwritten(cache):
@@ -133,3 +133,21 @@ def test_decoding_holds_a_few_images_at_a_time_and_not_all_of_them(monkeypatch):
     monkeypatch.setattr("fedbench.data.images.BATCH", 2)
     pieces = [len(batch) for batch in noise().read(torch.arange(5), 4, 3)]
     assert pieces == [2, 2, 1]
+
+
+def test_a_flipped_bit_in_decoded_images_is_told_and_they_are_decoded_again(cache, capsys, monkeypatch):
+    images = ArrayImages(np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), dtype=np.uint8))
+
+    def load():
+        monkeypatch.setattr(store, "_checked", set())  # as in another process
+        return store.decoded(images, torch.arange(5), 8, 3, "five").images.clone()
+
+    before = load()
+    (file,) = cache.glob("*.npy")
+    content = bytearray(file.read_bytes())
+    content[-7] ^= 4
+    file.write_bytes(content)
+    assert torch.equal(load(), before)
+    assert "is not what was written; the images are decoded again" in capsys.readouterr().err
+    assert torch.equal(load(), before)
+    assert capsys.readouterr().err == ""
