@@ -1,4 +1,4 @@
-"""Runs of earlier versions can be read: `format_2` is the directory of a tiny run, as this version first wrote it."""
+"""Runs of earlier versions can be read: `format_2` is the directory of a tiny run, as it was first written."""
 
 import json
 import shutil
