@@ -10,6 +10,7 @@ from pathlib import Path
 from socket import gethostname
 
 LOCK = ".lock"
+CHECKPOINTS = "checkpoint-*.safetensors"  # of a run, kept for good because its configuration asks for it
 
 
 def user_path(text: str | Path) -> Path:

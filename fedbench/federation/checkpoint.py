@@ -12,9 +12,8 @@ from typing import Any
 
 from fedbench.encoders.tensor_groups import StateDict
 from fedbench.errors import UserError
-from fedbench.files import write_atomically
+from fedbench.files import CHECKPOINTS, write_atomically
 from fedbench.tensor_file import DamagedError, pack, tensor_digest, unpack
-from fedbench.tracking.run_directory import CHECKPOINTS
 
 NAME, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 

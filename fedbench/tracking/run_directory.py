@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbench.errors import UserError
-from fedbench.files import append, write_atomically
+from fedbench.files import CHECKPOINTS, append, write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,6 @@ EVALUATIONS = "evaluation-*.json"  # what `evaluate` adds to a finished run
 ERROR = "error.txt"
 WANDB_ADDRESS = "wandb/address.txt"  # of the W&B run of an online one; it names the user, as all in wandb/ does
 PARTS = ".*.part"  # left behind by a kill while a file was written
-CHECKPOINTS = "checkpoint-*.safetensors"  # kept for good, because the configuration asks for it
 CLIENTS = "clients"  # folder of what clients keep
 GROWING = (ROUNDS, LEDGER)
 FILES, SEAL = "files", "sha256"  # keys of what a summary vouches for: other files, and itself
