@@ -12,7 +12,7 @@ from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.client import Upload
 from fedbench.federation.costs import RunCosts
 from fedbench.federation.diagnostics import PairwiseL2, step_norm
-from fedbench.federation.engine import build_engine, build_worker
+from fedbench.federation.engines import build_engine, build_worker
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.observer import Observer

@@ -7,7 +7,8 @@ import torch
 from exhaustive import all_but
 
 from fedbench.data.pool import HostImages, place
-from fedbench.federation import engine, server_training
+from fedbench.federation import server_training
+from fedbench.federation.engines import in_process
 from fedbench.federation.experiment import prepare
 from fedbench.federation.federation import Federation
 
@@ -24,7 +25,7 @@ def trained(config, folder) -> dict[str, torch.Tensor]:
 def test_batches_from_main_memory_give_the_same_bits(tiny, tmp_path, monkeypatch, strategy):
     config = tiny({"strategy": strategy})
     whole = trained(config, tmp_path / "whole")
-    for module in (engine, server_training):
+    for module in (in_process, server_training):
         monkeypatch.setattr(module, "place", HostImages)
     batches = trained(config, tmp_path / "batches")
     assert whole.keys() == batches.keys()

@@ -10,8 +10,8 @@ from small import Trained
 from torch import Tensor
 
 from fedbench.data.pool import HostImages
-from fedbench.federation import engine
 from fedbench.federation.client import Worker
+from fedbench.federation.engines import in_process
 from fedbench.random import generator, stream
 from fedbench.ssl import SSLMethod
 from fedbench.training import local
@@ -79,7 +79,7 @@ def received_values_are_not_moved(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_batch_from_main_memory_is_not_moved(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(engine, "place", HostImages)
+    patch.setattr(in_process, "place", HostImages)
     patch.setattr(HostImages, "__getitem__", lambda pool, indices: pool.images[indices])
 
 
@@ -169,7 +169,7 @@ def test_indices_that_stay_on_the_cpu_are_a_copy_in_every_step(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three of the four: copies are counted from the second step on."""
-    monkeypatch.setattr(engine, "beside", lambda images, indices: indices)
+    monkeypatch.setattr(in_process, "beside", lambda images, indices: indices)
     assert {trained.copies for trained in train(SIXTEEN, strategy="fedssl").crossed} == {3}
 
 
@@ -177,7 +177,7 @@ def test_batches_from_main_memory_are_copied_and_nothing_is_waited_for(
     train: Train, monkeypatch: pytest.MonkeyPatch, second: ModuleType
 ) -> None:
     whole = train(SIXTEEN, strategy="fedssl")
-    monkeypatch.setattr(engine, "place", HostImages)
+    monkeypatch.setattr(in_process, "place", HostImages)
     batches = train(SIXTEEN, strategy="fedssl")
     assert {(trained.waits, trained.copies) for trained in batches.crossed} == {(0, 3)}
     assert all(torch.equal(value, batches.values[key]) for key, value in whole.values.items())

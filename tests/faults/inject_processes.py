@@ -16,7 +16,7 @@ from suffering import CHANGES, VISITS, Line, config, result
 from tiny_config import TINY
 
 from fedbench.federation.client import Worker
-from fedbench.federation.engine import Remote
+from fedbench.federation.engines.processes import Remote
 from fedbench.federation.experiment import prepare
 from fedbench.federation.server import Server
 from fedbench.running.cell import run_cell

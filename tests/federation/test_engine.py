@@ -16,7 +16,8 @@ from exhaustive import exhaustive
 from fedbench.config import Config, config_hash
 from fedbench.encoders.tensor_groups import StateDict
 from fedbench.errors import UserError
-from fedbench.federation.engine import Patience, Processes
+from fedbench.federation.engines.patience import Patience
+from fedbench.federation.engines.processes import Processes
 from fedbench.federation.experiment import prepare
 from fedbench.federation.federation import Federation
 from fedbench.running.cells import run_cells

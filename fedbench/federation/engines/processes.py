@@ -1,8 +1,4 @@
-"""Who trains the clients of a round: this process, or worker processes. The results have the same bits.
-
-Every draw is keyed by seed, round and client, values come from payloads by version, and results are handed on in
-the order of the visits: nothing depends on which process trained a client, or when.
-"""
+"""The clients of a round in worker processes of this machine."""
 
 from __future__ import annotations
 
@@ -11,134 +7,23 @@ import signal
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from threading import Timer
-from typing import NamedTuple, Protocol
 
 from fedbench.config.schema import Config
-from fedbench.data.pool import beside, place
-from fedbench.encoders.tensor_groups import by_group
 from fedbench.errors import UserError
-from fedbench.federation.client import Upload, Worker
-from fedbench.federation.client_states import ClientStates
-from fedbench.federation.experiment import Experiment, prepare
-from fedbench.federation.observer import Observer
-from fedbench.federation.payload import decode
+from fedbench.federation.client import Upload
+from fedbench.federation.engines.patience import Patience
+from fedbench.federation.engines.remote import Failure, RemoteWorker, Request
+from fedbench.federation.experiment import Experiment
 from fedbench.federation.protocol import Visit
 from fedbench.federation.server import Server
-from fedbench.metering.forward import forward_macs
 from fedbench.numerics import settle
-from fedbench.training.local import num_steps
-from fedbench.training.model import build_model
 from fedbench.workers import end_with_parent, worker_context
 
 DEATHS = 3  # of workers over one client: then it is the client's doing
 AHEAD = 2  # visits for each worker that may be finished and wait for their turn
-PATIENCE_S = 600.0  # that a worker may take besides training: it imports, decodes, waits for a disk
-SLOWER = 20.0  # than any visit so far, for each FLOP
-SLOWEST = 1e-9  # seconds for a FLOP, where nothing was seen yet
-PASSES = 2 * 2 * 2 * 3  # FLOPs of a MAC, views, branches, forward and backward: about, for nothing is traced
-
-
-class Engine(Protocol):
-    """Trains visits; yields them in their order."""
-
-    def train(self, visits: Iterable[Visit]) -> Iterator[tuple[Visit, Upload]]:
-        """Train each client from what it is sent."""
-        ...
-
-    def close(self) -> None:
-        """Give back what the engine holds."""
-        ...
-
-
-def build_worker(experiment: Experiment, folder: Path, observer: Observer | None = None) -> Worker:
-    """A worker for the clients of `experiment`, which keep their own state in `folder`."""
-    return Worker(
-        experiment.config,
-        (experiment.strategy, *experiment.mechanisms),
-        experiment.views,
-        place(experiment.dataset.train_images, experiment.device),
-        ClientStates(folder),
-        observer or Observer(),
-    )
-
-
-def build_engine(experiment: Experiment, worker: Worker, server: Server, folder: Path) -> Engine:
-    """The engine that the configuration asks for."""
-    if experiment.config.engine == "processes":
-        return Processes(experiment, server, folder)
-    return InProcess(experiment, worker)
-
-
-class InProcess:
-    """One client after the other, on the worker of this process."""
-
-    def __init__(self, experiment: Experiment, worker: Worker) -> None:
-        self.experiment, self.worker = experiment, worker
-
-    def train(self, visits: Iterable[Visit]) -> Iterator[tuple[Visit, Upload]]:
-        """See `Engine`."""
-        for visit in visits:
-            indices = beside(self.worker.images, self.experiment.client_indices[visit.client])
-            yield visit, self.worker.train(visit, indices)
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-class Request(NamedTuple):
-    """A visit as it goes to a worker process.
-
-    Attributes:
-        groups: safetensors bytes of what the client holds already and this worker has not seen; no traffic.
-        payload: names the bytes that the client is sent, for `visit.payload` is left out where this worker has had
-            them in this round.
-    """
-
-    visit: Visit
-    groups: bytes
-    payload: tuple[tuple[str, int], ...]
-
-
-class Failure(NamedTuple):
-    """What went wrong in a worker process, and whether it is the user's to mend."""
-
-    text: str
-    is_users: bool
-
-
-class Patience:
-    """How long a worker has for a client: as configured, or far longer than its cost and the past predict.
-
-    The cost is that of so many images in an encoder of full depth. It is rough, but no code of a plugin is run for
-    it: that may be what kills a worker.
-    """
-
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
-        self._slowest = 0.0  # seconds for a FLOP
-
-    def of(self, visit: Visit) -> float:
-        """Seconds."""
-        fixed = self.experiment.config.federation.timeout
-        return fixed or PATIENCE_S + SLOWER * (self._slowest or SLOWEST) * self._flops(visit)
-
-    def saw(self, visit: Visit, seconds: float) -> None:
-        """A visit that took so long."""
-        self._slowest = max(self._slowest, seconds / self._flops(visit))
-
-    def _flops(self, visit: Visit) -> int:
-        config, count = self.experiment.config, len(self.experiment.client_indices[visit.client])
-        batch_size = config.optimizer.batch_size
-        images = num_steps(count, batch_size, config.federation.local_epochs) * min(batch_size, count)
-        return PASSES * images * self._macs
-
-    @cached_property
-    def _macs(self) -> int:
-        return max(forward_macs(self.experiment.config.encoder).values())
 
 
 class Processes:
@@ -312,41 +197,3 @@ def serve(connection: Connection, config: Config, sources: Mapping[str, str], fo
             connection.send(answer)
         except (EOFError, OSError):  # the parent is gone
             return
-
-
-class RemoteWorker:
-    """Answers requests in a worker process."""
-
-    def __init__(self, config: Config, sources: Mapping[str, str], folder: Path) -> None:
-        """UserError: a plugin is not the one that it was."""
-        experiment = prepare(config, tried=True)
-        if experiment.sources != sources:
-            raise UserError("a plugin's files changed while the run was starting; allowed: the same command again")
-        self.experiment = experiment
-        self.worker = build_worker(experiment, folder)
-        self.engine = InProcess(experiment, self.worker)
-        self._stage, self._round = 0, -1
-        self._payloads: dict[tuple[tuple[str, int], ...], bytes] = {}
-
-    def answer(self, request: Request) -> Upload:
-        """Train one visit."""
-        self._start_stage(request.visit.stage)
-        self._take(request)
-        visit = request.visit._replace(payload=self._payload(request))
-        ((_, upload),) = self.engine.train([visit])
-        return upload
-
-    def _start_stage(self, stage: int) -> None:
-        if stage != self._stage:
-            plan = self.experiment.plans[stage - 1]
-            self.worker.start_stage(build_model(self.experiment.config, plan.depth), plan)
-            self._stage = stage
-
-    def _take(self, request: Request) -> None:
-        arrived, versions = by_group(decode(request.groups)), request.visit.versions
-        self.worker.resume({group: (versions[group], values) for group, values in arrived.items()})
-
-    def _payload(self, request: Request) -> bytes:
-        if request.visit.round_index != self._round:
-            self._round, self._payloads = request.visit.round_index, {}
-        return self._payloads.setdefault(request.payload, request.visit.payload)
