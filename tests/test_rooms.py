@@ -9,8 +9,8 @@ import fedbench
 
 SOURCE = Path(fedbench.__file__).parent
 ROOMS = [  # from the ground up; rooms of one line do not know each other
-    {"errors"},
-    {"files", "random", "conventions", "protocols", "tables", "waiting"},
+    {"errors", "escaping", "exits", "stopping", "worker_server"},
+    {"files", "random", "conventions", "protocols", "tables", "waiting", "masking", "plugin_files", "tensor_file"},
     {"plugins"},
     {"config"},
     {"numerics", "workers", "encoders", "losses", "budgets", "remembered", "scaffold"},
