@@ -18,6 +18,7 @@ from tiny_config import TINY
 from fedbench.federation.client import Worker
 from fedbench.federation.engines.processes import Remote
 from fedbench.federation.experiment import prepare
+from fedbench.federation.protocol import Visit
 from fedbench.federation.server import Server
 from fedbench.running.cell import run_cell
 
@@ -64,26 +65,26 @@ def two_commands(out: Path, whole: tuple[Any, ...], share: int) -> Line:
     return Line("two commands for one folder", times, survived, equal)
 
 
-def workers(out: Path, whole: tuple[Any, ...], share: int, number: signal.Signals) -> Line:
+def workers(out: Path, whole: tuple[Any, ...], share: int, blow: signal.Signals) -> Line:
     """A worker gets a signal before it is sent the n-th visit, for every n; if it is stopped, it has a second."""
-    visits, survived, equal = range(VISITS)[::share], 0, 0
-    for visit in visits:
+    numbers, survived, equal = range(VISITS)[::share], 0, 0
+    for number in numbers:
         sent, real = [0], Remote.send
 
-        def send(self: Remote, server: Server, patience: float) -> None:
-            chosen = sent[0] == visit  # noqa: B023  (called while `visit` is this one)
+        def send(self: Remote, visit: Visit, server: Server, patience: float) -> None:
+            chosen = sent[0] == number  # noqa: B023  (called while `number` is this one)
             sent[0] += 1  # noqa: B023
             if chosen:
                 assert self.process.pid is not None
-                os.kill(self.process.pid, number)
-            real(self, server, 1.0 if chosen else patience)  # noqa: B023
+                os.kill(self.process.pid, blow)
+            real(self, visit, server, 1.0 if chosen else patience)  # noqa: B023
 
-        copy = out / f"worker {number.name} {visit}"
+        copy = out / f"worker {blow.name} {number}"
         with patch.object(Remote, "send", send):
             words = run_cell(prepare(config(engine="processes", workers=2)), copy).words
         survived += sent[0] == VISITS + 1 and words != ""
         equal += result(copy) == whole
-    return Line(f"{number.name} to a worker, at every visit", len(visits), survived, equal)
+    return Line(f"{blow.name} to a worker, at every visit", len(numbers), survived, equal)
 
 
 def no_memory(out: Path, whole: tuple[Any, ...], share: int) -> Line:

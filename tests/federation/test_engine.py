@@ -16,7 +16,7 @@ from exhaustive import exhaustive
 from fedbench.config import Config, config_hash
 from fedbench.encoders.tensor_groups import StateDict
 from fedbench.errors import UserError
-from fedbench.federation.engines.patience import Patience
+from fedbench.federation.engines.effort import Effort, Patience
 from fedbench.federation.engines.processes import Processes
 from fedbench.federation.experiment import prepare
 from fedbench.federation.federation import Federation
@@ -123,7 +123,7 @@ def test_a_stopped_worker_is_killed_even_where_its_parent_waits_in_the_middle_of
         for remote in federation.engine._remotes:
             assert remote.process.pid is not None
             os.kill(remote.process.pid, signal.SIGSTOP)
-        monkeypatch.setattr(Patience, "of", Mock(side_effect=[1.0, 600.0, 1.0, *[600.0] * 100]))
+        monkeypatch.setattr(Patience, "of", Mock(side_effect=[1.0, 1.0, *[600.0] * 100]))
         again += [record.to_dict() for record in rounds]
     assert all(torch.equal(undisturbed[key], federation.server.state[key]) for key in undisturbed)
     assert (deaths(again[:1]), deaths(again[1:2]), deaths(again[2:])) == (0, 2, 0)
@@ -135,7 +135,7 @@ def test_a_worker_has_long_and_the_longer_the_slower_a_visit_was_before(tiny: Ti
     experiment = prepare(tiny())
     small, large = (Mock(client=number) for number in (0, 1))
     experiment = replace(experiment, client_indices=[torch.arange(8), torch.arange(8000)])
-    patience = Patience(experiment)
+    patience = Patience(Effort(experiment))
     flops = {one: patience._flops(one) for one in (small, large)}
     assert 900 < flops[large] / flops[small] <= 1000
     assert patience.of(large) == pytest.approx(600 + 20e-9 * flops[large])
@@ -143,7 +143,7 @@ def test_a_worker_has_long_and_the_longer_the_slower_a_visit_was_before(tiny: Ti
     patience.saw(small, 1.0)
     assert patience.of(large) == pytest.approx(600 + 20 * 2.0 / flops[small] * flops[large])
     fixed = replace(experiment, config=tiny(PROCESSES, federation={"timeout": 5}))
-    assert Patience(fixed).of(large) == 5.0
+    assert Patience(Effort(fixed)).of(large) == 5.0
 
 
 @pytest.mark.parametrize(

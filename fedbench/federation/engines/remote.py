@@ -16,19 +16,61 @@ from fedbench.federation.payload import decode
 from fedbench.federation.protocol import Visit
 from fedbench.training.model import build_model
 
+Groups = tuple[tuple[str, int], ...]  # with their versions
 
-class Request(NamedTuple):
-    """A visit as it goes to a worker process.
+
+def names(groups: Groups) -> list[str]:
+    """Without versions."""
+    return [group for group, _ in groups]
+
+
+class Lacking(NamedTuple):
+    """What a worker needs for a visit and does not have.
 
     Attributes:
-        groups: safetensors bytes of what the client holds already and this worker has not seen; no traffic.
-        payload: names the bytes that the client is sent, for `visit.payload` is left out where this worker has had
+        groups: that the client holds already and this worker has not seen; no traffic.
+        payload: names the bytes that the client is sent.
+        has_payload: whether the worker had those in this round.
+    """
+
+    groups: Groups
+    payload: Groups
+    has_payload: bool
+
+
+class Holdings:
+    """What a worker outside this process has, so that nothing is sent to it twice."""
+
+    def __init__(self) -> None:
+        self._round = -1
+        self._known: dict[str, int] = {}  # group -> version
+        self._payloads: set[Groups] = set()  # of this round
+
+    def lacking(self, visit: Visit) -> Lacking:
+        """What to send along with a visit; from now on the worker has it."""
+        if visit.round_index != self._round:
+            self._round, self._payloads = visit.round_index, set()
+        versions, sent = visit.versions, visit.groups
+        lacking = (group for group in versions if group not in sent and self._known.get(group) != versions[group])
+        payload = tuple((group, versions[group]) for group in sent)
+        needs = Lacking(tuple((group, versions[group]) for group in lacking), payload, payload in self._payloads)
+        self._known |= versions
+        self._payloads.add(payload)
+        return needs
+
+
+class Request(NamedTuple):
+    """A visit as it goes to a worker.
+
+    Attributes:
+        groups: safetensors bytes of `Lacking.groups`.
+        payload: names the bytes that the client is sent; `visit.payload` is left out where this worker has had
             them in this round.
     """
 
     visit: Visit
     groups: bytes
-    payload: tuple[tuple[str, int], ...]
+    payload: Groups
 
 
 class Failure(NamedTuple):
@@ -50,7 +92,7 @@ class RemoteWorker:
         self.worker = build_worker(experiment, folder)
         self.engine = InProcess(experiment, self.worker)
         self._stage, self._round = 0, -1
-        self._payloads: dict[tuple[tuple[str, int], ...], bytes] = {}
+        self._payloads: dict[Groups, bytes] = {}
 
     def answer(self, request: Request) -> Upload:
         """Train one visit."""

@@ -1,0 +1,94 @@
+"""Which of several workers trains which visit, and when. Results are handed on in the order of the visits.
+
+A round is drawn ahead as far as there is room for payloads and updates that wait. Of what is drawn the costliest
+visit is trained first: a round ends with its last worker, who should not be left alone with a long one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+from heapq import heappop, heappush
+from typing import NamedTuple, Protocol
+
+from fedbench.federation.client import Upload
+from fedbench.federation.engines.effort import Effort
+from fedbench.federation.protocol import Visit
+
+DEATHS = 3  # of workers over one client: then it is the client's doing
+AHEAD = 2  # visits for each worker that may be drawn and not handed on yet, whatever their size
+ROOM = 1 << 28  # bytes of payloads and updates up to which there may be more of them
+
+
+class Death(NamedTuple):
+    """A worker died over its visit; `words`: how."""
+
+    words: str
+
+
+class Crew(Protocol):
+    """Workers, numbered from 0, each with at most one visit."""
+
+    size: int
+
+    def ready(self) -> Collection[int]:
+        """Workers that can train; more may become ready while answers are waited for."""
+        ...
+
+    def begin(self, worker: int, visit: Visit) -> None:
+        """Give a ready worker a visit; that it is dead shows in its answer."""
+        ...
+
+    def answers(self, busy: Collection[int]) -> Iterable[tuple[int, Upload | Death]]:
+        """Wait: answers of `busy` workers, where a dead one has been replaced; none if a worker became ready."""
+        ...
+
+
+def scheduled(visits: Iterable[Visit], crew: Crew, effort: Effort) -> Iterator[tuple[Visit, Upload]]:
+    """Have `crew` train all visits.
+
+    Raises:
+        RuntimeError: `DEATHS` workers died over one visit.
+    """
+    todo, num_drawn, turn, held = iter(visits), 0, 0, 0
+    drawn = dict[int, Visit]()  # by number; until it is handed on
+    waiting: list[tuple[float, int]] = []  # a heap: the costliest first, then in order
+    busy, done, deaths = dict[int, int](), dict[int, Upload](), Counter[int]()  # busy: worker -> visit
+    while True:
+        while (num_drawn - turn < AHEAD * crew.size or held < ROOM) and (visit := next(todo, None)):
+            drawn[num_drawn] = visit
+            heappush(waiting, (-effort.of(visit), num_drawn))
+            held, num_drawn = held + _size(visit), num_drawn + 1
+        for worker in crew.ready():
+            if worker not in busy and waiting:
+                _, busy[worker] = heappop(waiting)
+                crew.begin(worker, drawn[busy[worker]])
+        if not busy and not waiting:
+            return
+        for worker, answer in crew.answers(busy):
+            number = busy.pop(worker)
+            visit = drawn[number]
+            if isinstance(answer, Death):
+                deaths[number] += 1
+                _check_deaths(visit, deaths[number], answer)
+                heappush(waiting, (-effort.of(visit), number))
+            else:
+                done[number] = replace(answer, deaths=deaths[number])
+        while turn in done:
+            visit = drawn.pop(turn)
+            held -= _size(visit)
+            yield visit, done.pop(turn)
+            turn += 1
+
+
+def _size(visit: Visit) -> int:
+    return visit.download.num_bytes + (visit.upload.num_bytes if visit.upload is not None else 0)
+
+
+def _check_deaths(visit: Visit, deaths: int, last: Death) -> None:
+    if deaths == DEATHS:
+        raise RuntimeError(
+            f"round {visit.round_index}: {DEATHS} worker processes died over client {visit.client}, the last "
+            f"{last.words}"
+        )
