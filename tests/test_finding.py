@@ -56,7 +56,7 @@ def test_every_field_of_a_builtin_plugin_has_a_meaning(kind: Any, base: type) ->
 def test_a_key_says_what_it_allows_its_default_and_its_meaning() -> None:
     (rounds,) = config_keys("federation.rounds")
     assert rounds == Key(
-        "federation.rounds", "integer >= 0", "48", "R, over all stages; 0: the untrained encoder."
+        "federation.rounds", "integer from 0 to 100,000", "48", "R, over all stages; 0: the untrained encoder."
     )
     (name,) = config_keys("encoder.name")
     assert name.allowed.split(" | ") == list(get_args(EncoderConfig.model_fields["name"].annotation))
@@ -100,7 +100,11 @@ def test_presets_stand_beside_the_strategies(capsys: pytest.CaptureFixture[str])
 
 def test_a_strategy_is_explained_with_its_keys_and_presets(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "list", "strategies", "lw_fedssl")
-    for words in ("strategy.blocks_per_stage = 1  (integer >= 1)", "Blocks that a stage adds", "lw_fedssl@v3"):
+    for words in (
+        "strategy.blocks_per_stage = 1  (integer from 1 to 1,000)",
+        "Blocks that a stage adds",
+        "lw_fedssl@v3",
+    ):
         assert words in text
 
 

@@ -13,7 +13,7 @@ ROOMS = [  # from the ground up; rooms of one line do not know each other
     {"files", "random", "conventions", "protocols", "tables", "waiting", "masking", "plugin_files", "tensor_file"},
     {"plugins"},
     {"config"},
-    {"numerics", "workers", "encoders", "losses", "budgets", "remembered", "scaffold"},
+    {"numerics", "workers", "ray_cluster", "encoders", "losses", "budgets", "remembered", "scaffold"},
     {"ssl", "data"},
     {"training"},
     {"metering"},

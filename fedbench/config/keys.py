@@ -75,7 +75,7 @@ def _resolved(field: Tree, definitions: Tree) -> Tree:
 
 
 def _words(field: Tree) -> str:
-    """What a JSON schema allows: `integer >= 1`, `"vit" | "resnet18"`."""
+    """What a JSON schema allows: `integer from 1 to 64`, `"vit" | "resnet18"`."""
     if "const" in field or "enum" in field:
         return " | ".join(map(str, field.get("enum", [field.get("const")])))
     if "prefixItems" in field:
@@ -86,6 +86,10 @@ def _words(field: Tree) -> str:
     if kind == "object":
         return f"mapping, as section {field['title']}" if "properties" in field else "mapping"
     words = {"string": "text", "boolean": "true | false"}.get(kind, kind)
+    if kind == "integer" and "exclusiveMinimum" in field:
+        field = {**field, "minimum": field["exclusiveMinimum"] + 1}
+    if "minimum" in field and "maximum" in field:
+        return f"{words} from {field['minimum']:,} to {field['maximum']:,}"
     return " ".join([words, *(f"{sign} {field[bound]}" for bound, sign in BOUNDS.items() if bound in field)])
 
 

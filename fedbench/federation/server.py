@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fedbench.encoders.tensor_groups import StateDict, group_of, select
+from fedbench.errors import UserError
 from fedbench.federation.aggregation import Memory
 from fedbench.federation.diagnostics import flatten
 from fedbench.federation.dispatch import Dispatch
@@ -51,7 +51,7 @@ class Server:
         """
         try:
             state = decode(data)
-        except SafetensorError as error:
+        except UserError as error:
             raise RejectedError(f"does not decode: {error}") from error
         for key, value in state.items():
             if key not in self.state or self.state[key].shape != value.shape:
