@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fedbench import __version__
 from fedbench.conventions import CONVENTIONS, ConventionName
-from fedbench.errors import UserError, shorten, shown
+from fedbench.errors import UserError, is_out_of_memory, memory_words, shown
 from fedbench.exits import blame, no_sudden_exit
 from fedbench.files import user_path
 from fedbench.masking import told
@@ -266,10 +266,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        print(
-            f"fedbench: this needs more memory than there is: {shorten(' '.join(str(error).split()), 300)}",
-            file=sys.stderr,
-        )
+        print(f"fedbench: {memory_words(error)}", file=sys.stderr)
         return 2
     except StoppedError:
         print("fedbench: stopped; the same command goes on after the last whole round", file=sys.stderr)
@@ -277,12 +274,6 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fedbench: interrupted; the same command goes on after the last whole round", file=sys.stderr)
         return 130
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Torch has an error of its own on a GPU, and none on a CPU: there it is known by its words."""
-    words = ("can't allocate memory", "Cannot allocate memory", "out of memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(one in str(error) for one in words)
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:

@@ -44,3 +44,17 @@ def listed(lines: Iterable[str], total: int) -> list[str]:
     """The first of `total` complaints, of which no more are computed, and how many there are besides."""
     first = list(islice(lines, LISTED))
     return [*first, f"  ... and {total - len(first):,} more"] if total > len(first) else first
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Torch has an error of its own on a GPU, and none on a CPU: there it is known by its words."""
+    words = ("can't allocate memory", "Cannot allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(one in str(error) for one in words)
+    )
+
+
+def memory_words(error: Exception) -> str:
+    """That memory ran out, and what is known of it, in a line."""
+    where = " ".join(str(error).split()) or type(error).__name__
+    return f"this needs more memory than there is: {shorten(where, 300)}"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,17 @@ def remembered(configs: Sequence[Config], options: Sequence[Any], compute: Calla
 def _key(configs: Sequence[Config], options: Sequence[Any]) -> str:
     facts: list[Any] = [config.model_dump(mode="json") for config in configs]
     facts += [*options, *(metadata.version(name) for name in LIBRARIES)]
-    hashed = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for path in sorted({*_own_files(), *(path for config in configs for path in _plugin_files(config))}):
+    hashed = hashlib.sha256(json.dumps([*facts, code_digest()], sort_keys=True).encode())
+    for path in sorted({path for config in configs for path in _plugin_files(config)}):
         hashed.update(path.read_bytes())
     return hashed.hexdigest()[:24]
+
+
+@cache
+def code_digest() -> str:
+    """Of the code of fedbench and what it ships, wherever it is installed, as when this process first asked."""
+    digests = sorted(hashlib.sha256(path.read_bytes()).digest() for path in _own_files())
+    return hashlib.sha256(b"".join(digests)).hexdigest()[:24]
 
 
 def _own_files() -> list[Path]:

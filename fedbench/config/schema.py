@@ -463,10 +463,10 @@ class Config(Section):
     """Threads of torch on the CPU; sums are split among them, so their number reaches the last bits."""
     numerics: Literal["portable"] | None = LATER
     """portable: kernels that every x86-64 processor has; null: what the processor has."""
-    engine: Literal["in_process", "processes"] = "in_process"
-    """Who trains the clients; no bit depends on it."""
+    engine: Literal["in_process", "processes", "ray"] = "in_process"
+    """Who trains the clients: this process, processes of this machine, or a Ray cluster; no bit depends on it."""
     workers: Processes | None = None
-    """Processes of engine=processes; null: as many as cores / threads."""
+    """Processes of engine=processes or ray; null: as many as cores / threads, and one for ray."""
     tracking: TrackingConfig = TrackingConfig()
     """Where the Weights & Biases mirror goes."""
     tuning: TuningRecord | None = LATER
@@ -479,8 +479,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _workers(self) -> "Config":
-        if self.workers is not None and self.engine != "processes":
-            raise ValueError(f"workers={self.workers} with engine={self.engine}; allowed: with engine=processes")
+        if self.workers is not None and self.engine == "in_process":
+            raise ValueError(
+                f"workers={self.workers} with engine=in_process; allowed: with engine=processes or ray"
+            )
         return self
 
     @model_validator(mode="after")

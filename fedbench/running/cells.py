@@ -75,8 +75,9 @@ def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[st
 
     Returns: how many cells ended in which state, see `Outcome`.
     """
-    if jobs > 1 and any(config.engine == "processes" for config in configs):
-        raise UserError(f"--jobs {jobs} with engine=processes; allowed: one of them, they share the same cores")
+    own = {config.engine for config in configs} - {"in_process"}
+    if jobs > 1 and own:
+        raise UserError(f"--jobs {jobs} with engine={own.pop()}; allowed: one of them, they share the same cores")
     tasks = prepare_cells(configs, out)
     if not tasks:
         print("fedbench: this part has no cell", file=sys.stderr)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-import traceback
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -14,9 +13,9 @@ from threading import Timer
 from fedbench.config.schema import Config
 from fedbench.errors import UserError
 from fedbench.federation.client import Upload
-from fedbench.federation.engines.effort import Effort, Patience
-from fedbench.federation.engines.remote import Failure, Holdings, RemoteWorker, Request, names
-from fedbench.federation.engines.schedule import Death, scheduled
+from fedbench.federation.engines.effort import PATIENCE_S, Effort, Patience
+from fedbench.federation.engines.remote import Failure, Holdings, Identity, RemoteWorker, Request, identity, names
+from fedbench.federation.engines.schedule import Arrival, Death, scheduled
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.protocol import Visit
 from fedbench.federation.server import Server
@@ -28,7 +27,7 @@ class Processes:
     """Persistent worker processes, each with a working model and the data of its own (mapped files are shared).
 
     A worker that dies, or is killed because it does not answer in time, is replaced, and its client trained again,
-    with the same result. As a `Crew`, all of them are ready at once.
+    with the same result.
     """
 
     def __init__(self, experiment: Experiment, server: Server, folder: Path) -> None:
@@ -37,7 +36,8 @@ class Processes:
         self._effort = Effort(experiment)
         self._patience = Patience(self._effort)
         self.size = config.workers or max(1, multiprocessing.cpu_count() // config.threads)
-        self._new = lambda: Remote(config, experiment.sources, folder)
+        expected = identity(experiment)
+        self._new = lambda: Remote(config, expected, folder)
         self._remotes = [self._new() for _ in range(self.size)]
 
     def train(self, visits: Iterable[Visit]) -> Iterator[tuple[Visit, Upload]]:
@@ -51,19 +51,23 @@ class Processes:
 
     def ready(self) -> Collection[int]:
         """See `Crew`."""
-        return range(self.size)
+        return [number for number, remote in enumerate(self._remotes) if remote.is_ready]
 
     def begin(self, worker: int, visit: Visit) -> None:
         """See `Crew`."""
         self._remotes[worker].send(visit, self.server, self._patience.of(visit))
 
-    def answers(self, busy: Collection[int]) -> Iterator[tuple[int, Upload | Death]]:
+    def answers(self, busy: Collection[int]) -> Iterator[tuple[int, Upload | Death | Arrival]]:
         """See `Crew`."""
-        answered = wait([self._remotes[worker].connection for worker in busy])
-        for worker in [worker for worker in busy if self._remotes[worker].connection in answered]:
+        asked = {
+            remote.connection: number
+            for number, remote in enumerate(self._remotes)
+            if number in busy or not remote.is_ready
+        }
+        for worker in sorted(asked[connection] for connection in wait(list(asked))):  # type: ignore[index]
             yield worker, self._receive(worker)
 
-    def _receive(self, worker: int) -> Upload | Death:
+    def _receive(self, worker: int) -> Upload | Death | Arrival:
         remote = self._remotes[worker]
         try:
             answer = remote.receive()
@@ -73,7 +77,10 @@ class Processes:
             return Death(remote.end)
         if isinstance(answer, Failure):
             raise (UserError if answer.is_users else RuntimeError)(answer.text)
-        self._patience.saw(remote.visit, answer.seconds)
+        if isinstance(answer, Arrival):
+            remote.is_ready = True
+        else:
+            self._patience.saw(remote.visit, answer.seconds)
         return answer
 
 
@@ -81,38 +88,36 @@ class Remote:
     """A worker process as this one sees it: at most one visit at a time.
 
     Attributes:
+        is_ready: whether it has arrived.
         visit: the latest.
     """
 
+    is_ready = False
     visit: Visit
 
-    def __init__(self, config: Config, sources: Mapping[str, str], folder: Path) -> None:
+    def __init__(self, config: Config, expected: Identity, folder: Path) -> None:
         context = worker_context()
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, config, sources, folder), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, config, expected, folder), daemon=True)
         self.process.start()
         theirs.close()
-        self._alarm: Timer | None = None
         self._late = 0.0  # seconds after which it was killed
         self._holdings = Holdings()
+        self._be_patient(PATIENCE_S)
 
     def send(self, visit: Visit, server: Server, patience: float) -> None:
         """Send a visit, with what the worker lacks for it; it has `patience` seconds to answer."""
-        # A process that is stopped takes no bytes and no signal but one: killed, it leaves a broken connection,
-        # whether we wait in `send` or in `receive`.
-        self._alarm = Timer(patience, self._kill, [patience])
-        self._alarm.daemon = True
-        self._alarm.start()
+        self._be_patient(patience)
         self.visit, lacking = visit, self._holdings.lacking(visit)
         if lacking.has_payload:
             visit = visit._replace(payload=b"")
         with suppress(OSError):  # a broken pipe: `receive` finds it, too
             self.connection.send(Request(visit, server.encode(names(lacking.groups)), lacking.payload))
 
-    def receive(self) -> Upload | Failure:
+    def receive(self) -> Upload | Failure | Arrival:
         """The answer. EOFError, OSError: the process died."""
-        answer: Upload | Failure = self.connection.recv()
-        self._calm()
+        answer: Upload | Failure | Arrival = self.connection.recv()
+        self._alarm.cancel()
         return answer
 
     @property
@@ -124,40 +129,34 @@ class Remote:
 
     def close(self) -> None:
         """End the process; what clients keep is written in one step, so that it may be at anything."""
-        self._calm()
+        self._alarm.cancel()
         self.connection.close()
         self.process.kill()
         self.process.join()
+
+    def _be_patient(self, seconds: float) -> None:
+        # A process that is stopped takes no bytes and no signal but one: killed, it leaves a broken connection,
+        # whether we wait in `send` or in `receive`.
+        self._alarm = Timer(seconds, self._kill, [seconds])
+        self._alarm.daemon = True
+        self._alarm.start()
 
     def _kill(self, patience: float) -> None:
         self._late = patience
         self.process.kill()
 
-    def _calm(self) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
 
-
-def serve(connection: Connection, config: Config, sources: Mapping[str, str], folder: Path) -> None:
+def serve(connection: Connection, config: Config, expected: Identity, folder: Path) -> None:
     """A worker process: train what comes until the connection ends.
 
-    `sources`: of the plugins that the process had which started this one.
+    `expected`: what the process that started this one has.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to a whole group of processes: the parent ends us
     end_with_parent()
     settle(config)
-    worker: RemoteWorker | None = None
-    while True:
-        try:
-            request = connection.recv()
-            try:
-                worker = worker or RemoteWorker(config, sources, folder)
-                answer: Upload | Failure = worker.answer(request)
-            except UserError as error:
-                answer = Failure(str(error), is_users=True)
-            except Exception:
-                answer = Failure(traceback.format_exc(), is_users=False)
-            connection.send(answer)
-        except (EOFError, OSError):  # the parent is gone
-            return
+    worker = RemoteWorker(config, expected, folder)
+    with suppress(EOFError, OSError):  # the parent is gone
+        connection.send(worker.arrive())
+        while True:
+            connection.send(worker.answer(connection.recv()))

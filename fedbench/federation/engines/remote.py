@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from fedbench.config.schema import Config
 from fedbench.encoders.tensor_groups import by_group
-from fedbench.errors import UserError
+from fedbench.errors import UserError, is_out_of_memory, memory_words
 from fedbench.federation.client import Upload
 from fedbench.federation.engines.in_process import InProcess, build_worker
-from fedbench.federation.experiment import prepare
+from fedbench.federation.engines.schedule import Arrival
+from fedbench.federation.experiment import Experiment, prepare
 from fedbench.federation.payload import decode
 from fedbench.federation.protocol import Visit
+from fedbench.remembered import code_digest
 from fedbench.training.model import build_model
 
 Groups = tuple[tuple[str, int], ...]  # with their versions
@@ -80,21 +84,82 @@ class Failure(NamedTuple):
     is_users: bool
 
 
-class RemoteWorker:
-    """Answers requests in a worker process."""
+class Identity(NamedTuple):
+    """By which a worker knows that it is of the same run: hashes of code, plugins and data."""
 
-    def __init__(self, config: Config, sources: Mapping[str, str], folder: Path) -> None:
-        """UserError: a plugin is not the one that it was."""
+    code: str
+    sources: Mapping[str, str]
+    data: str
+
+
+def identity(experiment: Experiment) -> Identity:
+    """Of the run that this process makes of `experiment`."""
+    return Identity(code_digest(), experiment.sources, experiment.data_hash)
+
+
+Result = TypeVar("Result")
+
+
+class RemoteWorker:
+    """Answers outside the process that has the server; whatever goes wrong is an answer, too."""
+
+    def __init__(self, config: Config, expected: Identity, folder: Path) -> None:
+        self._words = (config, expected, folder)
+        self._attendant: Attendant | None = None
+
+    def arrive(self) -> Arrival | Failure:
+        """Read code, plugins and data, and check that they are those of the run."""
+        return self._told(self._arrive)
+
+    def answer(self, request: Request) -> Upload | Failure:
+        """Train one visit."""
+        return self._told(lambda: self._attend(request))
+
+    def _arrive(self) -> Arrival:
+        self._attendant = Attendant(*self._words)
+        return Arrival()
+
+    def _attend(self, request: Request) -> Upload:
+        assert self._attendant is not None, "it has not arrived"
+        return self._attendant.train(request)
+
+    @staticmethod
+    def _told(work: Callable[[], Result]) -> Result | Failure:
+        try:
+            return work()
+        except UserError as error:
+            return Failure(str(error), is_users=True)
+        except Exception as error:
+            if is_out_of_memory(error):
+                return Failure(memory_words(error), is_users=True)
+            return Failure(traceback.format_exc(), is_users=False)
+
+
+class Attendant:
+    """Trains what is requested."""
+
+    def __init__(self, config: Config, expected: Identity, folder: Path) -> None:
+        """UserError: code, a plugin or the data is not what it is where the server is."""
+        if code_digest() != expected.code:
+            raise UserError(
+                f"{os.uname().nodename} has another fedbench than the process that runs the server; allowed: the "
+                "same version on every node"
+            )
         experiment = prepare(config, tried=True)
-        if experiment.sources != sources:
+        if experiment.sources != expected.sources:
             raise UserError("a plugin's files changed while the run was starting; allowed: the same command again")
+        if experiment.data_hash != expected.data:
+            raise UserError(
+                f"data: {os.uname().nodename} reads other images than the process that runs the server; allowed: "
+                "the same on every node"
+            )
         self.experiment = experiment
         self.worker = build_worker(experiment, folder)
         self.engine = InProcess(experiment, self.worker)
         self._stage, self._round = 0, -1
         self._payloads: dict[Groups, bytes] = {}
 
-    def answer(self, request: Request) -> Upload:
+    def train(self, request: Request) -> Upload:
         """Train one visit."""
         self._start_stage(request.visit.stage)
         self._take(request)

@@ -27,21 +27,25 @@ class Death(NamedTuple):
     words: str
 
 
+class Arrival(NamedTuple):
+    """A worker is ready to train: it has read code, plugins and data, and they are those of the run."""
+
+
 class Crew(Protocol):
     """Workers, numbered from 0, each with at most one visit."""
 
     size: int
 
     def ready(self) -> Collection[int]:
-        """Workers that can train; more may become ready while answers are waited for."""
+        """Workers that have arrived."""
         ...
 
     def begin(self, worker: int, visit: Visit) -> None:
         """Give a ready worker a visit; that it is dead shows in its answer."""
         ...
 
-    def answers(self, busy: Collection[int]) -> Iterable[tuple[int, Upload | Death]]:
-        """Wait: answers of `busy` workers, where a dead one has been replaced; none if a worker became ready."""
+    def answers(self, busy: Collection[int]) -> Iterable[tuple[int, Upload | Death | Arrival]]:
+        """Wait for something from `busy` workers, or from those that have not arrived; a dead one is replaced."""
         ...
 
 
@@ -49,12 +53,13 @@ def scheduled(visits: Iterable[Visit], crew: Crew, effort: Effort) -> Iterator[t
     """Have `crew` train all visits.
 
     Raises:
-        RuntimeError: `DEATHS` workers died over one visit.
+        RuntimeError: `DEATHS` workers died over one visit, or in a row before they could train.
     """
     todo, num_drawn, turn, held = iter(visits), 0, 0, 0
     drawn = dict[int, Visit]()  # by number; until it is handed on
     waiting: list[tuple[float, int]] = []  # a heap: the costliest first, then in order
     busy, done, deaths = dict[int, int](), dict[int, Upload](), Counter[int]()  # busy: worker -> visit
+    failed_starts = 0
     while True:
         while (num_drawn - turn < AHEAD * crew.size or held < ROOM) and (visit := next(todo, None)):
             drawn[num_drawn] = visit
@@ -67,8 +72,13 @@ def scheduled(visits: Iterable[Visit], crew: Crew, effort: Effort) -> Iterator[t
         if not busy and not waiting:
             return
         for worker, answer in crew.answers(busy):
+            if worker not in busy:  # it was on its way
+                failed_starts = failed_starts + 1 if isinstance(answer, Death) else 0
+                _check_starts(failed_starts, answer)
+                continue
             number = busy.pop(worker)
             visit = drawn[number]
+            assert not isinstance(answer, Arrival)
             if isinstance(answer, Death):
                 deaths[number] += 1
                 _check_deaths(visit, deaths[number], answer)
@@ -91,4 +101,11 @@ def _check_deaths(visit: Visit, deaths: int, last: Death) -> None:
         raise RuntimeError(
             f"round {visit.round_index}: {DEATHS} worker processes died over client {visit.client}, the last "
             f"{last.words}"
+        )
+
+
+def _check_starts(failed: int, last: object) -> None:
+    if failed == DEATHS and isinstance(last, Death):
+        raise RuntimeError(
+            f"{DEATHS} worker processes in a row died before they could train, the last {last.words}"
         )
