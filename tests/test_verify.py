@@ -165,6 +165,13 @@ def test_a_clients_figure_that_was_made_up_is_found_too(run: Path) -> None:
     assert verify([run], 4, {})[1]
 
 
+def test_a_round_of_before_there_were_rows_of_clients_is_compared_by_its_line(run: Path) -> None:
+    summary = {k: v for k, v in RunDirectory(run).summary().items() if k not in (SEAL, FILES)}
+    (run / "summary.json").write_text(json.dumps(summary))
+    (run / "clients.arrow").unlink()
+    assert verify([run], 2, {})[1]
+
+
 def test_what_clients_kept_is_gone_so_their_rounds_are_trained_from_the_first(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny({"strategy": {"name": "fedssl", "moon": True}}, tracking={"checkpoints": 1})
     text, right = verify([trained(config, tmp_path)], 3, {})
