@@ -4,10 +4,10 @@
     ... the change ...
     python benchmarks/same_bits.py | diff before.txt -
 
-A line for each run: digests of its encoder, its ledger, its rounds without their times, and its profile. Together
-they cover the three strategies, both versions of LW-FedSSL, every mechanism, every SSL method, lost and late
-clients, clients that keep nothing, worker processes, runs that were stopped and resumed, and a ResNet. The
-digests differ from machine to machine (docs/reproduce.md); only those of one machine can be compared.
+A line for each run: digests of its encoder, its ledger, its rounds and their clients without times, and its
+profile. Together they cover the three strategies, both versions of LW-FedSSL, every mechanism, every SSL method,
+lost and late clients, clients that keep nothing, worker processes, runs that were stopped and resumed, and a
+ResNet. The digests differ from machine to machine (docs/reproduce.md); only those of one machine can be compared.
 """
 
 import csv
@@ -20,6 +20,7 @@ from typing import Any
 
 import fedbench
 from fedbench.config import load_config
+from fedbench.tracking.run_directory import RunDirectory
 
 TINY: dict[str, Any] = {
     "ssl": {"name": "moco_v3", "hidden_dim": 16, "output_dim": 8},
@@ -113,7 +114,8 @@ def _ledger(path: Path) -> str:
 def _rounds(path: Path) -> str:
     lines = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
     kept = [{key: value for key, value in line.items() if not key.startswith("seconds/")} for line in lines]
-    return _digest(json.dumps(kept).encode())
+    clients = RunDirectory(path).clients().drop_columns("seconds").to_pydict()
+    return _digest(json.dumps([kept, clients]).encode())
 
 
 def _digest(data: bytes) -> str:

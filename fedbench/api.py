@@ -23,6 +23,7 @@ from fedbench.tracking.runs import read_runs
 
 if TYPE_CHECKING:
     import pandas
+    import pyarrow
 
 Configuration = str | Path | Mapping[str, Any] | Config | None
 
@@ -53,6 +54,15 @@ class Result:
     def rounds(self) -> list[dict[str, Any]]:
         """One record per round, as `federate` yields them."""
         return RunDirectory(self.path).rounds()
+
+    @cached_property
+    def clients(self) -> "pyarrow.Table":
+        """A row for each client of each round: what became of it, its loss, its costs; `.to_pandas()` if you like.
+
+        Raises:
+            UserError: `clients.arrow` is damaged or missing.
+        """
+        return RunDirectory(self.path).clients()
 
     @property
     def top1(self) -> float:

@@ -38,8 +38,8 @@ def losses(config: Config) -> list[list[str]]:
 
     settle(config)
     with tempfile.TemporaryDirectory() as folder:
-        rounds = [record.to_dict() for record in Federation(prepare(config), Path(folder)).rounds()]
-    return [[loss.hex() for loss in record["train/losses"].values()] for record in rounds]
+        rounds = list(Federation(prepare(config), Path(folder)).rounds())
+    return [[upload.loss.hex() for upload in record.uploads.values()] for record in rounds]
 
 
 def golden() -> dict[str, Any]:

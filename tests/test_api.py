@@ -64,6 +64,16 @@ def test_results_are_the_rows_of_the_leaderboard(tmp_path: Path) -> None:
     assert len(fedbench.results(tmp_path)[:1]) == 1
 
 
+def test_the_clients_of_a_run_are_a_table_with_a_row_for_each_of_a_round(tmp_path: Path) -> None:
+    result = fedbench.run(TINY, tmp_path)
+    table = result.clients.to_pandas()
+    drawn = list(zip(table["round"], table["client"], strict=True))
+    assert drawn == [(number, client) for number in range(6) for client in range(3)]
+    assert set(table["state"]) == {"returned"}
+    for cost in ("flops", "download_bytes", "upload_bytes"):
+        assert table[cost].sum() == result.summary[f"all_clients/{cost}"]
+
+
 def test_an_encoder_comes_out_of_a_result(tmp_path: Path) -> None:
     encoder = fedbench.run(TINY, tmp_path).encoder()
     assert encoder(torch.zeros(2, 1, 8, 8)).shape == (2, encoder.feature_dim)

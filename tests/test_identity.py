@@ -13,7 +13,7 @@ from fedbench.config import Config
 from fedbench.federation.experiment import prepare
 from fedbench.federation.naming import strategy_label, whole
 from fedbench.reporting.ranking import leaderboard
-from fedbench.running.cell import cell_name, identity, run_cell
+from fedbench.running.cell import _diverged, cell_name, identity, run_cell
 from fedbench.tracking.runs import read_runs
 
 Tiny = Callable[..., Config]
@@ -88,6 +88,19 @@ def test_two_versions_of_a_plugin_stand_in_two_rows_that_name_their_code(tiny: T
     assert [row.strategy for row in rows] == ["mine.py", "mine.py"]
     assert all(row.variant.startswith("code=") for row in rows)
     assert rows[0].variant != rows[1].variant
+
+
+@pytest.mark.parametrize(
+    ("loss", "num_rejected", "diverged"), [(1.5, 0, False), (None, 0, True), (1.5, 1, False), (1.5, 2, True)]
+)
+def test_the_last_round_in_which_somebody_trained_says_whether_a_run_diverged(
+    loss: float | None, num_rejected: int, diverged: bool
+) -> None:
+    """Of three clients one was lost before it trained; in the round after that, all were."""
+    drawn = {"num_participants": 3, "num_lost_before": 1, "num_rejected": num_rejected, "train/loss": loss}
+    nobody = {"num_participants": 3, "num_lost_before": 3, "num_rejected": 0, "train/loss": None}
+    assert _diverged([drawn, nobody]) == diverged
+    assert not _diverged([nobody])
 
 
 def test_a_cell_that_diverges_ends_with_its_own_state_and_exit_code(

@@ -24,6 +24,7 @@ from fedbench.federation.experiment import prepare
 from fedbench.federation.federation import Federation
 from fedbench.numerics import PORTABLE, EnvironmentNeededError, environment, require
 from fedbench.running.cells import prepare_cells
+from fedbench.tracking.run_directory import RunDirectory
 
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
 x86_64_linux = pytest.mark.skipif(
@@ -54,8 +55,8 @@ def test_the_command_starts_itself_again_with_portable_kernels_and_so_do_its_wor
     plain = {name: value for name, value in os.environ.items() if name not in PORTABLE}
     subprocess.run(command, env=plain, capture_output=True, check=True)
     (run,) = (tmp_path / "runs").glob("fedssl*")
-    rounds = [json.loads(line)["train/losses"] for line in (run / "rounds.jsonl").read_text().splitlines()]
-    assert [[loss.hex() for loss in one.values()] for one in rounds] == GOLDEN["losses"]["fedssl moco_v3"]
+    losses = [loss.hex() for loss in RunDirectory(run).clients()["loss"].to_pylist()]
+    assert losses == [loss for one in GOLDEN["losses"]["fedssl moco_v3"] for loss in one]
     numerics = json.loads((run / "manifest.json").read_text())["numerics"]
     assert (numerics["cpu_capability"], numerics["onednn"]) == ("DEFAULT", False)
     assert numerics["environment"].items() >= PORTABLE.items()

@@ -48,12 +48,13 @@ def directory_of(config: Config, out: Path) -> RunDirectory:
     return RunDirectory(out / cell_name(prepare(config)))
 
 
-def result(directory: RunDirectory) -> tuple[bytes, list[dict[str, Any]], str, dict[str, Any]]:
+def result(directory: RunDirectory) -> tuple[Any, ...]:
     """All that a run leaves, times aside."""
     rounds = [{k: v for k, v in one.items() if not k.startswith("seconds")} for one in directory.rounds()]
     ledger = gzip.decompress((directory.path / "ledger.csv.gz").read_bytes()).decode()
     summary = {key: value for key, value in directory.summary().items() if key not in TIMED}
-    return (directory.path / "encoder.safetensors").read_bytes(), rounds, ledger, summary
+    clients = directory.clients().drop_columns("seconds").to_pydict()
+    return (directory.path / "encoder.safetensors").read_bytes(), rounds, clients, ledger, summary
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, done: int, before_checkpoint: bool) -> None:
@@ -137,7 +138,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
     assert result(directory) == result(directory_of(config, tmp_path / "a"))
 
 
-@pytest.mark.parametrize("name", ["rounds.jsonl", "ledger.csv.gz"])
+@pytest.mark.parametrize("name", ["rounds.jsonl", "clients.arrow", "ledger.csv.gz"])
 def test_a_changed_line_of_a_stopped_run_is_told_and_not_gone_on_from(
     tiny: Tiny, tmp_path: Path, name: str
 ) -> None:

@@ -51,7 +51,8 @@ def test_every_cell_leaves_a_run_directory(finished: Path) -> None:
     assert len(runs) == 3
     for run in runs:
         files = {path.name for path in run.iterdir()} - {".lock"}
-        assert files == {"manifest.json", "rounds.jsonl", "ledger.csv.gz", "summary.json", "encoder.safetensors"}
+        grown = {"rounds.jsonl", "clients.arrow", "ledger.csv.gz"}
+        assert files == {"manifest.json", *grown, "summary.json", "encoder.safetensors"}
         assert len((run / "rounds.jsonl").read_text().splitlines()) == 6
 
 

@@ -16,6 +16,7 @@ from fedbench.federation.experiment import prepare
 from fedbench.pretrained import load_encoder
 from fedbench.running.cell import cell_name, run_cell
 from fedbench.running.verify import verify
+from fedbench.tracking.client_rows import batch, head
 from fedbench.tracking.run_directory import FILES, SEAL, RunDirectory, is_whole, sealed
 from fedbench.tracking.runs import gather
 
@@ -48,8 +49,9 @@ def flip(path: Path, place: int = -9) -> None:
 
 def test_a_whole_run_is_told_to_be_whole(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(run)]) == 0
-    assert "5 as written" in capsys.readouterr().out
+    assert "6 as written" in capsys.readouterr().out
     assert sorted(RunDirectory(run).summary()[FILES]) == [
+        "clients.arrow",
         "encoder.safetensors",
         "ledger.csv.gz",
         "manifest.json",
@@ -57,7 +59,9 @@ def test_a_whole_run_is_told_to_be_whole(run: Path, capsys: pytest.CaptureFixtur
     ]
 
 
-@pytest.mark.parametrize("name", ["encoder.safetensors", "ledger.csv.gz", "manifest.json", "rounds.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["clients.arrow", "encoder.safetensors", "ledger.csv.gz", "manifest.json", "rounds.jsonl"]
+)
 def test_one_bit_in_any_file_is_found(run: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     flip(run / name)
     assert main(["verify", str(run.parent)]) == 1
@@ -145,6 +149,27 @@ def test_a_figure_that_was_made_up_is_found_by_training_again(run: Path) -> None
     assert not right
     assert "NOT EQUAL: train/loss" in text
     assert verify([run], 4, {})[1]
+
+
+def test_a_clients_figure_that_was_made_up_is_found_too(run: Path) -> None:
+    directory = RunDirectory(run)
+    rows = directory.clients().to_pydict()
+    rows["loss"][10] *= 0.99  # of the fourth round
+    per_round = [{name: values[at : at + 3] for name, values in rows.items()} for at in range(0, 18, 3)]
+    (run / "clients.arrow").write_bytes(head() + b"".join(map(batch, per_round)))
+    summary = {k: v for k, v in directory.summary().items() if k not in (SEAL, FILES)}
+    (run / "summary.json").write_text(json.dumps(summary))
+    text, right = verify([run], 3, {})
+    assert not right
+    assert "NOT EQUAL: clients/loss;" in text
+    assert verify([run], 4, {})[1]
+
+
+def test_a_round_of_before_there_were_rows_of_clients_is_compared_by_its_line(run: Path) -> None:
+    summary = {k: v for k, v in RunDirectory(run).summary().items() if k not in (SEAL, FILES)}
+    (run / "summary.json").write_text(json.dumps(summary))
+    (run / "clients.arrow").unlink()
+    assert verify([run], 2, {})[1]
 
 
 def test_what_clients_kept_is_gone_so_their_rounds_are_trained_from_the_first(tiny: Tiny, tmp_path: Path) -> None:

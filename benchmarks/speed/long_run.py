@@ -18,7 +18,8 @@ from fedbench.api import federate
 from fedbench.config import load_config
 from fedbench.federation import checkpoint
 from fedbench.federation.checkpoint import Checkpoint
-from fedbench.tracking.run_directory import LEDGER, ROUNDS
+from fedbench.tracking.client_rows import head
+from fedbench.tracking.run_directory import CLIENT_ROWS, GROWING, LEDGER, ROUNDS
 
 SMALLEST = {
     "ssl": {"name": "simclr", "hidden_dim": 8, "output_dim": 4},
@@ -74,15 +75,16 @@ def memory() -> float:
 def pad(path: Path, rounds: int) -> None:
     """Let the run have done so many rounds: its last record again and again."""
     last = checkpoint.load(path / checkpoint.NAME)
-    line, ledger = (path / ROUNDS).read_bytes().splitlines(keepends=True)[-1], (path / LEDGER).read_bytes()
+    line = (path / ROUNDS).read_bytes().splitlines(keepends=True)[-1]
+    clients, ledger = (path / CLIENT_ROWS).read_bytes()[len(head()) :], (path / LEDGER).read_bytes()
     missing = rounds - last.facts["rounds_done"]
     with (path / ROUNDS).open("ab") as file:
         file.writelines(line for _ in range(missing))
-    with (path / LEDGER).open("ab") as file:
-        file.write(ledger * (missing // last.facts["rounds_done"]))
+    for name, done in ((CLIENT_ROWS, clients), (LEDGER, ledger)):
+        with (path / name).open("ab") as file:
+            file.write(done * (missing // last.facts["rounds_done"]))
     marks = {
-        name: [(path / name).stat().st_size, sha256((path / name).read_bytes()).hexdigest()]
-        for name in (ROUNDS, LEDGER)
+        name: [(path / name).stat().st_size, sha256((path / name).read_bytes()).hexdigest()] for name in GROWING
     }
     facts = {**last.facts, "rounds_done": rounds, "marks": marks}
     Checkpoint(last.cell_hash, facts, last.tensors).write(path)

@@ -1,7 +1,10 @@
 """What the loop says of one round, in base units."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
 
 from fedbench.federation.client import Upload
 from fedbench.federation.participation import Participation
@@ -10,6 +13,8 @@ from fedbench.metering.step import StepCost
 from fedbench.training.cuda_memory import CudaMemory, largest
 
 LEDGER_COLUMNS = ("round", "stage", "client", "direction", *Entry._fields)
+OF_TRAINING = ("num_samples", "num_steps", "loss", "added_loss", "effective_rank", "seconds")  # of an `Upload`
+OF_CUDA = tuple(one.name for one in fields(CudaMemory))
 
 
 @dataclass
@@ -20,9 +25,9 @@ class RoundRecord:
         round_index: 0-based over the whole run; `stage` is 1-based.
         participation: who was drawn, who was lost.
         rejected: client -> why its update was not used.
-        flops: over all clients that trained, also those that were lost after it.
+        client_flops: by client, of all that trained, also those that were lost after it.
         downloads, uploads_sent: the payloads of the round, as declared and as counted, by client.
-        peak_memory_bytes: the largest of the round's clients; `memory_source` says how it was found.
+        client_peak_memory_bytes: by client; `memory_source` says how it was found.
         cuda_memory: the allocator's and the driver's figures, by client; empty without a GPU.
         uploads: what is known of each client's training, by client.
         pairwise_l2: mean distance between the clients' updates; None for fewer than two.
@@ -38,8 +43,8 @@ class RoundRecord:
     rejected: dict[int, str] = field(default_factory=dict)
     downloads: dict[int, Shipment] = field(default_factory=dict)
     uploads_sent: dict[int, Shipment] = field(default_factory=dict)
-    flops: int = 0
-    peak_memory_bytes: int = 0
+    client_flops: dict[int, int] = field(default_factory=dict)
+    client_peak_memory_bytes: dict[int, int] = field(default_factory=dict)
     memory_source: str = ""
     cuda_memory: dict[int, CudaMemory] = field(default_factory=dict)
     uploads: dict[int, Upload] = field(default_factory=dict)
@@ -53,13 +58,13 @@ class RoundRecord:
     def add(self, client: int, download: Shipment, upload: Upload, cost: StepCost) -> None:
         """Count one client's download and training."""
         self.downloads[client] = download
-        self.flops += cost.of_visit(upload.num_steps)
+        self.client_flops[client] = cost.of_visit(upload.num_steps)
         self.memory_source = "traced live tensors" if upload.memory is None else "CUDA allocator"
         peak = cost.peak_memory_bytes
         if upload.memory is not None:
             self.cuda_memory[client] = upload.memory
             peak = upload.memory.max_allocated_bytes - upload.pool_bytes
-        self.peak_memory_bytes = max(self.peak_memory_bytes, peak)
+        self.client_peak_memory_bytes[client] = peak
         self.uploads[client] = replace(upload, data=b"")  # 100 clients' updates are not kept in memory
         self.seconds["training"] = self.seconds.get("training", 0.0) + upload.seconds
 
@@ -73,6 +78,16 @@ class RoundRecord:
     def add_upload(self, client: int, upload: Shipment) -> None:
         """Count what a client sent back, whether it will be used or not."""
         self.uploads_sent[client] = upload
+
+    @property
+    def flops(self) -> int:
+        """Over all clients that trained, also those that were lost after it."""
+        return sum(self.client_flops.values())
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The largest of the round's clients."""
+        return max(self.client_peak_memory_bytes.values(), default=0)
 
     @property
     def download_bytes(self) -> int:
@@ -120,6 +135,33 @@ class RoundRecord:
         """Clients that were drawn and lost on the way."""
         return len(self.participation.lost_before | self.participation.lost_after)
 
+    def state(self, client: int) -> str:
+        """What became of a client that was drawn."""
+        if client in self.participation.lost_before:
+            return "lost_before"
+        if client in self.participation.lost_after:
+            return "lost_after"
+        return "rejected" if client in self.rejected else "returned"
+
+    def clients(self) -> dict[str, list[Any]]:
+        """By column, a row for each client that was drawn; None is what is not known of one that did not train."""
+        drawn = self.participation.drawn
+        uploads, memory = ([by.get(client) for client in drawn] for by in (self.uploads, self.cuda_memory))
+        sent = {"download_bytes": self.downloads, "upload_bytes": self.uploads_sent}
+        spent = {"flops": self.client_flops, "peak_memory_bytes": self.client_peak_memory_bytes}
+        return {
+            "round": [self.round_index] * len(drawn),
+            "stage": [self.stage] * len(drawn),
+            "client": list(drawn),
+            "state": [self.state(client) for client in drawn],
+            "reason": [self.rejected.get(client) for client in drawn],
+            **{name: [getattr(one, name, None) for one in uploads] for name in OF_TRAINING},
+            "worker_deaths": [getattr(one, "deaths", None) for one in uploads],
+            **{name: [by[one].num_bytes if one in by else 0 for one in drawn] for name, by in sent.items()},
+            **{name: [by.get(one) for one in drawn] for name, by in spent.items()},
+            **{f"cuda_{name}": [getattr(one, name, None) for one in memory] for name in OF_CUDA},
+        }
+
     def mean(self, figure: str) -> float | None:
         """Mean of a figure over the clients that trained, weighted by samples; None if nobody did."""
         samples = sum(upload.num_samples for upload in self.uploads.values())
@@ -127,21 +169,24 @@ class RoundRecord:
         return sum(terms) / samples if samples else None
 
     def to_dict(self) -> dict[str, object]:
-        """Flat keys that say whose and what, for files and for W&B."""
+        """Of the round as a whole, under flat keys that say whose and what, for files and for W&B.
+
+        It is as long for 10,000 clients as for two; of each of them `clients` tells.
+        """
+        losses = [upload.loss for upload in self.uploads.values()]
         return {
             "round": self.round_index,
             "stage": self.stage,
-            "participants": list(self.participation.drawn),
-            "returned": self.returned,
-            "lost_before": sorted(self.participation.lost_before),
-            "lost_after": sorted(self.participation.lost_after),
-            "rejected": {str(client): reason for client, reason in self.rejected.items()},
+            "num_participants": len(self.participation.drawn),
             "num_returned": len(self.returned),
             "num_lost": self.num_lost,
+            "num_lost_before": len(self.participation.lost_before),
+            "num_lost_after": len(self.participation.lost_after),
             "num_rejected": len(self.rejected),
             "train/loss": self.mean("loss"),
             "train/added_loss": self.mean("added_loss"),
-            "train/losses": {str(client): upload.loss for client, upload in self.uploads.items()},
+            "train/min_loss": float(np.min(losses)) if losses else None,  # NaN if one of them is, as the mean
+            "train/max_loss": float(np.max(losses)) if losses else None,
             "train/effective_rank": self.mean("effective_rank"),
             "updates/pairwise_l2": self.pairwise_l2,
             "server/step_norm": self.server_step_norm,
@@ -156,7 +201,7 @@ class RoundRecord:
             "all_clients/buffer_bytes": sum(shipment.buffer_bytes for shipment in self.shipments),
             "all_clients/flops": self.flops,
             "all_clients/local_steps": sum(upload.num_steps for upload in self.uploads.values()),
-            "workers/deaths": {str(client): one.deaths for client, one in self.uploads.items() if one.deaths},
+            "workers/num_deaths": sum(upload.deaths for upload in self.uploads.values()),
             "client/peak_memory_bytes": self.peak_memory_bytes,
             "client/memory_source": self.memory_source,
             **{f"client/{key}": value for key, value in largest(self.cuda_memory.values()).items()},

@@ -76,12 +76,11 @@ def _short(value: Any) -> str:
 
 
 def _first_round(one: RunDirectory, other: RunDirectory) -> str:
-    """Where the records part, clocks aside, and what only one of them knows."""
+    """Where the records part, clocks aside, in what both of them know."""
     records = [[_timeless(line) for line in run.rounds()] for run in (one, other)]
     for first, second in zip(*records, strict=False):
-        if any(first[key] != second[key] for key in first.keys() & second.keys()):
-            keys = ", ".join(list(_differing(first, second))[:4])
-            return printable(f"Rounds: the first that differs is {first['round']} ({keys}).")
+        if keys := [key for key in first if key in second and first[key] != second[key]]:
+            return printable(f"Rounds: the first that differs is {first['round']} ({', '.join(keys[:4])}).")
     if len(records[0]) != len(records[1]):
         return f"Rounds: {len(records[0])} and {len(records[1])}, equal as far as both go."
     return f"Rounds: {len(records[0])}, all equal but for the clock."

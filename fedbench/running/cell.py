@@ -152,6 +152,7 @@ def cell_rounds(experiment: Experiment, out: Path) -> Generator[dict[str, Any], 
             for record in federation.rounds():
                 now = federation.checkpoint(cell_hash)
                 line = record.to_dict() | {"server/sha256": now.digest} | _now_and_then(experiment, federation)
+                directory.append_clients(record.clients())
                 directory.append_round(line)
                 directory.append_ledger(LEDGER_COLUMNS, record.ledger())
                 now.write(directory.path, marks=directory.marks(), seconds=before + perf_counter() - start)
@@ -242,8 +243,8 @@ def _costs(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any
         "server/peak_memory_bytes": max((record["server/peak_memory_bytes"] for record in rounds), default=0),
         "total/flops": totals["flops"] + server["flops"],
         "rounds/by_stage": list(Counter(record["stage"] for record in rounds).values()),  # one may end early
-        "workers/num_deaths": sum(sum(record.get("workers/deaths", {}).values()) for record in rounds),
-        "rounds/without_return": sum(not record["returned"] for record in rounds),
+        "workers/num_deaths": sum(record["workers/num_deaths"] for record in rounds),
+        "rounds/without_return": sum(not record["num_returned"] for record in rounds),
         "clients/num_lost": sum(record["num_lost"] for record in rounds),
         "clients/num_rejected": sum(record["num_rejected"] for record in rounds),
         **{f"encoder/forward_macs_{counter}": value for counter, value in macs.items()},
@@ -252,11 +253,16 @@ def _costs(config: Config, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any
 
 def _diverged(rounds: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the last round in which somebody trained left no finite loss or no usable update."""
-    trained = [record for record in rounds if record["train/losses"]]
+    trained = [record for record in rounds if _num_trained(record)]
     if not trained:
         return False
     last = trained[-1]
-    return last["train/loss"] is None or last["num_rejected"] == len(last["train/losses"])
+    return last["train/loss"] is None or last["num_rejected"] == _num_trained(last)
+
+
+def _num_trained(record: Mapping[str, Any]) -> int:
+    """Clients that trained in a round, whether their updates came back or not."""
+    return int(record["num_participants"] - record["num_lost_before"])
 
 
 def _evaluate(experiment: Experiment, encoder: Encoder) -> dict[str, float]:

@@ -19,7 +19,7 @@ from fedbench.numerics import settle
 from fedbench.running.cell import identity
 from fedbench.running.reproduce import MAY_DIFFER
 from fedbench.tables import markdown
-from fedbench.tracking.run_directory import CLIENTS, FILES, SUMMARY, RunDirectory, to_json
+from fedbench.tracking.run_directory import CLIENT_ROWS, CLIENTS, FILES, SUMMARY, RunDirectory, to_json
 from fedbench.tracking.runs import kernels, run_directories
 
 UNLIKE = (
@@ -30,6 +30,7 @@ UNLIKE = (
     "probe/",
     "features/",
 )  # no bits of a round
+UNLIKE_OF_CLIENTS = ("seconds", "worker_deaths", "peak_memory_bytes", "cuda_")  # the largest peak is in the line
 Tree = Mapping[str, Any]
 
 
@@ -95,6 +96,7 @@ def _again(directory: RunDirectory, number: int, overrides: Tree) -> tuple[str, 
     unequal = [key for key in lines[number].keys() & found.keys() if lines[number][key] != found[key]]
     written = [list(row.values()) for row in directory.ledger() if int(row["round"]) == number]
     unequal += ["ledger"] if ledger != written else []
+    unequal += _unequal_columns(directory, record)
     begun = (
         f"from the checkpoint after round {start.facts['rounds_done'] - 1}" if start else "from the first round"
     )
@@ -112,6 +114,18 @@ def _line(record: RoundRecord, federation: Federation) -> dict[str, Any]:
     line = record.to_dict() | {"server/sha256": federation.checkpoint("").digest}
     as_written: dict[str, Any] = json.loads(to_json(line))
     return {key: value for key, value in as_written.items() if not key.startswith(UNLIKE)}
+
+
+def _unequal_columns(directory: RunDirectory, record: RoundRecord) -> list[str]:
+    """Columns of clients.arrow in which a client of the round is another, or has another figure."""
+    if not (directory.path / CLIENT_ROWS).is_file():  # an earlier version, whose lines have lists of clients
+        return []
+    import pyarrow.compute
+
+    rows = directory.clients()
+    written = rows.filter(pyarrow.compute.equal(rows["round"], record.round_index)).to_pydict()
+    compared = {k: v for k, v in record.clients().items() if not k.startswith(UNLIKE_OF_CLIENTS)}
+    return [f"clients/{key}" for key, values in compared.items() if to_json(values) != to_json(written[key])]
 
 
 def _experiment(directory: RunDirectory, overrides: Tree) -> Experiment:

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-FORMAT = 2  # of the files of a run directory; 1, which none tells: before summaries vouched for the other files
+# Of the files of a run directory. 1, which none tells: before summaries vouched for the other files; 2: with lists
+# of clients in every line of rounds.jsonl; 3: with clients.arrow.
+FORMAT = 3
 LARGEST = 1e27  # that a figure may be, in base units: a hundred million times the largest training run
 Figure = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**9)]

@@ -42,7 +42,8 @@ from fedbench.reporting.iso_budget import iso_budgets
 from fedbench.reporting.leaderboard import csv_text, render
 from fedbench.reporting.ranking import leaderboard
 from fedbench.running.tuning import sample
-from fedbench.tracking.run_directory import MANIFEST, SUMMARY, RunDirectory
+from fedbench.tracking import client_rows
+from fedbench.tracking.run_directory import CLIENT_ROWS, MANIFEST, ROUNDS, SUMMARY, RunDirectory
 from fedbench.tracking.runs import gather
 
 SENTENCES = (UserError, OSError)  # what the command line prints without a traceback
@@ -95,6 +96,7 @@ def targets(folder: Path) -> dict[str, Callable[[], Target]]:
         "checkpoint": checkpoints,
         "manifest": partial(run_file, name=MANIFEST),
         "summary": partial(run_file, name=SUMMARY),
+        "clients": clients,
     }
     return {name: partial(make, folder) for name, make in makers.items()}
 
@@ -373,3 +375,20 @@ def _finished(path: Path, seed: int) -> RunDirectory:
     summary = json.loads((Path(__file__).parent / "summary.json").read_text())
     directory.finish(summary, {"w": torch.ones(2)})
     return directory
+
+
+def clients(folder: Path) -> Target:
+    """Rows of clients, as somebody asks for them who goes on to count with them."""
+    run = RunDirectory(folder / "run")
+    run.path.mkdir(exist_ok=True)
+    (run.path / ROUNDS).write_text('{"round": 0}\n{"round": 1}\n')
+
+    def read(data: bytes) -> None:
+        (run.path / CLIENT_ROWS).write_bytes(data)
+        run.clients().to_pydict()
+
+    columns: dict[str, list[Any]] = {name: [1, None, 3] for name in client_rows.SCHEMA.names}
+    columns |= {"state": ["returned", "lost_after", "rejected"], "reason": [None, None, "is not finite"]}
+    rounds = [client_rows.batch(columns), client_rows.batch({name: [] for name in columns})]
+    seeds = [client_rows.head() + b"".join(rounds[:: 1 - 2 * turned]) for turned in (False, True)]
+    return Target(seeds, read, by_tokens(*BINARY, b"\xff\xff\xff\xff\x10\x04\0\0", b"\x01\0\0\0", b"ARROW1\0\0"))

@@ -43,4 +43,5 @@ def result(out: Path) -> tuple[Any, ...]:
     rounds = [{k: v for k, v in one.items() if not k.startswith(aside)} for one in run.rounds()]
     ledger = gzip.decompress((run.path / "ledger.csv.gz").read_bytes())
     summary = {k: v for k, v in run.summary().items() if not k.startswith(aside)}
-    return (run.path / "encoder.safetensors").read_bytes(), rounds, ledger, summary
+    clients = run.clients().drop_columns(["seconds", "worker_deaths"]).to_pydict()
+    return (run.path / "encoder.safetensors").read_bytes(), rounds, clients, ledger, summary

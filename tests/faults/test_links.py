@@ -11,7 +11,8 @@ import torch
 from fedbench.data import store
 from fedbench.data.images import ArrayImages
 from fedbench.files import append, exclusive, write_atomically
-from fedbench.tracking.run_directory import ERROR, LEDGER, MANIFEST, ROUNDS, SUMMARY, RunDirectory
+from fedbench.tracking.client_rows import SCHEMA
+from fedbench.tracking.run_directory import ERROR, GROWING, MANIFEST, SUMMARY, RunDirectory
 
 
 @pytest.fixture
@@ -48,9 +49,10 @@ def test_a_lock_that_is_a_link_makes_no_file_elsewhere(tmp_path: Path) -> None:
 def test_a_run_writes_none_of_its_files_through_a_link(tmp_path: Path, elsewhere: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
-    for name in (MANIFEST, ROUNDS, LEDGER, SUMMARY, ERROR, "encoder.safetensors"):
+    for name in (MANIFEST, *GROWING, SUMMARY, ERROR, "encoder.safetensors"):
         (run.path / name).symlink_to(elsewhere)
     run.start({"cell_hash": "a"})
+    run.append_clients({name: [] for name in SCHEMA.names})
     run.append_round({"round": 0})
     run.append_ledger(["client"], [[0]])
     run.finish({"top1": 0.5}, {"w": torch.ones(1)})

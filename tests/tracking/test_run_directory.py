@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedbench.tracking import run_directory
+from fedbench.tracking.client_rows import SCHEMA
 from fedbench.tracking.run_directory import RunDirectory
 
 
@@ -18,12 +19,12 @@ def directory(tmp_path: Path) -> RunDirectory:
 
 def test_what_is_written_is_read_back(directory: RunDirectory) -> None:
     directory.append_round({"round": 0, "train/loss": 1.25})
-    directory.append_round({"round": 1, "participants": [0, 2]})
+    directory.append_round({"round": 1, "num_returned": 2})
     weight = torch.arange(6.0).reshape(2, 3).T  # not contiguous: safetensors would refuse it as it is
     directory.finish({"probe/linear_top1": 0.75}, {"block.1.weight": weight})
 
     assert directory.manifest() == {"cell_hash": "abc", "cell_name": "cell"}
-    assert directory.rounds() == [{"round": 0, "train/loss": 1.25}, {"round": 1, "participants": [0, 2]}]
+    assert directory.rounds() == [{"round": 0, "train/loss": 1.25}, {"round": 1, "num_returned": 2}]
     summary = directory.summary()
     assert summary["probe/linear_top1"] == 0.75
     assert summary.keys() == {"probe/linear_top1", "files", "sha256"}
@@ -87,3 +88,13 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
         RunDirectory(tmp_path / name).finish({}, state)
     first, second = (tmp_path / name / "encoder.safetensors" for name in ("one", "two"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_what_an_earlier_version_began_without_a_file_is_not_gone_on_from(directory: RunDirectory) -> None:
+    directory.append_round({"round": 0})
+    directory.append_clients({name: [] for name in SCHEMA.names})
+    directory.append_ledger(["client"], [[0]])
+    marks = directory.marks()
+    assert directory.rewind(marks) == ""
+    of_before = {name: mark for name, mark in marks.items() if name != "clients.arrow"}
+    assert directory.rewind(of_before) == "an earlier version, which wrote no clients.arrow, began it"
