@@ -13,7 +13,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata, resources
 from pathlib import Path
@@ -152,6 +152,8 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     helpers = {place.parent / other: content for other, content in files.items() if other != place.name}
     _forget_changed(helpers)
+    _forget_namesakes(helpers, place.parent)
+    before = set(sys.modules)
     sys.modules[name] = module  # dataclasses look their own module up
     try:
         exec(compile(files[place.name], path, "exec"), vars(module))  # what was read, and not what is there by now
@@ -160,6 +162,8 @@ def _import_file(path: Path) -> ModuleType:
         raise
     _files[name] = files
     _helpers.update(helpers)
+    _check_helpers(path, helpers, place.parent)
+    _tell_of_others(path, helpers, {name: sys.modules[name] for name in sys.modules.keys() - before})
     return module
 
 
@@ -172,6 +176,49 @@ def _forget_changed(helpers: Mapping[Path, bytes]) -> None:
             del sys.modules[name]
     for path in helpers:  # bytecode tells a change by whole seconds and the file's size
         Path(importlib.util.cache_from_source(path)).unlink(missing_ok=True)
+
+
+def _module_name(helper: Path, folder: Path) -> str:
+    """By which a file in `folder`, or below it, is imported from there."""
+    parts = helper.relative_to(folder).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _file_of(module: ModuleType | None) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file).resolve() if file else None
+
+
+def _forget_namesakes(helpers: Iterable[Path], folder: Path) -> None:
+    """Let other plugins' helpers be forgotten that have the name of one of these: Python would hand them on."""
+    for name in [_module_name(helper, folder) for helper in helpers]:
+        if (file := _file_of(sys.modules.get(name))) in _helpers and file not in helpers:
+            del sys.modules[name]
+
+
+def _check_helpers(path: Path, helpers: Iterable[Path], folder: Path) -> None:
+    """Refuse a plugin that got another file under the name of one of its own, whose hash would speak for it."""
+    for helper in helpers:
+        name = _module_name(helper, folder)
+        if (file := _file_of(sys.modules.get(name))) in (None, helper.resolve()):
+            continue
+        raise UserError(
+            f"plugin {path}: `import {name}` gave {file}, and not {helper} beside it; allowed: a name that no "
+            "other module has"
+        )
+
+
+def _tell_of_others(path: Path, helpers: Iterable[Path], new: Mapping[str, ModuleType]) -> None:
+    """Warn of modules from a plugin's folder that its text does not name: their content is not in its hash."""
+    folder, known = path.resolve().parent, {path.resolve(), *helpers}
+    for name, module in sorted(new.items()):
+        file = _file_of(module)
+        if file is not None and file.is_relative_to(folder) and file not in known:
+            print(
+                f"fedbench: plugin {path} imports {name} under a name that is computed: a change of {file} will "
+                "not be noticed, and finished runs stay finished",
+                file=sys.stderr,
+            )
 
 
 def _import_dotted(target: str, kind: Kind) -> ModuleType:

@@ -11,9 +11,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+FORMAT = "2"
+
 
 class DamagedError(ValueError):
     """A file is not what was written."""
+
+
+class EarlierError(DamagedError):
+    """A file is of an earlier version, which vouched for it otherwise."""
 
 
 def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -28,7 +34,8 @@ def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
 def pack(facts: Mapping[str, Any], tensors: Mapping[str, Tensor], digest: str | None = None) -> bytes:
     """Content of a file; `digest`: of the tensors, where it is known."""
     text = json.dumps(facts)
-    return save(dict(tensors), {"facts": text, "sha256": _whole(text, digest or tensor_digest(tensors))})
+    vouched = _whole(text, digest or tensor_digest(tensors))
+    return save(dict(tensors), {"facts": text, "sha256": vouched, "format": FORMAT})
 
 
 def unpack(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -40,8 +47,12 @@ def unpack(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             text, digest = (file.metadata()[key] for key in ("facts", "sha256"))
+            if file.metadata().get("format") != FORMAT:
+                raise EarlierError(f"{path} is of another version of fedbench, whose files this one does not read")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         facts = json.loads(text)
+    except DamagedError:
+        raise
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read ({error})") from error
     if _whole(text, tensor_digest(tensors)) != digest or not isinstance(facts, dict):

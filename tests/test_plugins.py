@@ -305,3 +305,40 @@ def test_of_a_package_its_own_modules_count_and_no_others(tmp_path: Path, monkey
     cls = load_plugin("strategies", "ours.plugin", Strategy)  # type: ignore[type-abstract]
     assert source_hash(cls) == digest("Helped", own_files(file, home))
     sys.modules.pop("ours.plugin")
+
+
+def test_two_plugins_with_a_helper_of_one_name_get_each_its_own(tmp_path: Path) -> None:
+    found = {}
+    for number, name in enumerate(["first", "second"]):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "namesake_of_mine.py").write_text(f"LAST = {number}\n")
+        place = "import sys\nsys.path.insert(0, str(__import__('pathlib').Path(__file__).parent))\n"
+        (folder / "mine.py").write_text(HELPED.replace("IMPORT", f"{place}from namesake_of_mine import LAST"))
+        found[name] = load_strategy({"name": str(folder / "mine.py")}).plan(1, 4)
+        sys.path.remove(str(folder))
+    assert [len(plan.upload) for plan in found.values()] == [4, 3]
+
+
+def test_a_plugin_that_gets_another_ones_helper_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lookalike_of_mine.py").write_text("LAST = 0\n")
+        (tmp_path / name / "mine.py").write_text(HELPED.replace("IMPORT", "from lookalike_of_mine import LAST"))
+    monkeypatch.syspath_prepend(tmp_path / "first")
+    load_strategy({"name": str(tmp_path / "first" / "mine.py")})
+    with pytest.raises(UserError, match=r"`import lookalike_of_mine` gave .*first.*, and not .*second"):
+        load_strategy({"name": str(tmp_path / "second" / "mine.py")})
+
+
+def test_a_helper_under_a_computed_name_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "unseen_of_mine.py").write_text("LAST = 0\n")
+    computed = 'import importlib\nLAST = importlib.import_module("unseen_" + "of_mine").LAST'
+    (tmp_path / "mine.py").write_text(HELPED.replace("IMPORT", computed))
+    load_strategy({"name": str(tmp_path / "mine.py")})
+    assert "imports unseen_of_mine under a name that is computed" in capsys.readouterr().err

@@ -2,13 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 from tiny_config import TINY
 
+from fedbench.api import federate
 from fedbench.cli import main
 from fedbench.config import Config, load_config
 from fedbench.errors import UserError
@@ -45,6 +48,14 @@ def flip(path: Path, place: int = -9) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 1
     path.write_bytes(content)
+
+
+def unseal(directory: RunDirectory, change: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Make it a run of the first format, whose files nothing vouched for."""
+    for name, content in (("summary", directory.summary()), ("manifest", directory.manifest())):
+        kept = {key: value for key, value in content.items() if key not in (SEAL, FILES, "format")}
+        kept |= change if name == "summary" else {}
+        (directory.path / f"{name}.json").write_text(json.dumps(kept))
 
 
 def test_a_whole_run_is_told_to_be_whole(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,6 +120,10 @@ def test_a_seal_is_of_values_not_of_their_spelling() -> None:
         ("probe/linear_top1", 5.0),
         ("probe/linear_top1", -1),
         ("untrained/linear_top1", float("-inf")),
+        ("probe/linear_macro_f1", True),
+        ("clients/num_lost", -4),
+        ("all_clients/upload_bytes", -4),
+        ("seed", 99),
     ],
 )
 def test_a_value_that_no_run_can_have_leaves_its_folder_out_by_name(
@@ -117,8 +132,7 @@ def test_a_value_that_no_run_can_have_leaves_its_folder_out_by_name(
     """Of a file without a seal, as somebody may send it; the others are still ranked."""
     other = run.parent / "other"
     shutil.copytree(run, other)
-    summary = {k: v for k, v in RunDirectory(run).summary().items() if k not in (SEAL, FILES)}
-    (run / "summary.json").write_text(json.dumps(summary | {key: value}))
+    unseal(RunDirectory(run), {key: value})
     runs, left_out = gather([run.parent])
     assert [one.path for one in runs] == [other]
     assert list(left_out) == [run]
@@ -143,8 +157,7 @@ def test_a_figure_that_was_made_up_is_found_by_training_again(run: Path) -> None
     lines = directory.rounds()
     lines[3]["train/loss"] *= 0.99
     (run / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    summary = {k: v for k, v in directory.summary().items() if k not in (SEAL, FILES)}
-    (run / "summary.json").write_text(json.dumps(summary))
+    unseal(directory)
     text, right = verify([run], 3, {})
     assert not right
     assert "NOT EQUAL: train/loss" in text
@@ -157,8 +170,7 @@ def test_a_clients_figure_that_was_made_up_is_found_too(run: Path) -> None:
     rows["loss"][10] *= 0.99  # of the fourth round
     per_round = [{name: values[at : at + 3] for name, values in rows.items()} for at in range(0, 18, 3)]
     (run / "clients.arrow").write_bytes(head() + b"".join(map(batch, per_round)))
-    summary = {k: v for k, v in directory.summary().items() if k not in (SEAL, FILES)}
-    (run / "summary.json").write_text(json.dumps(summary))
+    unseal(directory)
     text, right = verify([run], 3, {})
     assert not right
     assert "NOT EQUAL: clients/loss;" in text
@@ -166,8 +178,7 @@ def test_a_clients_figure_that_was_made_up_is_found_too(run: Path) -> None:
 
 
 def test_a_round_of_before_there_were_rows_of_clients_is_compared_by_its_line(run: Path) -> None:
-    summary = {k: v for k, v in RunDirectory(run).summary().items() if k not in (SEAL, FILES)}
-    (run / "summary.json").write_text(json.dumps(summary))
+    unseal(RunDirectory(run))
     (run / "clients.arrow").unlink()
     assert verify([run], 2, {})[1]
 
@@ -180,12 +191,78 @@ def test_what_clients_kept_is_gone_so_their_rounds_are_trained_from_the_first(ti
 
 
 def test_a_round_or_a_cell_that_is_not_there_is_refused(run: Path) -> None:
-    with pytest.raises(UserError, match=r"--rerun 6: .* allowed: 0 to 5"):
-        verify([run], 6, {})
+    assert "--rerun 6: " in verify([run], 6, {})[0]
+    assert "it has 6" in verify([run], 6, {})[0]
     with pytest.raises(UserError, match="seed would make it another cell"):
         verify([run], 1, {"seed": 3})
     manifest = run / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"local_epochs": 1', '"local_epochs": 2'))
+    unseal(RunDirectory(run))
+    text, right = verify([run], 1, {})
+    assert "could not be trained again" in text
+    assert "with these data and plugins it is" in text
+    assert not right
+
+
+def test_a_summary_that_vouches_for_nothing_is_no_earlier_versions(run: Path) -> None:
+    directory = RunDirectory(run)
+    for lost in ([SEAL], [FILES], [SEAL, FILES]):
+        kept = {key: value for key, value in directory.summary().items() if key not in lost}
+        (run / "summary.json").write_text(json.dumps(kept))
+        assert "does not vouch" in verify([run], None, {})[0]
+        assert "does not vouch" in gather([run])[1][run]
+
+
+def test_a_run_that_lost_its_manifest_its_summary_or_all_that_vouches_is_named(run: Path) -> None:
+    (run / "manifest.json").rename(run / "moved")
+    text, right = verify([run.parent], None, {})
+    assert "manifest.json is missing" in text
+    assert not right
+    (run / "moved").rename(run / "manifest.json")
     (run / "summary.json").unlink()
-    with pytest.raises(UserError, match="with these data and plugins it is"):
-        verify([run], 1, {})
+    text, right = verify([run], None, {})
+    assert "neither a summary nor a checkpoint vouches" in text
+    assert not right
+
+
+def test_an_unfinished_run_is_held_against_its_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
+    with closing(federate(tiny(), out=tmp_path)) as rounds:
+        for _ in range(3):
+            next(rounds)
+    (run,) = tmp_path.iterdir()
+    assert "as its checkpoint vouches" in verify([run], None, {})[0]
+    lines = run / "rounds.jsonl"
+    lines.write_text(lines.read_text().replace('"round": 1', '"round": 7'))
+    text, right = verify([run], None, {})
+    assert "not finished; rounds.jsonl is not what was written" in text
+    assert not right
+
+
+def test_a_finished_run_that_was_changed_is_not_finished_already(tiny: Tiny, run: Path) -> None:
+    config = load_config(TINY, CALIBRATED, {"tracking": {"checkpoints": 2}})
+    flip(run / "encoder.safetensors")
+    with pytest.raises(UserError, match=r"encoder.safetensors is not what was written; remove it to run it again"):
+        run_cell(prepare(config), run.parent)
+
+
+def test_a_file_that_changes_during_a_run_is_not_vouched_for(tiny: Tiny, tmp_path: Path) -> None:
+    rounds = federate(tiny(), out=tmp_path)
+    next(rounds)
+    (lines,) = tmp_path.glob("*/rounds.jsonl")
+    lines.write_text(lines.read_text().replace('"stage": 1', '"stage": 2'))
+    with pytest.raises(UserError, match=r"rounds.jsonl changed while the run went on"):
+        list(rounds)
+    assert not (lines.parent / "summary.json").exists()
+
+
+def test_words_in_a_run_that_a_terminal_obeys_are_shown(run: Path) -> None:
+    summary = RunDirectory(run).summary()
+    files = {**summary[FILES], "\x1b[31mred": "0"}
+    content = {key: value for key, value in summary.items() if key != SEAL} | {FILES: files}
+    (run / "summary.json").write_text(json.dumps(sealed(content)))
+    assert "\x1b" not in verify([run], None, {})[0]
+
+
+def test_json_that_is_nested_too_deep_is_a_damaged_file(run: Path) -> None:
+    (run / "summary.json").write_text("[" * 100_000)
+    assert "summary.json cannot be read" in verify([run], None, {})[0]

@@ -237,7 +237,7 @@ class FederationConfig(Section):
     """How many join late: the last ones."""
     late_round: CountOrNone = 0
     """Round (0-based) from which they can be drawn."""
-    timeout: PositiveFloat | None = LATER
+    timeout: Annotated[float, Field(gt=0, le=1_000_000)] | None = LATER
     """Seconds that a worker process has for a client, then it is killed and the client trained again; null: ten
     minutes, and 20 times what the visit's FLOPs took at the slowest before. No bit depends on it."""
 

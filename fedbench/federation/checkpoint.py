@@ -13,7 +13,7 @@ from typing import Any
 from fedbench.encoders.tensor_groups import StateDict
 from fedbench.errors import UserError
 from fedbench.files import CHECKPOINTS, write_atomically
-from fedbench.tensor_file import DamagedError, pack, tensor_digest, unpack
+from fedbench.tensor_file import DamagedError, EarlierError, pack, tensor_digest, unpack
 
 NAME, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
@@ -73,6 +73,11 @@ def kept(folder: Path, cell_hash: str) -> list[Checkpoint]:
     return [mine[done] for done in sorted(mine, reverse=True)]
 
 
+def newest(folder: Path) -> Checkpoint | None:
+    """The one that was written last. DamagedError: it is not what was written; OSError: it cannot be read."""
+    return load(folder / NAME) if (folder / NAME).is_file() else None
+
+
 def read(
     folder: Path, cell_hash: str, rewind: Callable[[Mapping[str, Any]], str]
 ) -> tuple[Checkpoint | None, list[str]]:
@@ -85,12 +90,15 @@ def read(
         UserError: it belongs to another run.
     """
     complaints, instead = [], "the one before it is used, if there is one"
-    for name in (NAME, PREVIOUS):
-        path = folder / name
+    for path in (folder / NAME, folder / PREVIOUS, *sorted(folder.glob(CHECKPOINTS), reverse=True)):
         if not path.is_file():
             continue
         try:
             found = load(path)
+        except EarlierError as error:  # what was computed is not thrown away for it
+            raise UserError(
+                f"{error}; allowed: to finish the run with that version, to remove {folder}, or another --out"
+            ) from None
         except (DamagedError, OSError) as error:
             complaints.append(f"{error}; {instead}")
             continue

@@ -1,11 +1,14 @@
 """What clients keep between their visits, on disk, so that its size does not count against memory."""
 
+import sys
 from pathlib import Path
 
 from fedbench.errors import UserError
 from fedbench.files import write_atomically
 from fedbench.tensor_file import DamagedError, pack, unpack
 from fedbench.training.visit import Kept
+
+OLDER = 2  # visits before the latest whose files stay
 
 
 class ClientStates:
@@ -32,7 +35,7 @@ class ClientStates:
         path = self._folder(client) / f"{round_index:06d}-{stage}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, pack({"client": client, "round": round_index}, tensors))
-        for old in before[:-2]:
+        for old in before[:-OLDER]:
             old.unlink()
 
     def load(self, client: int, round_index: int, stage: int) -> tuple[bool, Kept]:
@@ -62,6 +65,14 @@ class ClientStates:
             except DamagedError:
                 return newest
         return None
+
+    def reach_back_to(self, round_index: int) -> bool:
+        """Whether what clients had kept before this round is still there, for those that had kept something."""
+        clients = (int(folder.name) for folder in self.folder.glob("[0-9]*"))
+        return all(
+            self._before(client, round_index) or len(self._before(client, sys.maxsize)) <= OLDER
+            for client in clients
+        )
 
     def _before(self, client: int, round_index: int) -> list[Path]:
         """Files of earlier rounds, in their order."""

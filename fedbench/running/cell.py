@@ -1,6 +1,7 @@
 """One cell: train, evaluate, write the run directory, mirror to W&B."""
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -189,11 +190,18 @@ def _resume(
 ) -> tuple[Checkpoint | None, list[str]]:
     """Bring the federation and the files to the last round that was kept whole; None to begin anew, and why."""
 
+    states = ClientStates(directory.path / CLIENTS)
+
     def rewind(facts: Mapping[str, Any]) -> str:
-        damaged = ClientStates(directory.path / CLIENTS).damaged(facts["rounds_done"])
-        return f"{damaged} is not what was written" if damaged else directory.rewind(facts["marks"])
+        if damaged := states.damaged(facts["rounds_done"]):
+            return f"{damaged} is not what was written"
+        if states.reach_back_to(facts["rounds_done"]):
+            return directory.rewind(facts["marks"])
+        return "what clients kept by then is there no more"
 
     found, complaints = checkpoint.read(directory.path, cell_hash, rewind)
+    for words in complaints:
+        print(f"fedbench: {directory.path.name}: {words}", file=sys.stderr)
     if found is not None:
         federation.resume(found)
     elif complaints:

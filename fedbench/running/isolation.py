@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import backends
 
+from fedbench import stopping
 from fedbench.errors import UserError
 from fedbench.exits import blame, no_sudden_exit
 from fedbench.random import stream
@@ -232,7 +233,7 @@ def _signals() -> Restore:
         for number, handler in known.items():
             if handler is not None and signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
-        if not has_timer:
+        if not has_timer and not stopping.is_asked():  # then it is the grace that is left
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     return restore

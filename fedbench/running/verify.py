@@ -9,7 +9,8 @@ from typing import Any
 
 from fedbench.config import Config, load_config
 from fedbench.config.load import flat
-from fedbench.errors import UserError
+from fedbench.errors import UserError, shorten
+from fedbench.escaping import in_markdown
 from fedbench.federation import checkpoint
 from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.experiment import Experiment, prepare
@@ -19,7 +20,18 @@ from fedbench.numerics import settle
 from fedbench.running.cell import identity
 from fedbench.running.reproduce import MAY_DIFFER
 from fedbench.tables import markdown
-from fedbench.tracking.run_directory import CLIENT_ROWS, CLIENTS, FILES, SUMMARY, RunDirectory, to_json
+from fedbench.tensor_file import DamagedError
+from fedbench.tracking.run_directory import (
+    CLIENT_ROWS,
+    CLIENTS,
+    ENCODER,
+    FILES,
+    MANIFEST,
+    ROUNDS,
+    SUMMARY,
+    RunDirectory,
+    to_json,
+)
 from fedbench.tracking.runs import kernels, run_directories
 
 UNLIKE = (
@@ -48,18 +60,20 @@ def verify(paths: Iterable[Path], rerun: int | None, overrides: Tree) -> tuple[s
     refused = [key for key in flat(overrides) if not key.startswith(MAY_DIFFER)]
     if refused:
         raise UserError(f"{refused[0]} would make it another cell; allowed: {', '.join(MAY_DIFFER)}")
+    paths = list(paths)
     directories = [RunDirectory(path) for folder in paths for path in run_directories(folder)]
-    if not directories:
+    rows = [[name, f"{MANIFEST} is missing", *["-"] * (rerun is not None)] for name in _without_manifest(paths)]
+    if not directories and not rows:
         raise UserError(f"no run in {', '.join(map(str, paths))}; `run` makes some")
-    rows, right = [], True
+    right = not rows
     for directory in directories:
         wrong, words = _files(directory)
         row = [directory.path.name, words]
         if rerun is not None:
-            unequal, told = ("-", "its files are damaged") if wrong else _again(directory, rerun, overrides)
+            unequal, told = ("-", "its files are damaged") if wrong else _tried_again(directory, rerun, overrides)
             wrong, row = wrong or bool(unequal), [*row, told]
         right = right and not wrong
-        rows.append(row)
+        rows.append([in_markdown(cell) for cell in row])
     headers = ["run", "files", *([f"round {rerun} again"] if rerun is not None else [])]
     return markdown(headers, rows, left=len(headers)), right
 
@@ -67,7 +81,7 @@ def verify(paths: Iterable[Path], rerun: int | None, overrides: Tree) -> tuple[s
 def _files(directory: RunDirectory) -> tuple[bool, str]:
     """Whether something is wrong with them, and what, in words."""
     if not (directory.path / SUMMARY).is_file():
-        return False, "not finished: its checkpoint vouches for them, and `run` looks at it"
+        return _unfinished(directory)
     try:
         wrong, names = directory.damage(), directory.summary().get(FILES, {})
     except (OSError, ValueError, AttributeError) as error:
@@ -77,11 +91,42 @@ def _files(directory: RunDirectory) -> tuple[bool, str]:
     return False, f"{len(names) + 1} as written" if names else "of an earlier version, which vouched for none"
 
 
+def _unfinished(directory: RunDirectory) -> tuple[bool, str]:
+    try:
+        found = checkpoint.newest(directory.path)
+    except (DamagedError, OSError) as error:
+        return True, f"not finished, and {error}"
+    if found is None:
+        begun = (directory.path / ROUNDS).is_file()
+        return begun, "neither a summary nor a checkpoint vouches for them" if begun else "no round is over yet"
+    why = directory.unlike(found.facts.get("marks", {}))
+    return bool(why), f"not finished; {why or 'as its checkpoint vouches for them'}"
+
+
+def _without_manifest(paths: Iterable[Path]) -> list[str]:
+    """Folders that hold files of a run, and not the one that says which."""
+    folders = [folder for path in paths for folder in (path, *sorted(path.iterdir())) if folder.is_dir()]
+    signs = (SUMMARY, ROUNDS, ENCODER)
+    return [
+        folder.name
+        for folder in folders
+        if not (folder / MANIFEST).exists() and any((folder / name).is_file() for name in signs)
+    ]
+
+
+def _tried_again(directory: RunDirectory, number: int, overrides: Tree) -> tuple[str, str]:
+    """The same as `_again`; of a run that cannot be trained again, why."""
+    try:
+        return _again(directory, number, overrides)
+    except (UserError, OSError, EOFError, LookupError, ValueError) as error:
+        return "-", f"could not be trained again: {shorten(' '.join(str(error).split()), 300)}"
+
+
 def _again(directory: RunDirectory, number: int, overrides: Tree) -> tuple[str, str]:
     """What is not equal, if anything, and how it was found, in words."""
     lines = {line["round"]: line for line in directory.rounds()}
     if number not in lines:
-        raise UserError(f"--rerun {number}: {directory.path.name} has no such round; allowed: 0 to {max(lines)}")
+        raise UserError(f"--rerun {number}: {directory.path.name} has no such round; it has {len(lines)}")
     experiment = _experiment(directory, overrides)
     start = _start(directory, number, experiment)
     settle(experiment.config)

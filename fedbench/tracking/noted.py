@@ -5,7 +5,7 @@ Types are strict, and unknown keys are let be: a later version may note more.
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 # Of the files of a run directory. 1, which none tells: before summaries vouched for the other files; 2: with lists
 # of clients in every line of rounds.jsonl; 3: with clients.arrow.
@@ -87,8 +87,15 @@ class NotedManifest(Noted):
     data: Named | None = None
 
 
+SHARES = ("probe/", "untrained/")  # accuracies and their like
+SIGNED = "uniformity"
+
+
 class NotedSummary(Noted):
-    """summary.json; what is None was not noted by an earlier version."""
+    """summary.json; what is None was not noted by an earlier version.
+
+    All numbers are at least 0, but for the uniformity of features; those of `SHARES` are from 0 to 1.
+    """
 
     strategy: str
     ssl: str
@@ -105,6 +112,17 @@ class NotedSummary(Noted):
     server_flops: Figure | None = Field(default=None, alias="server/flops")
     server_peak_memory_bytes: Figure | None = Field(default=None, alias="server/peak_memory_bytes")
     total_flops: Figure | None = Field(default=None, alias="total/flops")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ranges(cls, content: Any) -> Any:
+        for key, value in content.items() if isinstance(content, dict) else ():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if key.startswith(SHARES) and value is not None and not (is_number and 0 <= value <= 1):
+                raise ValueError(f"{key}={str(value)[:100]!r} is no number from 0 to 1")
+            if is_number and not key.endswith(SIGNED) and not 0 <= value <= LARGEST:
+                raise ValueError(f"{key}={str(value)[:100]} is no number from 0 to {LARGEST:g}")
+        return content
 
 
 def fault(file: str, content: object, model: type[Noted]) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedbench.errors import UserError
 from fedbench.files import CHECKPOINTS, append, write_atomically
+from fedbench.tracking.noted import FORMAT
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -31,7 +32,9 @@ WANDB_ADDRESS = "wandb/address.txt"  # of the W&B run of an online one; it names
 PARTS = ".*.part"  # left behind by a kill while a file was written
 CLIENTS = "clients"  # folder of what clients keep
 GROWING = (ROUNDS, CLIENT_ROWS, LEDGER)
+VOUCHED = 2  # format since which summaries vouch
 FILES, SEAL = "files", "sha256"  # keys of what a summary vouches for: other files, and itself
+EMPTY = sha256().hexdigest()  # of a file to which nothing was added
 CHUNK = 1 << 24  # bytes of a file read at a time
 
 
@@ -105,18 +108,9 @@ class RunDirectory:
 
     def rewind(self, marks: Mapping[str, Sequence[Any]]) -> str:
         """Cut the files that grow back to `marks`; says why where one is too short for that or is another."""
-        found = {}
-        if missing := [name for name in GROWING if name not in marks]:
-            return f"an earlier version, which wrote no {missing[0]}, began it"
-        for name, (size, digest) in marks.items():
-            path = self.path / name
-            if path.is_symlink():  # cutting it would cut a file elsewhere
-                return f"{name} is a link"
-            if not path.is_file() or path.stat().st_size < size:
-                return f"rounds are missing from {name}"
-            found[name] = _digest_of(path, size)
-            if found[name].hexdigest() != digest:
-                return f"{name} is not what was written"
+        found, why = self._as_far_as(marks)
+        if why:
+            return why
         self._digests = found
         for name, (size, _) in marks.items():
             os.truncate(self.path / name, size)
@@ -124,19 +118,47 @@ class RunDirectory:
             path.unlink(missing_ok=True)
         return ""
 
+    def unlike(self, marks: Mapping[str, Sequence[Any]]) -> str:
+        """Why a checkpoint with these `marks` cannot go on from the files that grow; "" if it can."""
+        return self._as_far_as(marks)[1]
+
+    def _as_far_as(self, marks: Mapping[str, Sequence[Any]]) -> tuple[dict[str, Any], str]:
+        """Digests of the files that grow, up to `marks`; or why one is too short for that or is another."""
+        found = {}
+        if missing := [name for name in GROWING if name not in marks]:
+            return {}, f"an earlier version, which wrote no {missing[0]}, began it"
+        for name, (size, digest) in marks.items():
+            path = self.path / name
+            if path.is_symlink():  # cutting it would cut a file elsewhere
+                return {}, f"{name} is a link"
+            if not path.is_file() or path.stat().st_size < size:
+                return {}, f"rounds are missing from {name}"
+            found[name] = _digest_of(path, size)
+            if found[name].hexdigest() != digest:
+                return {}, f"{name} is not what was written"
+        return found, ""
+
     def _parts(self) -> Iterator[Path]:
         """What a kill left behind."""
         yield from self.path.glob(PARTS)
         yield from (self.path / CLIENTS).rglob(PARTS)
 
     def finish(self, summary: Mapping[str, Any], encoder_state: Mapping[str, "Tensor"]) -> None:
-        """Write the encoder, then the summary that marks the run as finished, and vouches for the other files."""
+        """Write the encoder, then the summary that marks the run as finished, and vouches for the other files.
+
+        UserError: one of them is not what was written.
+        """
         from safetensors.torch import save
 
         tensors = {name: tensor.detach().contiguous() for name, tensor in encoder_state.items()}
         write_atomically(self.path / ENCODER, save(tensors, metadata=None))
         names = [name for name in (MANIFEST, *GROWING, ENCODER) if (self.path / name).is_file()]
         files = {name: _digest_of(self.path / name).hexdigest() for name in names}
+        for name, digest in self._digests.items():
+            if files.get(name, EMPTY) != digest.hexdigest():
+                raise UserError(
+                    f"{self.path / name} changed while the run went on; nothing vouches for its figures"
+                )
         write_json(self.path / SUMMARY, sealed({**summary, FILES: files}))
 
     def damage(self, *names: str) -> list[str]:
@@ -148,6 +170,8 @@ class RunDirectory:
             OSError, ValueError: the summary cannot be read.
         """
         summary = self.summary()
+        if not {FILES, SEAL} <= summary.keys() and self._vouches():
+            return [f"{SUMMARY} does not vouch for the files of the run, as it did when it was written"]
         wrong = [SUMMARY] if not is_whole(summary) else []
         for name, digest in summary.get(FILES, {}).items():
             if names and name not in names:
@@ -160,6 +184,14 @@ class RunDirectory:
             f"{name} is {'missing' if not (self.path / name).is_file() else 'not what was written'}"
             for name in wrong
         ]
+
+    def _vouches(self) -> bool:
+        """Whether the run is of a format in which summaries vouch for the other files."""
+        try:
+            number = self.manifest().get("format", 1)
+        except (OSError, ValueError):
+            return False
+        return isinstance(number, int) and VOUCHED <= number <= FORMAT  # of a later one nothing is known
 
     def encoder_digest(self) -> str:
         """SHA-256 of the trained weights' file, as hex.
@@ -199,7 +231,11 @@ class RunDirectory:
             except (OSError, ValueError):
                 state = "damaged" if (self.path / name).is_file() else "missing from a finished run"
                 raise UserError(f"{self.path / name} is {state}; remove {self.path} to run it again") from None
-        return bool(contents[MANIFEST].get("cell_hash") == cell_hash)
+        if contents[MANIFEST].get("cell_hash") != cell_hash:
+            return False
+        if wrong := self.damage():
+            raise UserError(f"{self.path}: {'; '.join(wrong)}; remove it to run it again")
+        return True
 
     def manifest(self) -> dict[str, Any]:
         """What was run, by which code, on what machine."""
@@ -287,7 +323,10 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A file whose top level is a mapping."""
-    content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deep") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: the top level is no mapping")
     return content

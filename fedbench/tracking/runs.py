@@ -172,6 +172,8 @@ def _read(path: Path) -> list[Run] | str:
         manifest, summary = directory.manifest(), directory.summary()
         if why := fault(MANIFEST, manifest, NotedManifest) or fault(SUMMARY, summary, NotedSummary):
             return why
+        if summary.get("seed", manifest["config"]["seed"]) != manifest["config"]["seed"]:
+            return f"{SUMMARY}: seed={summary['seed']!r} is not that of {MANIFEST}"
         if summary["convention"] not in CONVENTIONS:
             return f"{SUMMARY}: convention={summary['convention']!r}; allowed: {', '.join(CONVENTIONS)}"
         summary = _completed(summary)
