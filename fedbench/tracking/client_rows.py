@@ -34,7 +34,10 @@ SCHEMA = pa.schema(
         "cuda_process_bytes": pa.int64(),
     }
 )
-COMPRESSION = 3  # number of the field in the format's table `RecordBatch`; 2: of the header in `Message`
+# Of the format: https://arrow.apache.org/docs/format/Columnar.html, and Message.fbs for the numbers of its fields.
+MARK = 0xFFFFFFFF  # before every message
+IS_SCHEMA, IS_BATCH = 1, 3  # what a message is
+TYPE, HEADER, BODY_LENGTH, COMPRESSION = 1, 2, 3, 3  # fields of a message; the last one, of its record batch
 
 
 def head() -> bytes:
@@ -53,40 +56,51 @@ def read(content: bytes, num_rounds: int) -> pa.Table:
     Raises:
         ValueError: it is no file of ours, or ends too early.
     """
-    source = pa.BufferReader(content)  # messages are views of it
     try:
-        if not pa.ipc.read_schema(pa.ipc.read_message(source)).equals(SCHEMA):
+        end = _end(content, 0, IS_SCHEMA)
+        for _ in range(num_rounds):
+            end = _end(content, end, IS_BATCH)
+        stream = pa.ipc.open_stream(pa.py_buffer(content)[:end])
+        if not stream.schema.equals(SCHEMA):
             raise ValueError("its columns are not those of a run")
-        batches = [_batch(pa.ipc.read_message(source)) for _ in range(num_rounds)]
-    except EOFError:
-        raise ValueError("it ends before the last round") from None
+        table = stream.read_all()
+        table.validate(full=True)
     except (pa.ArrowException, OSError, struct.error):
         raise ValueError("it is not what a run writes") from None
-    return pa.Table.from_batches(batches, SCHEMA)
+    return table
 
 
-def _batch(message: pa.Message) -> pa.RecordBatch:
-    if message.type != "record batch" or _is_compressed(bytes(message.metadata)):
+def _end(content: bytes, start: int, kind: int) -> int:
+    """Where a message ends that begins at `start`, is what it is to be, and is not compressed.
+
+    pyarrow would find out about that only when a few bytes have become a great many.
+    """
+    if start == len(content):
+        raise ValueError("it ends before the last round")
+    mark, size, root = struct.unpack_from("<IiI", content, start)
+    message = start + 8 + root
+    header, body = _field(content, message, HEADER), _number(content, message, BODY_LENGTH, "<q")
+    (header_offset,) = struct.unpack_from("<I", content, header)
+    compressed = kind == IS_BATCH and _field(content, header + header_offset, COMPRESSION)
+    end = start + 8 + size + body
+    whole = mark == MARK and size > 0 and body >= 0 and end <= len(content)
+    if not whole or compressed or _number(content, message, TYPE, "<B") != kind:
         raise ValueError("it is not what a run writes")
-    found = pa.ipc.read_record_batch(message, SCHEMA)
-    found.validate(full=True)
-    return found
+    return end
 
 
-def _is_compressed(metadata: bytes) -> bool:
-    """Whether a few bytes may become a great many; pyarrow would tell only when they have."""
-    (message,) = struct.unpack_from("<I", metadata)
-    header = _field(metadata, message, 2)
-    (record_batch,) = struct.unpack_from("<I", metadata, header)
-    return _field(metadata, header + record_batch, COMPRESSION) != 0
+def _number(content: bytes, table: int, number: int, form: str) -> int:
+    """What a field of a FlatBuffers table holds; 0 where it is not there."""
+    place = _field(content, table, number)
+    return int(struct.unpack_from(form, content, place)[0]) if place else 0
 
 
-def _field(metadata: bytes, table: int, number: int) -> int:
+def _field(content: bytes, table: int, number: int) -> int:
     """Where a field of a FlatBuffers table lies; 0 if it is not there."""
-    (back,) = struct.unpack_from("<i", metadata, table)
+    (back,) = struct.unpack_from("<i", content, table)
     offsets = table - back
-    (size,) = struct.unpack_from("<H", metadata, offsets)
-    if 4 + 2 * number >= size:
+    (size,) = struct.unpack_from("<H", content, offsets)
+    if size < 4 + 2 * number + 2:
         return 0
-    (offset,) = struct.unpack_from("<H", metadata, offsets + 4 + 2 * number)
+    (offset,) = struct.unpack_from("<H", content, offsets + 4 + 2 * number)
     return table + offset if offset else 0

@@ -114,6 +114,16 @@ def test_other_columns_are_refused(directory: RunDirectory) -> None:
         directory.clients()
 
 
+@pytest.mark.parametrize("place", [0, 20])
+def test_what_begins_as_no_schema_ends_in_a_sentence(directory: RunDirectory, place: int) -> None:
+    """One changed byte at the second place has let pyarrow's reader of single messages crash the process."""
+    content = bytearray(file_of(directory).read_bytes())
+    content[place] ^= 0xC7
+    file_of(directory).write_bytes(content)
+    with pytest.raises(UserError, match="it is not what a run writes"):
+        directory.clients()
+
+
 @pytest.mark.parametrize("codec", ["zstd", "lz4"])
 def test_what_is_compressed_is_refused_before_it_takes_memory(directory: RunDirectory, codec: str) -> None:
     """A few kilobytes that become 100 MB."""
