@@ -3,46 +3,31 @@
 import multiprocessing
 import os
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
 from fedbench import stopping
 from fedbench.config import Config
 from fedbench.errors import UserError
-from fedbench.escaping import printable
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
-from fedbench.masking import shareable
 from fedbench.reporting.leaderboard import write
 from fedbench.reporting.pareto import plot
 from fedbench.reporting.ranking import Row, leaderboard
 from fedbench.reporting.terminal import show
 from fedbench.reporting.wandb_leaderboard import mirror_leaderboard
-from fedbench.running.cell import Outcome, cell_name, identity, run_cell
-from fedbench.running.isolation import isolated, told
+from fedbench.running.attempt import Task, attempt, failed
+from fedbench.running.cell import Outcome, cell_name, identity
+from fedbench.running.isolation import told
 from fedbench.tracking.progress import Progress
-from fedbench.tracking.run_directory import ERROR, RunDirectory
+from fedbench.tracking.run_directory import RunDirectory
 from fedbench.tracking.runs import read_runs
 from fedbench.workers import end_with_parent, worker_context
-
-
-class Task(NamedTuple):
-    """A cell that was checked: its configuration, hash and run directory."""
-
-    config: Config
-    cell_hash: str
-    directory: RunDirectory
-
-    @property
-    def name(self) -> str:
-        """Of the run directory."""
-        return self.directory.path.name
 
 
 def prepare_cells(configs: Sequence[Config], out: Path) -> list[Task]:
@@ -141,38 +126,6 @@ def _warn_of_threads(tasks: Sequence[Task], jobs: int) -> None:
         )
 
 
-def attempt(task: Task) -> Outcome:
-    """Run a cell; an error ends this cell alone, and stands in its run directory."""
-    try:
-        with isolated(task.config.seed):
-            return _run(task)
-    except stopping.StoppedError:
-        return Outcome("stopped", "was stopped; the same command goes on after its last whole round")
-    except UserError as error:
-        return _failed(task, str(error), str(error))
-    except (Exception, SystemExit) as error:  # a plugin may call `sys.exit`, or `os._exit`
-        return _failed(task, f"{type(error).__name__}: {error}", traceback.format_exc())
-
-
-def _run(task: Task) -> Outcome:
-    if stopping.is_asked():
-        raise stopping.StoppedError
-    experiment = prepare(task.config, tried=True)
-    if identity(experiment) != task.cell_hash:
-        raise UserError("a plugin's files or the data changed since the grid began; allowed: to begin it again")
-    return run_cell(experiment, task.directory.path.parent)
-
-
-def _failed(task: Task, words: str, text: str) -> Outcome:
-    words, text = shareable(words), shareable(text)
-    first = printable((words.splitlines() or ["for no reason given"])[0])
-    try:
-        task.directory.fail(f"{text.rstrip()}\n")
-    except OSError as error:
-        return Outcome("failed", f"FAILED, {first} ({ERROR} could not be written: {error})")
-    return Outcome("failed", f"FAILED, {first} (see {task.directory.path / ERROR})")
-
-
 def _one_by_one(tasks: Sequence[Task], progress: Progress) -> Iterator[tuple[Task, Outcome]]:
     for task in tasks:
         if stopping.is_asked():
@@ -204,7 +157,7 @@ def _in_workers(tasks: Sequence[Task], progress: Progress, jobs: int) -> Iterato
             except ProcessExpired as error:
                 text = f"its process died, exit code {error.exitcode}"
                 killed = "; -9 is a kill, as when memory runs out" if error.exitcode == -9 else ""
-                yield task, _failed(task, text, text + killed)
+                yield task, failed(task, text, text + killed)
         pool.close()
         ended = not stopping.is_asked()
     finally:
