@@ -81,6 +81,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="list the cells and what they will cost")
     run.add_argument("--print-config", action="store_true", help="print the cells with every default, as YAML")
     run.add_argument("--jobs", type=positive, default=1, metavar="N", help="cells at a time (default: 1)")
+    run.add_argument("--engine", choices=["ray"], help="ray: cells as tasks of Ray (extra `ray`, docs/cluster.md)")
+    run.add_argument(
+        "--address",
+        metavar="auto|HOST:PORT",
+        help="of a Ray that runs; without it one is started that only this machine reaches",
+    )
     run.add_argument("--shard", type=part, default=(1, 1), metavar="I/N", help="the I-th of N parts of the cells")
     _add_grace(run)
     run.set_defaults(action=run_command)
@@ -349,11 +355,12 @@ def run_command(arguments: argparse.Namespace) -> int:
         print_config(configs)
         return 0
     check_out(out)
+    ray_address = ray_of(arguments)
     for config in configs:
         require(config)  # before torch is imported, which would be for nothing
     print(f"fedbench: {len(configs)} cell(s) into {out}", file=sys.stderr)
     in_workers = arguments.jobs > 1 or any(config.engine == "processes" for config in configs)
-    if in_workers and not arguments.dry_run:
+    if in_workers and ray_address is None and not arguments.dry_run:
         from fedbench.workers import start_importing
 
         start_importing()
@@ -365,9 +372,30 @@ def run_command(arguments: argparse.Namespace) -> int:
         print(forecast(configs, out))
         return 0
     listen(arguments.grace)
-    states = run_cells(configs, out, arguments.jobs)
+    states = run_cells(configs, out, arguments.jobs, ray_address)
     print(f"fedbench: {', '.join(f'{count} {state}' for state, count in states.items())}", file=sys.stderr)
     return next((code for state, code in EXIT_CODES.items() if states[state]), 0)
+
+
+def ray_of(arguments: argparse.Namespace) -> str | None:
+    """The address of the Ray that is asked for; None if none is."""
+    address: str | None = arguments.address
+    if arguments.engine is None:
+        if address is not None:
+            raise UserError(f"--address {address} without --engine ray; allowed: with it")
+        return None
+    from fedbench.running.cluster import OWN, check_ray
+
+    if arguments.jobs > 1:
+        raise UserError(
+            f"--jobs {arguments.jobs} with --engine ray; allowed: one of them, Ray counts the cores itself"
+        )
+    if address is not None and (address == OWN or "://" in address):
+        raise UserError(
+            f"--address {address}; allowed: auto, HOST:PORT, or without it a Ray of this machine's own"
+        )
+    check_ray()
+    return address or OWN
 
 
 def print_config(configs: Sequence["Config"]) -> None:

@@ -1,4 +1,4 @@
-"""Many cells, one after the other or in worker processes; one that fails does not stop the rest."""
+"""Many cells, one after the other, in worker processes or on Ray; one that fails does not stop the rest."""
 
 import multiprocessing
 import os
@@ -47,7 +47,7 @@ def prepare_cells(configs: Sequence[Config], out: Path) -> list[Task]:
     return list(tasks.values())
 
 
-def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[str]:
+def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1, ray_address: str | None = None) -> Counter[str]:
     """Run what is not finished yet; the leaderboard's files follow every cell.
 
     At the end it is printed and mirrored to W&B.
@@ -57,6 +57,7 @@ def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[st
 
     Args:
         jobs: cells at a time; with more than one, each in a process of its own.
+        ray_address: of the Ray that runs the cells instead, see `fedbench.running.cluster`.
 
     Returns: how many cells ended in which state, see `Outcome`.
     """
@@ -70,8 +71,7 @@ def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[st
     _warn_of_threads(tasks, jobs)
     states: Counter[str] = Counter()
     with Progress([(task.directory, task.cell_hash, task.config.federation.rounds) for task in tasks]) as progress:
-        ended = _one_by_one(tasks, progress) if jobs == 1 else _in_workers(tasks, progress, jobs)
-        for task, outcome in ended:
+        for task, outcome in _ended(tasks, out, progress, jobs, ray_address):
             states[outcome.state] += 1
             done = states.total()
             print(f"[{done}/{len(tasks)}] {task.name}: {outcome.words}", file=sys.stderr)
@@ -85,6 +85,17 @@ def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[st
     if rows and configs[0].tracking.wandb != "disabled":
         mirror_leaderboard(read_runs(out), configs[0].tracking, out)
     return states
+
+
+def _ended(
+    tasks: Sequence[Task], out: Path, progress: Progress, jobs: int, ray_address: str | None
+) -> Iterator[tuple[Task, Outcome]]:
+    """Run the cells; yields each when it has ended."""
+    if ray_address is not None:
+        from fedbench.running.ray_cells import on_ray  # Ray is asked for by few
+
+        return on_ray(tasks, out, progress, ray_address)
+    return _one_by_one(tasks, progress) if jobs == 1 else _in_workers(tasks, progress, jobs)
 
 
 def _refresh(out: Path) -> list[Row]:
