@@ -34,6 +34,7 @@ PAPER_PRESET = "paper_vit_tiny"
 REFERENCE = "fedssl"
 EXAMPLES = {
     "run": ["--grid", "digits strategy=lw_fedssl@v3 seed=0,1,2", "--grid mine.yaml --jobs 2 --dry-run"],
+    "submit": ["--grid mine.yaml --shards 8 --slurm partition=gpu time=240 gpus_per_node=1 --dry-run"],
     "tune": ["tune_quickstart --jobs 2", "tune_quickstart --dry-run"],
     "profile": ["digits strategy=lw_fedssl@v3", "digits --compare prog_fedssl --budget memory=2GiB upload=500MB"],
     "partition": ["digits data.partition.name=dirichlet data.partition.beta=0.1 --out split.png"],
@@ -90,6 +91,19 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--shard", type=part, default=(1, 1), metavar="I/N", help="the I-th of N parts of the cells")
     _add_grace(run)
     run.set_defaults(action=run_command)
+
+    send = commands.add_parser("submit", allow_abbrev=False, help="run a grid as an array job of SLURM")
+    send.add_argument("--grid", required=True, metavar="NAME|PATH", help="the grid")
+    send.add_argument("words", nargs="*", metavar="key=value[,value]", help="overrides, as for `run`")
+    send.add_argument("--out", type=user_path, metavar="DIR", help="where results go (default: runs/GRID)")
+    send.add_argument("--shards", type=positive, required=True, metavar="N", help="parts, each a task of the job")
+    send.add_argument("--jobs", type=positive, default=1, metavar="N", help="cells at a time, in each part")
+    send.add_argument(
+        "--slurm", nargs="+", default=[], metavar="key=value", help="partition=gpu time=240 gpus_per_node=1 ..."
+    )
+    send.add_argument("--dry-run", action="store_true", help="print what sbatch would be given")
+    _add_grace(send)
+    send.set_defaults(action=submit_command, shard=(1, 1))
 
     search = commands.add_parser(
         "tune",
@@ -396,6 +410,29 @@ def ray_of(arguments: argparse.Namespace) -> str | None:
         )
     check_ray()
     return address or OWN
+
+
+def submit_command(arguments: argparse.Namespace) -> None:
+    """Submit the parts of a grid, or print how."""
+    from fedbench.running.slurm import Launcher, parts
+
+    configs, out = selected_cells(arguments)
+    if arguments.shards > len(configs):
+        raise UserError(f"--shards {arguments.shards} of {len(configs)} cell(s); allowed: 1 to {len(configs)}")
+    wrong = [word for word in arguments.slurm if "=" not in word]
+    if wrong:
+        raise UserError(f"--slurm {wrong[0]}; allowed: key=value")
+    launcher = Launcher(out, dict(word.split("=", 1) for word in arguments.slurm), arguments.grace)
+    if arguments.dry_run:
+        print(launcher.script(arguments.shards), end="")
+        return
+    check_out(out)
+    words = [*arguments.words, "--grid", arguments.grid, "--out", str(out), "--jobs", str(arguments.jobs)]
+    number = launcher.submit(parts(words, arguments.shards, arguments.grace))
+    print(
+        f"fedbench: {len(configs)} cell(s) in {arguments.shards} parts are job {number}, into {out}",
+        file=sys.stderr,
+    )
 
 
 def print_config(configs: Sequence["Config"]) -> None:
