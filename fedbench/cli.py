@@ -34,6 +34,7 @@ PAPER_PRESET = "paper_vit_tiny"
 REFERENCE = "fedssl"
 EXAMPLES = {
     "run": ["--grid", "digits strategy=lw_fedssl@v3 seed=0,1,2", "--grid mine.yaml --jobs 2 --dry-run"],
+    "submit": ["--grid mine.yaml --shards 8 --slurm partition=gpu time=240 gpus_per_node=1 --dry-run"],
     "tune": ["tune_quickstart --jobs 2", "tune_quickstart --dry-run"],
     "profile": ["digits strategy=lw_fedssl@v3", "digits --compare prog_fedssl --budget memory=2GiB upload=500MB"],
     "partition": ["digits data.partition.name=dirichlet data.partition.beta=0.1 --out split.png"],
@@ -81,9 +82,28 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--dry-run", action="store_true", help="list the cells and what they will cost")
     run.add_argument("--print-config", action="store_true", help="print the cells with every default, as YAML")
     run.add_argument("--jobs", type=positive, default=1, metavar="N", help="cells at a time (default: 1)")
+    run.add_argument("--engine", choices=["ray"], help="ray: cells as tasks of Ray (extra `ray`, docs/cluster.md)")
+    run.add_argument(
+        "--address",
+        metavar="auto|HOST:PORT",
+        help="of a Ray that runs; without it one is started that only this machine reaches",
+    )
     run.add_argument("--shard", type=part, default=(1, 1), metavar="I/N", help="the I-th of N parts of the cells")
     _add_grace(run)
     run.set_defaults(action=run_command)
+
+    send = commands.add_parser("submit", allow_abbrev=False, help="run a grid as an array job of SLURM")
+    send.add_argument("--grid", required=True, metavar="NAME|PATH", help="the grid")
+    send.add_argument("words", nargs="*", metavar="key=value[,value]", help="overrides, as for `run`")
+    send.add_argument("--out", type=user_path, metavar="DIR", help="where results go (default: runs/GRID)")
+    send.add_argument("--shards", type=positive, required=True, metavar="N", help="parts, each a task of the job")
+    send.add_argument("--jobs", type=positive, default=1, metavar="N", help="cells at a time, in each part")
+    send.add_argument(
+        "--slurm", nargs="+", default=[], metavar="key=value", help="partition=gpu time=240 gpus_per_node=1 ..."
+    )
+    send.add_argument("--dry-run", action="store_true", help="print what sbatch would be given")
+    _add_grace(send)
+    send.set_defaults(action=submit_command, shard=(1, 1))
 
     search = commands.add_parser(
         "tune",
@@ -349,11 +369,12 @@ def run_command(arguments: argparse.Namespace) -> int:
         print_config(configs)
         return 0
     check_out(out)
+    ray_address = ray_of(arguments)
     for config in configs:
         require(config)  # before torch is imported, which would be for nothing
     print(f"fedbench: {len(configs)} cell(s) into {out}", file=sys.stderr)
     in_workers = arguments.jobs > 1 or any(config.engine == "processes" for config in configs)
-    if in_workers and not arguments.dry_run:
+    if in_workers and ray_address is None and not arguments.dry_run:
         from fedbench.workers import start_importing
 
         start_importing()
@@ -365,9 +386,53 @@ def run_command(arguments: argparse.Namespace) -> int:
         print(forecast(configs, out))
         return 0
     listen(arguments.grace)
-    states = run_cells(configs, out, arguments.jobs)
+    states = run_cells(configs, out, arguments.jobs, ray_address)
     print(f"fedbench: {', '.join(f'{count} {state}' for state, count in states.items())}", file=sys.stderr)
     return next((code for state, code in EXIT_CODES.items() if states[state]), 0)
+
+
+def ray_of(arguments: argparse.Namespace) -> str | None:
+    """The address of the Ray that is asked for; None if none is."""
+    address: str | None = arguments.address
+    if arguments.engine is None:
+        if address is not None:
+            raise UserError(f"--address {address} without --engine ray; allowed: with it")
+        return None
+    from fedbench.running.cluster import OWN, check_ray
+
+    if arguments.jobs > 1:
+        raise UserError(
+            f"--jobs {arguments.jobs} with --engine ray; allowed: one of them, Ray counts the cores itself"
+        )
+    if address is not None and (address == OWN or "://" in address):
+        raise UserError(
+            f"--address {address}; allowed: auto, HOST:PORT, or without it a Ray of this machine's own"
+        )
+    check_ray()
+    return address or OWN
+
+
+def submit_command(arguments: argparse.Namespace) -> None:
+    """Submit the parts of a grid, or print how."""
+    from fedbench.running.slurm import Launcher, parts
+
+    configs, out = selected_cells(arguments)
+    if arguments.shards > len(configs):
+        raise UserError(f"--shards {arguments.shards} of {len(configs)} cell(s); allowed: 1 to {len(configs)}")
+    wrong = [word for word in arguments.slurm if "=" not in word]
+    if wrong:
+        raise UserError(f"--slurm {wrong[0]}; allowed: key=value")
+    launcher = Launcher(out, dict(word.split("=", 1) for word in arguments.slurm), arguments.grace)
+    if arguments.dry_run:
+        print(launcher.script(arguments.shards), end="")
+        return
+    check_out(out)
+    words = [*arguments.words, "--grid", arguments.grid, "--out", str(out), "--jobs", str(arguments.jobs)]
+    number = launcher.submit(parts(words, arguments.shards, arguments.grace))
+    print(
+        f"fedbench: {len(configs)} cell(s) in {arguments.shards} parts are job {number}, into {out}",
+        file=sys.stderr,
+    )
 
 
 def print_config(configs: Sequence["Config"]) -> None:

@@ -73,6 +73,21 @@ def append(path: Path, content: bytes) -> None:
         sync_folder(path.parent)
 
 
+def write_at(path: Path, offset: int, content: bytes) -> None:
+    """Replace what is behind `offset` in `path`, which has as much. OSError: it has not, or is a link."""
+    handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+    with os.fdopen(handle, "wb") as file:
+        if (size := os.fstat(handle).st_size) < offset:
+            raise OSError(
+                errno.EINVAL, f"it has {size} bytes, and lacks some of the {offset} that it must have", str(path)
+            )
+        file.truncate(offset)
+        file.seek(offset)
+        file.write(content)
+        file.flush()
+        os.fsync(handle)
+
+
 def sync_folder(folder: Path) -> None:
     """Bring the names of its files to the disk: after a power cut a new file is there under its name."""
     handle = os.open(folder, os.O_RDONLY)

@@ -43,16 +43,21 @@ class Checkpoint:
         `facts`: plain values besides its own.
         """
         content = pack({"cell_hash": self.cell_hash, **self.facts, **facts}, self.tensors, self.digest)
-        current = folder / NAME
-        if current.is_file():
-            current.replace(folder / PREVIOUS)
-        write_atomically(current, content)
+        replace(folder, content)
 
     def keep(self, folder: Path) -> None:
         """Leave the one that was written last for good: a second name of the same file."""
         path = folder / CHECKPOINTS.replace("*", f"{self.facts['rounds_done']:06d}")
         path.unlink(missing_ok=True)
         path.hardlink_to(folder / NAME)
+
+
+def replace(folder: Path, content: bytes) -> None:
+    """Let `content` be the newest checkpoint; the one before it stays."""
+    current = folder / NAME
+    if current.is_file():
+        current.replace(folder / PREVIOUS)
+    write_atomically(current, content)
 
 
 def remove(folder: Path) -> None:

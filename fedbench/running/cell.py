@@ -113,7 +113,11 @@ def run_cell(experiment: Experiment, out: Path) -> Outcome:
     Raises:
         UserError: the folder has the checkpoint of another run.
     """
-    rounds = cell_rounds(experiment, out)
+    return outcome_of(cell_rounds(experiment, out))
+
+
+def outcome_of(rounds: Generator[Any, None, Outcome]) -> Outcome:
+    """Run them all."""
     while True:
         try:
             next(rounds)

@@ -1,48 +1,33 @@
-"""Many cells, one after the other or in worker processes; one that fails does not stop the rest."""
+"""Many cells, one after the other, in worker processes or on Ray; one that fails does not stop the rest."""
 
 import multiprocessing
 import os
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
 from fedbench import stopping
 from fedbench.config import Config
 from fedbench.errors import UserError
-from fedbench.escaping import printable
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
-from fedbench.masking import shareable
 from fedbench.reporting.leaderboard import write
 from fedbench.reporting.pareto import plot
 from fedbench.reporting.ranking import Row, leaderboard
 from fedbench.reporting.terminal import show
 from fedbench.reporting.wandb_leaderboard import mirror_leaderboard
-from fedbench.running.cell import Outcome, cell_name, identity, run_cell
-from fedbench.running.isolation import isolated, told
+from fedbench.running.attempt import Task, attempt, failed
+from fedbench.running.cell import Outcome, cell_name, identity
+from fedbench.running.isolation import told
 from fedbench.tracking.progress import Progress
-from fedbench.tracking.run_directory import ERROR, RunDirectory
+from fedbench.tracking.run_directory import RunDirectory
 from fedbench.tracking.runs import read_runs
 from fedbench.workers import end_with_parent, worker_context
-
-
-class Task(NamedTuple):
-    """A cell that was checked: its configuration, hash and run directory."""
-
-    config: Config
-    cell_hash: str
-    directory: RunDirectory
-
-    @property
-    def name(self) -> str:
-        """Of the run directory."""
-        return self.directory.path.name
 
 
 def prepare_cells(configs: Sequence[Config], out: Path) -> list[Task]:
@@ -62,7 +47,7 @@ def prepare_cells(configs: Sequence[Config], out: Path) -> list[Task]:
     return list(tasks.values())
 
 
-def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[str]:
+def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1, ray_address: str | None = None) -> Counter[str]:
     """Run what is not finished yet; the leaderboard's files follow every cell.
 
     At the end it is printed and mirrored to W&B.
@@ -72,6 +57,7 @@ def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[st
 
     Args:
         jobs: cells at a time; with more than one, each in a process of its own.
+        ray_address: of the Ray that runs the cells instead, see `fedbench.running.cluster`.
 
     Returns: how many cells ended in which state, see `Outcome`.
     """
@@ -85,8 +71,7 @@ def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[st
     _warn_of_threads(tasks, jobs)
     states: Counter[str] = Counter()
     with Progress([(task.directory, task.cell_hash, task.config.federation.rounds) for task in tasks]) as progress:
-        ended = _one_by_one(tasks, progress) if jobs == 1 else _in_workers(tasks, progress, jobs)
-        for task, outcome in ended:
+        for task, outcome in _ended(tasks, out, progress, jobs, ray_address):
             states[outcome.state] += 1
             done = states.total()
             print(f"[{done}/{len(tasks)}] {task.name}: {outcome.words}", file=sys.stderr)
@@ -100,6 +85,17 @@ def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1) -> Counter[st
     if rows and configs[0].tracking.wandb != "disabled":
         mirror_leaderboard(read_runs(out), configs[0].tracking, out)
     return states
+
+
+def _ended(
+    tasks: Sequence[Task], out: Path, progress: Progress, jobs: int, ray_address: str | None
+) -> Iterator[tuple[Task, Outcome]]:
+    """Run the cells; yields each when it has ended."""
+    if ray_address is not None:
+        from fedbench.running.ray_cells import on_ray  # Ray is asked for by few
+
+        return on_ray(tasks, out, progress, ray_address)
+    return _one_by_one(tasks, progress) if jobs == 1 else _in_workers(tasks, progress, jobs)
 
 
 def _refresh(out: Path) -> list[Row]:
@@ -141,38 +137,6 @@ def _warn_of_threads(tasks: Sequence[Task], jobs: int) -> None:
         )
 
 
-def attempt(task: Task) -> Outcome:
-    """Run a cell; an error ends this cell alone, and stands in its run directory."""
-    try:
-        with isolated(task.config.seed):
-            return _run(task)
-    except stopping.StoppedError:
-        return Outcome("stopped", "was stopped; the same command goes on after its last whole round")
-    except UserError as error:
-        return _failed(task, str(error), str(error))
-    except (Exception, SystemExit) as error:  # a plugin may call `sys.exit`, or `os._exit`
-        return _failed(task, f"{type(error).__name__}: {error}", traceback.format_exc())
-
-
-def _run(task: Task) -> Outcome:
-    if stopping.is_asked():
-        raise stopping.StoppedError
-    experiment = prepare(task.config, tried=True)
-    if identity(experiment) != task.cell_hash:
-        raise UserError("a plugin's files or the data changed since the grid began; allowed: to begin it again")
-    return run_cell(experiment, task.directory.path.parent)
-
-
-def _failed(task: Task, words: str, text: str) -> Outcome:
-    words, text = shareable(words), shareable(text)
-    first = printable((words.splitlines() or ["for no reason given"])[0])
-    try:
-        task.directory.fail(f"{text.rstrip()}\n")
-    except OSError as error:
-        return Outcome("failed", f"FAILED, {first} ({ERROR} could not be written: {error})")
-    return Outcome("failed", f"FAILED, {first} (see {task.directory.path / ERROR})")
-
-
 def _one_by_one(tasks: Sequence[Task], progress: Progress) -> Iterator[tuple[Task, Outcome]]:
     for task in tasks:
         if stopping.is_asked():
@@ -204,7 +168,7 @@ def _in_workers(tasks: Sequence[Task], progress: Progress, jobs: int) -> Iterato
             except ProcessExpired as error:
                 text = f"its process died, exit code {error.exitcode}"
                 killed = "; -9 is a kill, as when memory runs out" if error.exitcode == -9 else ""
-                yield task, _failed(task, text, text + killed)
+                yield task, failed(task, text, text + killed)
         pool.close()
         ended = not stopping.is_asked()
     finally:

@@ -72,10 +72,12 @@ class Progress:
 
     Attributes:
         running: tells the names of the cells that are being run at the moment.
+        nodes: tells the machines that some of them run on, by name.
     """
 
     def __init__(self, cells: Sequence[tuple[RunDirectory, str, int]], console: Console | None = None) -> None:
         self.running: Callable[[], set[str]] = set
+        self.nodes: Callable[[], Mapping[str, str]] = dict
         self._cells = {
             directory.path.name: (directory, cell_hash, rounds) for directory, cell_hash, rounds in cells
         }
@@ -112,20 +114,21 @@ class Progress:
         table = Table(caption=caption, caption_justify="left", box=SIMPLE_HEAD)
         table.add_column("cell", overflow="ellipsis", no_wrap=True, ratio=1)
         table.add_column("state")
+        nodes = self.nodes()
         for heading in ("round", "loss", "top-1 %", "left"):
             table.add_column(heading, justify="right", no_wrap=True)
         for state in sorted(states, key=lambda one: ORDER.index(one.state))[
             : max(1, self._console.height - AROUND)
         ]:
-            table.add_row(*row(state))
+            table.add_row(*row(state, nodes.get(state.name, "")))
         return table
 
 
-def row(state: CellState) -> tuple[str, ...]:
+def row(state: CellState, node: str = "") -> tuple[str, ...]:
     """The words of a line; what is not known is left empty."""
     return (
         state.name,
-        state.state,
+        f"{state.state} on {node}" if node else state.state,
         f"{state.rounds_done}/{state.rounds}",
         "" if state.loss is None else f"{state.loss:.3f}",
         "" if state.top1 is None else f"{state.top1[0]} {100 * state.top1[1]:.1f}",
