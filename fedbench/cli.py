@@ -398,7 +398,7 @@ def ray_of(arguments: argparse.Namespace) -> str | None:
         if address is not None:
             raise UserError(f"--address {address} without --engine ray; allowed: with it")
         return None
-    from fedbench.running.cluster import OWN, check_ray
+    from fedbench.ray_cluster import OWN, check_ray
 
     if arguments.jobs > 1:
         raise UserError(

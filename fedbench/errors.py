@@ -54,7 +54,7 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def memory_words(error: Exception) -> str:
+def memory_words(error: BaseException) -> str:
     """That memory ran out, and what is known of it, in a line."""
     where = " ".join(str(error).split()) or type(error).__name__
     return f"this needs more memory than there is: {shorten(where, 300)}"

@@ -1,39 +1,103 @@
-"""Ray, where it is asked for: the cluster that RAY_ADDRESS names, or one of this machine's own."""
+"""A Ray to run on: this machine's own, or one that is there."""
 
 import os
-from types import ModuleType
+import secrets
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from tempfile import mkdtemp
+from typing import Any
 
 from fedbench.errors import UserError
 
+OWN = "local"  # the address that stands for a Ray of this machine's own
+STORE_BYTES = 100_000_000  # for objects; the cells of this machine send next to none
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # tells its makers nothing
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of cells that we ended
+}
+PRIVATE = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux too it means: listen on 127.0.0.1 alone
+    "RAY_AUTH_MODE": "token",
+}
+TOKEN = "RAY_AUTH_TOKEN"
 
-def import_ray() -> ModuleType:
-    """The package, which only those need who leave one machine.
 
-    UserError: it is not installed.
+@cache
+def _token() -> str:
+    """One for all Rays of this process: Ray remembers the first that it was given."""
+    return secrets.token_hex(32)
+
+
+def check_ray() -> None:
+    """UserError: Ray is not installed."""
+    if find_spec("ray") is None:
+        raise UserError("engine ray: Ray is not installed; allowed: with pip install 'fedbench[ray]'")
+
+
+@contextmanager
+def connected(address: str, cpus: int) -> Iterator[Any]:
+    """Ray, connected to a cluster; where `address` is `OWN`, to one that ends with the block.
+
+    A process that is connected already stays as it is.
+
+    Args:
+        cpus: that the own one has, at the least.
+
+    Raises:
+        UserError: there is no Ray at `address`, or it does not let us in.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it tells its makers of every cluster otherwise
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a warning less
+    check_ray()
+    before = dict(os.environ)
+    own = {**PRIVATE, TOKEN: _token()} if address == OWN else {}
+    os.environ.update(QUIET | own)  # Ray reads them when it is imported
     try:
         import ray
-    except ImportError:
-        raise UserError("engine=ray without Ray; allowed: after `pip install 'fedbench[ray]'`") from None
-    return ray
+
+        if ray.is_initialized():
+            yield ray
+            return
+        with _temporary() if own else _nothing() as options:
+            try:
+                _init(
+                    ray,
+                    address,
+                    **options | ({"num_cpus": max(cpus, len(os.sched_getaffinity(0)))} if own else {}),
+                )
+                yield ray
+            finally:
+                ray.shutdown()
+    finally:
+        for name in (*QUIET, *own):
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
-def connect(num_cpus: int) -> bool:
-    """Connect this process, unless it is; returns whether that started a Ray, which the caller is to shut down.
+@contextmanager
+def _nothing() -> Iterator[dict[str, Any]]:
+    yield {}
 
-    One of this machine's own has `num_cpus` to give at least, listens on the loopback interface and shows no
-    dashboard.
-    """
-    ray = import_ray()
-    if ray.is_initialized():
-        return False
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
-        cpus = max(num_cpus, len(os.sched_getaffinity(0)))
-        # "local": without an address Ray would join whatever cluster was started on this machine last.
-        ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-    return True
+
+@contextmanager
+def _temporary() -> Iterator[dict[str, Any]]:
+    """Of an own Ray: a folder that goes with it. It is in /tmp, for the names of sockets must be short."""
+    folder = mkdtemp(prefix="fedbench-ray-", dir="/tmp")
+    try:
+        yield {"_temp_dir": folder, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _init(ray: Any, address: str, **options: Any) -> None:
+    listener = signal.getsignal(signal.SIGTERM)  # Ray sets one of its own
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+        ray._private.worker._worker_logs_enabled = False  # pages about a dead node, into the output of the command
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--address {address}: {first}") from error
+    finally:
+        signal.signal(signal.SIGTERM, listener)

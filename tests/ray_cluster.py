@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fedbench.running.cluster import PRIVATE, QUIET, TOKEN
+from fedbench.ray_cluster import PRIVATE, QUIET, TOKEN
 
 STORE = {"object_store_memory": 80_000_000}
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 2}

@@ -27,10 +27,11 @@ from fedbench.federation import checkpoint
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
 from fedbench.metering.costs import StepCosts
+from fedbench.ray_cluster import OWN
 from fedbench.running import ray_cells
 from fedbench.running.cell import Outcome, cell_name, cell_rounds
 from fedbench.running.cells import prepare_cells, run_cells
-from fedbench.running.cluster import OWN, differences, installed
+from fedbench.running.cluster import differences, installed
 from fedbench.running.needs import Needs, gpu_share, needs
 from fedbench.running.ray_cells import Shared, on_ray
 from fedbench.tensor_file import tensor_digest, unpack

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from fedbench import stopping
 from fedbench.config import Config
-from fedbench.errors import UserError
+from fedbench.errors import UserError, is_out_of_memory, memory_words
 from fedbench.escaping import printable
 from fedbench.federation.experiment import prepare
 from fedbench.masking import shareable
@@ -43,7 +43,9 @@ def attempt_rounds(task: Task) -> Generator[dict[str, Any], None, Outcome]:
     except UserError as error:
         return failed(task, str(error), str(error))
     except (Exception, SystemExit) as error:  # a plugin may call `sys.exit`, or `os._exit`
-        return failed(task, f"{type(error).__name__}: {error}", traceback.format_exc())
+        words = f"{type(error).__name__}: {error}"
+        is_memory = isinstance(error, Exception) and is_out_of_memory(error)
+        return failed(task, memory_words(error) if is_memory else words, traceback.format_exc())
 
 
 def _rounds(task: Task) -> Generator[dict[str, Any], None, Outcome]:

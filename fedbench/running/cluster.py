@@ -1,125 +1,20 @@
-"""A Ray to run cells on: this machine's own, or one that is there; and whether a node has the code that we do."""
+"""Whether a node of a cluster has the code that we do."""
 
-import os
 import platform
-import secrets
-import shutil
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from hashlib import sha256
-from importlib import resources
-from importlib.util import find_spec
-from pathlib import Path
-from tempfile import mkdtemp
-from typing import Any
+from collections.abc import Mapping
 
 import fedbench
-from fedbench.errors import UserError
+from fedbench.remembered import code_digest
 from fedbench.tracking.manifest import library_versions
-
-OWN = "local"  # the address that stands for a Ray of this machine's own
-STORE_BYTES = 100_000_000  # for objects; the cells of this machine send next to none
-QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # tells its makers nothing
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of cells that we ended
-}
-PRIVATE = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux too it means: listen on 127.0.0.1 alone
-    "RAY_AUTH_MODE": "token",
-}
-TOKEN = "RAY_AUTH_TOKEN"
-
-
-def check_ray() -> None:
-    """UserError: Ray is not installed."""
-    if find_spec("ray") is None:
-        raise UserError("--engine ray: Ray is not installed; allowed: with pip install 'fedbench[ray]'")
-
-
-@contextmanager
-def connected(address: str, cpus: int) -> Iterator[Any]:
-    """Ray, connected to a cluster; where `address` is `OWN`, to one that ends with the block.
-
-    A process that is connected already stays as it is.
-
-    Args:
-        cpus: that the own one has, at the least.
-
-    Raises:
-        UserError: there is no Ray at `address`, or it does not let us in.
-    """
-    check_ray()
-    before = dict(os.environ)
-    own = {**PRIVATE, TOKEN: secrets.token_hex(32)} if address == OWN else {}
-    os.environ.update(QUIET | own)  # Ray reads them when it is imported
-    try:
-        import ray
-
-        if ray.is_initialized():
-            yield ray
-            return
-        with _temporary() if own else _nothing() as options:
-            try:
-                _init(
-                    ray,
-                    address,
-                    **options | ({"num_cpus": max(cpus, len(os.sched_getaffinity(0)))} if own else {}),
-                )
-                yield ray
-            finally:
-                ray.shutdown()
-    finally:
-        for name in (*QUIET, *own):
-            os.environ.pop(name, None)
-        os.environ.update(before)
-
-
-@contextmanager
-def _nothing() -> Iterator[dict[str, Any]]:
-    yield {}
-
-
-@contextmanager
-def _temporary() -> Iterator[dict[str, Any]]:
-    """Of an own Ray: a folder that goes with it. It is in /tmp, for the names of sockets must be short."""
-    folder = mkdtemp(prefix="fedbench-ray-", dir="/tmp")
-    try:
-        yield {"_temp_dir": folder, "include_dashboard": False, "object_store_memory": STORE_BYTES}
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _init(ray: Any, address: str, **options: Any) -> None:
-    listener = signal.getsignal(signal.SIGTERM)  # Ray sets one of its own
-    try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
-        ray._private.worker._worker_logs_enabled = False  # pages about a dead node, into the output of the command
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--address {address}: {first}") from error
-    finally:
-        signal.signal(signal.SIGTERM, listener)
 
 
 def installed() -> dict[str, str | None]:
     """What two machines must have alike to compute the same bits, as far as it is installed."""
     return {
-        "fedbench": f"{fedbench.__version__} ({_files_digest()[:8]})",
+        "fedbench": f"{fedbench.__version__} ({code_digest()[:8]})",
         "python": platform.python_version(),
         **library_versions(),
     }
-
-
-def _files_digest() -> str:
-    """Over fedbench's own Python files and its plugins'."""
-    whole = sha256()
-    for package in ("fedbench", "fedbench.methods"):
-        folder = Path(str(resources.files(package)))
-        for path in sorted(folder.rglob("*.py")):
-            content = path.read_bytes()
-            whole.update(f"{package} {path.relative_to(folder)} {len(content)}\0".encode() + content)
-    return whole.hexdigest()
 
 
 def differences(there: Mapping[str, str | None], here: Mapping[str, str | None]) -> str:

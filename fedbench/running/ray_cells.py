@@ -21,9 +21,10 @@ from fedbench.errors import UserError
 from fedbench.files import exclusive, write_atomically
 from fedbench.metering.costs import StepCosts
 from fedbench.numerics import PORTABLE
+from fedbench.ray_cluster import connected
 from fedbench.running.attempt import Task, attempt_rounds, failed
 from fedbench.running.cell import Outcome
-from fedbench.running.cluster import connected, differences, installed
+from fedbench.running.cluster import differences, installed
 from fedbench.running.fetched import Change, Outgoing, apply, contents, names_in, scratch, unpack
 from fedbench.running.needs import Needs, needs
 from fedbench.tracking.progress import Progress

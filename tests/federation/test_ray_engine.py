@@ -15,7 +15,8 @@ from fedbench.errors import UserError
 from fedbench.federation.engines.on_ray import OnRay, needed
 from fedbench.federation.experiment import prepare
 from fedbench.federation.federation import Federation
-from fedbench.ray_cluster import connect
+from fedbench.ray_cluster import OWN, connected
+from fedbench.running.cell import cell_name, run_cell
 
 ray: Any = pytest.importorskip("ray")
 RAY = {"engine": "ray", "workers": 2}
@@ -24,9 +25,8 @@ RAY = {"engine": "ray", "workers": 2}
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """One for all tests, with places for four workers."""
-    connect(4)
-    yield
-    ray.shutdown()
+    with connected(OWN, 4):
+        yield
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["strategy"]))
@@ -87,6 +87,19 @@ def test_nothing_is_left_of_an_engine_that_is_closed(tiny: Tiny, tmp_path: Path)
             ray.get(worker.arrive.remote())
     assert not (tmp_path / "clients").exists()
     assert ray.is_initialized()  # it was there before
+
+
+def test_a_cell_whose_clients_keep_something_leaves_what_it_leaves_in_one_process(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    change = {"strategy": {"name": "fedssl", "moon": True}}
+    name = cell_name(prepare(tiny(change)))
+    run_cell(prepare(tiny(change)), tmp_path / "a")
+    run_cell(prepare(tiny(change, **RAY)), tmp_path / "b")
+    for file in ("encoder.safetensors", "ledger.csv.gz"):
+        assert (tmp_path / "a" / name / file).read_bytes() == (tmp_path / "b" / name / file).read_bytes()
+    kept = [sorted(path.name for path in (tmp_path / out / name).rglob("*")) for out in ("a", "b")]
+    assert kept[0] == kept[1]
 
 
 def test_a_client_that_keeps_something_needs_a_folder_that_its_node_sees(tiny: Tiny, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -30,7 +30,7 @@ from fedbench.federation.experiment import Experiment
 from fedbench.federation.protocol import Visit
 from fedbench.federation.server import Server
 from fedbench.numerics import PORTABLE, settle
-from fedbench.ray_cluster import connect, import_ray
+from fedbench.ray_cluster import OWN, connected
 
 
 class OnRay:
@@ -44,11 +44,12 @@ class OnRay:
     def __init__(self, experiment: Experiment, server: Server, folder: Path) -> None:
         """UserError: the cluster has not what the workers need."""
         self.server, self.config = server, experiment.config
-        self._ray = import_ray()
         self.size = self.config.workers or 1
         self._effort = Effort(experiment)
         self._patience = Patience(self._effort)
-        self._is_ours = connect(self.size * self.config.threads)
+        self._ends = ExitStack()
+        address = os.environ.get("RAY_ADDRESS", OWN)
+        self._ray = self._ends.enter_context(connected(address, self.size * self.config.threads))
         self._folder = _Marked(folder)
         self._shared = dict[Groups, Any]()  # groups -> reference to their bytes, in this round
         self._round = -1
@@ -68,12 +69,11 @@ class OnRay:
         return scheduled(visits, self, self._effort)
 
     def close(self) -> None:
-        """End the actors, and Ray where it was started for them."""
+        """End the actors, and Ray where this run started it."""
         for actor in self._actors:
             self._ray.kill(actor.handle)
         self._folder.close()
-        if self._is_ours:
-            self._ray.shutdown()
+        self._ends.close()
 
     def ready(self) -> Collection[int]:
         """See `Crew`."""
@@ -178,9 +178,11 @@ class _Marked:
     """The folder of what clients keep, with a file in it by which other nodes see whether it is theirs, too."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.marker = folder.absolute(), f".{uuid4().hex}.part"
+        self.path, self.marker = folder.absolute(), f".seen-{uuid4().hex}"
         self._made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".seen-*"):  # by a kill
+            left.unlink()
         (folder / self.marker).touch()
 
     def close(self) -> None:
