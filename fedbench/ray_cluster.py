@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -27,9 +28,16 @@ TOKEN = "RAY_AUTH_TOKEN"
 
 
 @cache
-def _token() -> str:
-    """One for all Rays of this process: Ray remembers the first that it was given."""
-    return secrets.token_hex(32)
+def private() -> dict[str, str]:
+    """Environment of all Rays that this process starts, with a token of its own. Ray reads it when it is imported.
+
+    UserError: it was imported without.
+    """
+    if "ray" in sys.modules and not PRIVATE.items() <= os.environ.items():
+        raise UserError(
+            "engine ray: Ray was imported before; allowed: to call ray.init() as well, or to import it later"
+        )
+    return {**PRIVATE, TOKEN: secrets.token_hex(32)}
 
 
 def check_ray() -> None:
@@ -52,14 +60,14 @@ def connected(address: str, cpus: int) -> Iterator[Any]:
     """
     check_ray()
     before = dict(os.environ)
-    own = {**PRIVATE, TOKEN: _token()} if address == OWN else {}
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield sys.modules["ray"]
+        return
+    own = private() if address == OWN else {}
     os.environ.update(QUIET | own)  # Ray reads them when it is imported
     try:
         import ray
 
-        if ray.is_initialized():
-            yield ray
-            return
         with _temporary() if own else _nothing() as options:
             try:
                 _init(

@@ -1,6 +1,5 @@
 """A Ray of several machines that are all this one: raylets on the loopback, as many as a test adds."""
 
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedbench.ray_cluster import PRIVATE, QUIET, TOKEN
+from fedbench.ray_cluster import QUIET, private
 
 STORE = {"object_store_memory": 80_000_000}
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 2}
@@ -19,7 +18,7 @@ SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "heal
 def ray_cluster(num_cpus: int) -> Iterator[Any]:
     """Connected to a head with that many; gone with the block. More machines: `add_node(num_cpus=2, **STORE)`."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**QUIET, **PRIVATE, TOKEN: secrets.token_hex(32)}.items():
+        for name, value in {**QUIET, **private()}.items():
             patch.setenv(name, value)
         import ray
         from ray.cluster_utils import Cluster
