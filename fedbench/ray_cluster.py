@@ -5,8 +5,9 @@ import secrets
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from tempfile import mkdtemp
@@ -100,12 +101,37 @@ def _temporary() -> Iterator[dict[str, Any]]:
 
 
 def _init(ray: Any, address: str, **options: Any) -> None:
-    listener = signal.getsignal(signal.SIGTERM)  # Ray sets one of its own
+    with _same_sigterm(), _without_reports(ray) if address == OWN else nullcontext():
+        try:
+            ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"--address {address}: {first}") from error
+    ray._private.worker._worker_logs_enabled = False  # pages about a dead node, into the output of the command
+
+
+@contextmanager
+def _same_sigterm() -> Iterator[None]:
+    """Ray sets a handler of its own: a process that is asked to end would not keep its round."""
+    is_main = threading.current_thread() is threading.main_thread()  # others may not set any
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
-        ray._private.worker._worker_logs_enabled = False  # pages about a dead node, into the output of the command
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--address {address}: {first}") from error
+        yield
     finally:
-        signal.signal(signal.SIGTERM, listener)
+        if is_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _without_reports(ray: Any) -> Iterator[None]:
+    """Start no process for usage statistics, of which the one for the dashboard is left without a dashboard.
+
+    It asks the metadata services of cloud providers which of them we are with, also where statistics are off.
+    """
+    services = ray._private.services
+    before = services.start_api_server
+    services.start_api_server = lambda *_, **__: (None, None)
+    try:
+        yield
+    finally:
+        services.start_api_server = before

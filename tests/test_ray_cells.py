@@ -6,9 +6,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from ipaddress import IPv4Address
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -27,7 +28,7 @@ from fedbench.federation import checkpoint
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
 from fedbench.metering.costs import StepCosts
-from fedbench.ray_cluster import OWN
+from fedbench.ray_cluster import OWN, PRIVATE, TOKEN
 from fedbench.running import ray_cells
 from fedbench.running.cell import Outcome, cell_name, cell_rounds
 from fedbench.running.cells import prepare_cells, run_cells
@@ -94,7 +95,7 @@ def files(out: Path) -> dict[str, str]:
 def _of(path: Path) -> str:
     if path.suffix == ".safetensors" and path.name != "encoder.safetensors":
         return tensor_digest(unpack(path)[1])  # the order of the facts in its head is not always the same
-    tells_time = path.name in ("rounds.jsonl", "summary.json", "manifest.json")
+    tells_time = path.name in ("rounds.jsonl", "clients.arrow", "summary.json", "manifest.json")
     return "" if tells_time else sha256(path.read_bytes()).hexdigest()
 
 
@@ -180,6 +181,8 @@ def test_a_lost_nodes_cell_goes_on_elsewhere(
     killer.start()
     states = run_cells([config], out, ray_address=OWN)
     killer.join()
+    for one in set(others) & set(cluster.list_all_nodes()):
+        cluster.remove_node(one)
     said = capsys.readouterr().err
     assert states == {"finished": 1}, said
     assert "its worker died on" in said
@@ -294,12 +297,12 @@ def test_what_does_not_go_with_ray_is_refused_by_name(
 def test_without_ray_it_is_said_how_it_is_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("fedbench.running.cluster.find_spec", lambda name: None)
+    monkeypatch.setattr("fedbench.ray_cluster.find_spec", lambda name: None)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(TINY))
     assert main(["run", str(path), "--out", str(tmp_path / "out"), "--engine", "ray"]) == 2
     assert capsys.readouterr().err == (
-        "fedbench: --engine ray: Ray is not installed; allowed: with pip install 'fedbench[ray]'\n"
+        "fedbench: engine ray: Ray is not installed; allowed: with pip install 'fedbench[ray]'\n"
     )
 
 
@@ -313,6 +316,41 @@ def test_who_does_not_ask_for_ray_does_not_import_it(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@contextmanager
+def own_ray(mark: str) -> Iterator[str]:
+    """A Ray of a process with `mark` in its environment, at that address."""
+    code = (
+        "import sys; from fedbench.ray_cluster import OWN, connected\n"
+        "with connected(OWN, 1) as ray:\n"
+        "    print(ray.get_runtime_context().gcs_address, flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    command, pipe, environment = [sys.executable, "-c", code], subprocess.PIPE, {**os.environ, mark: "1"}
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.communicate("")
+
+
+def test_a_ray_of_this_machines_own_listens_on_the_loopback_alone_and_tells_nobody() -> None:
+    mark = f"FEDBENCH_{uuid4().hex}"
+    with own_ray(mark):
+        processes = marked(mark)
+        assert listening(processes) == {"127.0.0.1"}
+        commands = [Path(f"/proc/{number}/cmdline").read_bytes() for number in processes]
+        assert any(b"gcs_server" in one for one in commands)
+        assert not any(b"dashboard/dashboard.py" in one for one in commands)  # it asks cloud providers
+
+
+@pytest.mark.exhaustive
+def test_a_ray_of_this_machines_own_lets_nobody_in_without_its_token() -> None:
+    environment = {**os.environ, **PRIVATE, TOKEN: "0" * 64}
+    with own_ray("FEDBENCH_TEST") as address:
+        stranger = [sys.executable, "-c", f"import ray; ray.init({address!r})"]
+        done = subprocess.run(stranger, env=environment, capture_output=True, text=True, check=False)
+    assert "AuthenticationError" in done.stderr
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, exhaustive(signal.SIGTERM)])
@@ -398,3 +436,17 @@ def marked(name: str) -> list[int]:
             if f"{name}=".encode() in path.read_bytes():
                 found.append(int(path.parent.name))
     return found
+
+
+def listening(processes: Iterable[int]) -> set[str]:
+    """Addresses on which they take connections over IP."""
+    inodes = set()
+    for process in processes:
+        for path in Path(f"/proc/{process}/fd").glob("*"):
+            with suppress(OSError):
+                inodes.add(str(path.readlink()).removeprefix("socket:[").rstrip("]"))
+    lines = [
+        line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()
+    ]
+    words = [line[1].split(":")[0] for line in lines if line[3] == "0A" and line[9] in inodes]
+    return {str(IPv4Address(int(word[-8:], 16).to_bytes(4, "little"))) for word in words}

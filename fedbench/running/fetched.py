@@ -17,7 +17,7 @@ from typing import NamedTuple
 from fedbench.errors import UserError, shown
 from fedbench.federation import checkpoint
 from fedbench.files import LOCK, exclusive, write_at, write_atomically
-from fedbench.tracking.run_directory import GROWING, PARTS, SUMMARY
+from fedbench.tracking.run_directory import GROWING, PARTS, ROUNDS, SUMMARY
 
 PREFIX = "fedbench-cell-"
 MIRROR = "wandb"  # folder of W&B's own files, which a run that goes on writes anew: they are sent at its end
@@ -104,8 +104,8 @@ class Outgoing:
 
 
 def _turn(name: str) -> tuple[int, str]:
-    last = {**dict.fromkeys(GROWING, 0), checkpoint.NAME: 2, SUMMARY: 3}
-    return last.get(name, 1), name
+    turns = {**dict.fromkeys(GROWING, 0), ROUNDS: 1, checkpoint.NAME: 3, SUMMARY: 4}  # a round's line tells of it
+    return turns.get(name, 2), name
 
 
 def _is_mirror(name: str) -> bool:
