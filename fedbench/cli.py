@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--address",
         metavar="auto|HOST:PORT",
-        help="of a Ray that runs; without it one is started that only this machine reaches",
+        help="of a Ray that runs (default: RAY_ADDRESS, else one is started that only this machine reaches)",
     )
     run.add_argument("--shard", type=part, default=(1, 1), metavar="I/N", help="the I-th of N parts of the cells")
     _add_grace(run)
@@ -409,7 +409,7 @@ def ray_of(arguments: argparse.Namespace) -> str | None:
             f"--address {address}; allowed: auto, HOST:PORT, or without it a Ray of this machine's own"
         )
     check_ray()
-    return address or OWN
+    return address or os.environ.get("RAY_ADDRESS", OWN)
 
 
 def submit_command(arguments: argparse.Namespace) -> None:

@@ -107,6 +107,8 @@ def _init(ray: Any, address: str, **options: Any) -> None:
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"--address {address}: {first}") from error
+        except SystemExit as error:  # Ray's way of giving up is a signal to this process
+            raise UserError(f"--address {address}: no Ray answers there") from error
     ray._private.worker._worker_logs_enabled = False  # pages about a dead node, into the output of the command
 
 

@@ -306,6 +306,16 @@ def test_without_ray_it_is_said_how_it_is_installed(
     )
 
 
+@pytest.mark.exhaustive  # Ray waits half a minute
+def test_an_address_at_which_nobody_answers_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    words = ["run", str(path), "--out", str(tmp_path / "out"), "--engine", "ray", "--address", "127.0.0.1:9"]
+    done = subprocess.run([sys.executable, "-m", "fedbench", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "fedbench: --address 127.0.0.1:9: no Ray answers there" in done.stderr
+
+
 def test_who_does_not_ask_for_ray_does_not_import_it(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({**TINY, "federation": {"num_clients": 1, "rounds": 1, "local_epochs": 1}}))
