@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from tempfile import mkdtemp
 from typing import Any
 
 from fedbench.errors import UserError
+from fedbench.stopping import StoppedError
 
+ANSWERS_S = 10.0  # that a machine has to answer
 OWN = "local"  # the address that stands for a Ray of this machine's own
 STORE_BYTES = 100_000_000  # for objects; the cells of this machine send next to none
 QUIET = {
@@ -101,15 +104,29 @@ def _temporary() -> Iterator[dict[str, Any]]:
 
 
 def _init(ray: Any, address: str, **options: Any) -> None:
+    _check_answers(address)
     with _same_sigterm(), _without_reports(ray) if address == OWN else nullcontext():
         try:
             ray.init(address, log_to_driver=False, logging_level="ERROR", **options)
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"--address {address}: {first}") from error
-        except SystemExit as error:  # Ray's way of giving up is a signal to this process
-            raise UserError(f"--address {address}: no Ray answers there") from error
+        except SystemExit as error:  # so Ray answers SIGTERM
+            raise StoppedError from error
     ray._private.worker._worker_logs_enabled = False  # pages about a dead node, into the output of the command
+
+
+def _check_answers(address: str) -> None:
+    """UserError: nobody listens there. Ray would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWERS_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"--address {address}: {error}; allowed: where `ray start --head` says that it runs"
+        ) from error
 
 
 @contextmanager

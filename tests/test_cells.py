@@ -158,9 +158,12 @@ def test_the_live_table_tells_what_every_cell_is_at(tiny: Tiny, tmp_path: Path) 
     console = Console(file=io.StringIO(), force_terminal=True, width=130, height=40)
     progress = Progress([(task.directory, task.cell_hash, 6) for task in tasks], console)
     progress.running = {tasks[1].name}.copy
+    progress.nodes = {tasks[1].name: "gpu7"}.copy
     console.print(progress.table())
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     cells = [line.split() for line in lines if "seed" in line]
+    assert cells[0].pop(2) == "on"
+    assert cells[0].pop(2) == "gpu7"
     assert [(cell[1], cell[2]) for cell in cells] == [
         ("running", "2/6"),
         ("failed", "2/6"),

@@ -28,7 +28,8 @@ from fedbench.federation import checkpoint
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
 from fedbench.metering.costs import StepCosts
-from fedbench.ray_cluster import OWN, PRIVATE, TOKEN
+from fedbench.numerics import PORTABLE
+from fedbench.ray_cluster import OWN, PRIVATE, TOKEN, _check_answers
 from fedbench.running import ray_cells
 from fedbench.running.cell import Outcome, cell_name, cell_rounds
 from fedbench.running.cells import prepare_cells, run_cells
@@ -306,14 +307,12 @@ def test_without_ray_it_is_said_how_it_is_installed(
     )
 
 
-@pytest.mark.exhaustive  # Ray waits half a minute
-def test_an_address_at_which_nobody_answers_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(TINY))
-    words = ["run", str(path), "--out", str(tmp_path / "out"), "--engine", "ray", "--address", "127.0.0.1:9"]
-    done = subprocess.run([sys.executable, "-m", "fedbench", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "fedbench: --address 127.0.0.1:9: no Ray answers there" in done.stderr
+@pytest.mark.parametrize(
+    ("address", "said"), [("127.0.0.1:9", "Connection refused"), ("head:x", "invalid literal")]
+)
+def test_an_address_at_which_nobody_answers_is_named(address: str, said: str) -> None:
+    with pytest.raises(UserError, match=rf"--address {address}: .*{said}"):
+        _check_answers(address)
 
 
 def test_who_does_not_ask_for_ray_does_not_import_it(tmp_path: Path) -> None:
@@ -420,13 +419,14 @@ def test_a_stop_waits_for_the_round_under_way_and_begins_no_cell(
 
 
 @pytest.mark.exhaustive
-def test_portable_numerics_reach_the_workers(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump({**TINY, "numerics": "portable"}))
-    words = ["run", str(path), "--out", str(tmp_path / "out"), "--engine", "ray"]
-    done = subprocess.run([sys.executable, "-m", "fedbench", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "out").glob("*-seed*")
+@pytest.mark.usefixtures("cluster")
+def test_portable_numerics_reach_workers_of_a_ray_that_was_started_without(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in PORTABLE.items():
+        monkeypatch.setenv(name, value)
+    assert run_cells([tiny(numerics="portable")], tmp_path, ray_address=OWN) == {"finished": 1}
+    (folder,) = tmp_path.glob("*-seed*")
     assert RunDirectory(folder).manifest()["numerics"]["cpu_capability"] == "DEFAULT"
 
 
