@@ -22,6 +22,7 @@ from fedbench.federation.engines.remote import (
     Identity,
     RemoteWorker,
     Request,
+    heard,
     identity,
     names,
 )
@@ -121,13 +122,7 @@ class OnRay:
             answer: Upload | Failure | Arrival = self._ray.get(actor.answer)
         except self._ray.exceptions.RayError as error:
             return self._replace(number, f"with {type(error).__name__}: {str(error).splitlines()[0]}")
-        if isinstance(answer, Failure):
-            raise (UserError if answer.is_users else RuntimeError)(answer.text)
-        if isinstance(answer, Arrival):
-            actor.is_ready = True
-        else:
-            self._patience.saw(actor.visit, answer.seconds)
-        return answer
+        return heard(answer, actor, self._patience)
 
     def _replace(self, number: int, how: str) -> Death:
         with suppress(self._ray.exceptions.RayError):

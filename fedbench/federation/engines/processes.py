@@ -11,10 +11,18 @@ from pathlib import Path
 from threading import Timer
 
 from fedbench.config.schema import Config
-from fedbench.errors import UserError
 from fedbench.federation.client import Upload
 from fedbench.federation.engines.effort import PATIENCE_S, Effort, Patience
-from fedbench.federation.engines.remote import Failure, Holdings, Identity, RemoteWorker, Request, identity, names
+from fedbench.federation.engines.remote import (
+    Failure,
+    Holdings,
+    Identity,
+    RemoteWorker,
+    Request,
+    heard,
+    identity,
+    names,
+)
 from fedbench.federation.engines.schedule import Arrival, Death, scheduled
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.protocol import Visit
@@ -75,13 +83,7 @@ class Processes:
             remote.close()
             self._remotes[worker] = self._new()
             return Death(remote.end)
-        if isinstance(answer, Failure):
-            raise (UserError if answer.is_users else RuntimeError)(answer.text)
-        if isinstance(answer, Arrival):
-            remote.is_ready = True
-        else:
-            self._patience.saw(remote.visit, answer.seconds)
-        return answer
+        return heard(answer, remote, self._patience)
 
 
 class Remote:

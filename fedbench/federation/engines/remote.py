@@ -6,12 +6,13 @@ import os
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from fedbench.config.schema import Config
 from fedbench.encoders.tensor_groups import by_group
 from fedbench.errors import UserError, is_out_of_memory, memory_words
 from fedbench.federation.client import Upload
+from fedbench.federation.engines.effort import Patience
 from fedbench.federation.engines.in_process import InProcess, build_worker
 from fedbench.federation.engines.schedule import Arrival
 from fedbench.federation.experiment import Experiment, prepare
@@ -82,6 +83,28 @@ class Failure(NamedTuple):
 
     text: str
     is_users: bool
+
+
+class Place(Protocol):
+    """A worker as the process sees it that has the server; `visit`: the latest that it was given."""
+
+    is_ready: bool
+    visit: Visit
+
+
+def heard(answer: Upload | Failure | Arrival, place: Place, patience: Patience) -> Upload | Arrival:
+    """What a worker answered, when that has been noted.
+
+    Raises:
+        UserError, RuntimeError: it went wrong there.
+    """
+    if isinstance(answer, Failure):
+        raise (UserError if answer.is_users else RuntimeError)(answer.text)
+    if isinstance(answer, Arrival):
+        place.is_ready = True
+    else:
+        patience.saw(place.visit, answer.seconds)
+    return answer
 
 
 class Identity(NamedTuple):
