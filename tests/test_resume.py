@@ -157,6 +157,52 @@ def test_a_changed_line_of_a_stopped_run_is_told_and_not_gone_on_from(
         assert result(directory) == whole
 
 
+def damage_the_newest(directory: RunDirectory) -> None:
+    """Of the lines that the last two checkpoints vouch for, one that an older checkpoint knows nothing of."""
+    path = directory.path / "rounds.jsonl"
+    path.write_text(path.read_text().replace('"round": 2,', '"round": 7,'))
+
+
+def test_a_checkpoint_that_was_kept_is_gone_on_from_where_later_ones_cannot_be(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(tracking={"checkpoints": 2})
+    directory = stopped_run(config, tmp_path / "b", done=4)
+    damage_the_newest(directory)
+    words = run_cell(prepare(config), tmp_path / "b").words
+    assert words.endswith("resumed after round 2")
+    assert "rounds.jsonl is not what was written" in capsys.readouterr().err
+    run_cell(prepare(config), tmp_path / "a")
+    assert result(directory) == result(directory_of(config, tmp_path / "a"))
+
+
+def test_where_clients_kept_something_an_older_checkpoint_needs_what_they_had_by_then(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    """Their older states are removed as they go on: without them the bits would be others, and nobody told."""
+    config = tiny(REMEMBERING, tracking={"checkpoints": 1})
+    directory = stopped_run(config, tmp_path / "b", done=5)
+    path = directory.path / "rounds.jsonl"
+    path.write_text(path.read_text().replace('"round": 1,', '"round": 7,'))  # leaves the checkpoint of round 1
+    words = run_cell(prepare(config), tmp_path / "b").words
+    assert "what clients kept by then is there no more" in words
+    assert "it began anew" in words
+    run_cell(prepare(config), tmp_path / "a")
+    assert result(directory) == result(directory_of(config, tmp_path / "a"))
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_nothing_is_thrown_away(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny()
+    directory = stopped_run(config, tmp_path)
+    files = {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()}
+    monkeypatch.setattr("fedbench.tensor_file.FORMAT", "later")
+    with pytest.raises(UserError, match=r"of another version of fedbench.*; allowed: to finish the run with that"):
+        run_cell(prepare(config), tmp_path)
+    assert {path: path.read_bytes() for path in directory.path.rglob("*") if path.is_file()} == files
+
+
 def test_what_a_client_kept_is_checked_before_a_run_goes_on(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(REMEMBERING)
     run_cell(prepare(config), tmp_path / "a")

@@ -343,3 +343,14 @@ def test_an_error_before_the_first_round_leaves_the_process_as_it_was(
     with pytest.raises(UserError, match="wrecked"):
         fedbench.run(tiny(SMALL, {"strategy": str(vandal)}), out=tmp_path / "out")
     assert process() == before
+
+
+def test_the_grace_that_is_left_survives_what_was_under_way_when_the_process_was_asked_to_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for is_asked in (False, True):
+        monkeypatch.setattr("fedbench.stopping._asked", is_asked)
+        with told(0):
+            signal.setitimer(signal.ITIMER_REAL, 600)  # as the handler of SIGTERM does
+        left = signal.setitimer(signal.ITIMER_REAL, 0)[0]
+        assert (left > 0) == is_asked

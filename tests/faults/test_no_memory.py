@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +17,12 @@ from fedbench.data.dataset import _load
 from fedbench.data.images import FileImages
 from fedbench.data.partitions.groups import read_groups
 from fedbench.errors import UserError
+from fedbench.federation.client import Worker
+from fedbench.federation.engines.remote import Attendant, Failure, RemoteWorker, identity
+from fedbench.federation.engines.schedule import Arrival
+from fedbench.federation.experiment import prepare
 from fedbench.federation.payload import decode, encode
+from fedbench.running.cells import run_cells
 
 
 @pytest.mark.parametrize(
@@ -39,6 +45,26 @@ def test_memory_that_runs_out_anywhere_is_one_line_and_exit_code_2(monkeypatch, 
     assert len(lines) == 1
     assert lines[0].startswith("fedbench: this needs more memory than there is: ")
     assert len(lines[0]) < 400
+
+
+def fail_in_a_client(self: object, *_: object) -> None:
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+
+def test_memory_that_runs_out_in_a_cell_is_told_in_a_line(tmp_path: Path, tiny, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(Worker, "train", fail_in_a_client)
+    assert run_cells([tiny()], tmp_path) == {"failed": 1}
+    assert "FAILED, this needs more memory than there is: DefaultCPUAllocator" in capsys.readouterr().err
+
+
+def test_memory_that_runs_out_in_a_worker_is_the_users_to_mend(tmp_path: Path, tiny, monkeypatch) -> None:
+    monkeypatch.setattr(Attendant, "train", fail_in_a_client)
+    worker = RemoteWorker(tiny(), identity(prepare(tiny())), tmp_path)
+    assert worker.arrive() == Arrival()
+    failure = worker.answer(Mock())
+    assert isinstance(failure, Failure)
+    assert failure.is_users
+    assert failure.text.startswith("this needs more memory than there is: DefaultCPUAllocator")
 
 
 def test_another_error_of_the_same_kind_keeps_its_traceback(monkeypatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fedbench.federation.engines import schedule
-from fedbench.federation.engines.schedule import Death, scheduled
+from fedbench.federation.engines.schedule import Arrival, Death, scheduled
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Workers:
     size: int
     dies: dict[int, int] = field(default_factory=dict)
     late: int = 0  # workers that become ready only once another has answered
+    failing: int = 0  # of their starts fail
     begun: list[int] = field(default_factory=list)
     now: float = 0.0
     ends: dict[int, tuple[float, Any]] = field(default_factory=dict)
@@ -40,8 +41,13 @@ class Workers:
 
     def answers(self, busy: Collection[int]) -> Iterator[tuple[int, Any]]:
         assert set(busy) == self.ends.keys()
-        self.late = 0
-        if not busy:
+        if self.late and self.failing:
+            self.failing -= 1
+            yield self.size - 1, Death("at its start")
+            return
+        if self.late:
+            self.late -= 1
+            yield self.size - 1 - self.late, Arrival()
             return
         worker = min(self.ends, key=lambda one: self.ends[one][0])
         self.now, visit = self.ends.pop(worker)
@@ -102,3 +108,9 @@ def test_the_third_death_over_one_client_ends_the_round() -> None:
 def test_workers_that_are_not_there_yet_are_waited_for() -> None:
     crew = Workers(2, late=2)
     assert len(list(scheduled(visits(1, 2, 3), crew, EFFORT))) == 3
+
+
+def test_workers_that_die_before_they_arrive_are_waited_for_twice() -> None:
+    assert len(list(scheduled(visits(1, 2, 3), Workers(2, late=2, failing=2), EFFORT))) == 3
+    with pytest.raises(RuntimeError, match=r"3 workers in a row died .*, the last at its start"):
+        list(scheduled(visits(1, 2, 3), Workers(2, late=2, failing=3), EFFORT))

@@ -106,6 +106,4 @@ def _check_deaths(visit: Visit, deaths: int, last: Death) -> None:
 
 def _check_starts(failed: int, last: object) -> None:
     if failed == DEATHS and isinstance(last, Death):
-        raise RuntimeError(
-            f"{DEATHS} worker processes in a row died before they could train, the last {last.words}"
-        )
+        raise RuntimeError(f"{DEATHS} workers in a row died before they could train, the last {last.words}")
