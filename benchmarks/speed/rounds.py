@@ -23,7 +23,7 @@ import torch
 from sizes import QUICK_START, VIT_TINY
 
 from fedbench.config import Config
-from fedbench.federation import client, loop
+from fedbench.federation import client, federation
 from fedbench.federation.experiment import prepare
 from fedbench.running import cell as runner
 
@@ -62,17 +62,17 @@ def timed_rounds() -> Iterator[tuple[list[float], list[float]]]:
     """When the rounds ended, for the runner, and the seconds of each by itself, without files and mirror."""
     ends: list[float] = []
     alone: list[float] = []
-    rounds = loop.Federation.rounds
+    rounds = federation.Federation.rounds
 
-    def timed(self: loop.Federation) -> Iterator[object]:
+    def timed(self: federation.Federation) -> Iterator[object]:
         for record in rounds(self):
             ends.append(perf_counter())
             alone.append(record.seconds["round"])
             yield record
 
-    loop.Federation.rounds = timed
+    federation.Federation.rounds = timed
     yield ends, alone
-    loop.Federation.rounds = rounds
+    federation.Federation.rounds = rounds
 
 
 def main() -> None:
