@@ -328,17 +328,11 @@ def list_command(arguments: argparse.Namespace) -> None:
 def names(kind: str) -> dict[str, str]:
     """Name -> description of everything of a kind."""
     from fedbench.config import config_names, resolve_file
-    from fedbench.config.schema import EncoderConfig
-    from fedbench.plugins import describe, first_line, is_kind
+    from fedbench.plugins import describe, is_kind
 
     files = {name: resolve_file(name, kind) for name in config_names(kind)}
     shipped = {name: _comment(path) for name, path in files.items()}
-    if is_kind(kind):
-        return describe(kind) | shipped  # a strategy's presets
-    if shipped:
-        return shipped
-    choices = EncoderConfig.model_json_schema()["properties"]["name"]["enum"]
-    return {name: first_line(Path(__file__).parent / "encoders" / f"{name}.py") for name in choices}
+    return describe(kind) | shipped if is_kind(kind) else shipped  # a strategy's presets
 
 
 def _comment(path: Path) -> str:

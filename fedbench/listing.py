@@ -3,17 +3,17 @@
 import inspect
 from collections.abc import Iterable
 from dataclasses import is_dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import TypeAdapter
 
-from fedbench.config import EncoderConfig, config_names, resolve_file
+from fedbench.config import config_names, resolve_file
 from fedbench.config.keys import Key, config_keys, schema_keys
+from fedbench.config.schema import ENCODER_KEYS
 from fedbench.data.source import DataSource
-from fedbench.errors import UserError, suggest
+from fedbench.encoders import Architecture
 from fedbench.federation import Mechanism, Strategy
 from fedbench.federation.naming import presets_of
 from fedbench.federation.strategy import mechanism_names
@@ -66,10 +66,9 @@ def _ssl(name: str) -> str:
 
 
 def _encoder(name: str) -> str:
-    allowed = get_args(EncoderConfig.model_fields["name"].annotation)
-    if name not in allowed:
-        raise UserError(f"encoders: {name!r} is not known; {suggest(name, allowed)}")
-    return _page(_about(import_module(f"fedbench.encoders.{name}")), _keys(config_keys("encoder")))
+    cls: Any = load_plugin("encoders", name, Architecture)
+    common = [key for key in config_keys("encoder") if key.name.removeprefix("encoder.") in ENCODER_KEYS]
+    return _page(_about(cls), _keys(common), _fields(cls, "encoder."))
 
 
 def _dataset(name: str) -> str:

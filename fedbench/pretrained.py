@@ -1,7 +1,6 @@
 """What comes out of a run: its encoder, as a torch module and as the state dict of a timm or torchvision model."""
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 import fedbench
 from fedbench.config import EncoderConfig
 from fedbench.data.views.augment import MEAN, STD, normalize
-from fedbench.encoders import Encoder, build_encoder
-from fedbench.encoders.twin import Twin
+from fedbench.encoders import Encoder, Twin, build_encoder, image_shape, load_architecture, num_blocks
 from fedbench.errors import UserError
 from fedbench.files import user_path, write_atomically
 from fedbench.tracking.run_directory import ENCODER, MANIFEST, SUMMARY, RunDirectory
@@ -64,7 +62,7 @@ def load_encoder(path: str | Path) -> PretrainedEncoder:
     run.encoder_digest()  # else flipped bits would load
     state = _read_state(run.path / ENCODER)
     with torch.random.fork_rng(devices=[]):  # building draws weights, which are not kept
-        encoder = build_encoder(config, config.depth)
+        encoder = build_encoder(config, num_blocks(config))
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:
@@ -73,7 +71,7 @@ def load_encoder(path: str | Path) -> PretrainedEncoder:
 
 
 def export(path: str | Path, out: Path | None = None) -> tuple[Path, str]:
-    """Write a run's encoder as the state dict of the same model in timm (ViT) or torchvision (ResNet-18).
+    """Write a run's encoder as the state dict of the same model in timm (a ViT) or torchvision (a ResNet).
 
     Args:
         path: the run directory, or the encoder.safetensors in it.
@@ -86,7 +84,12 @@ def export(path: str | Path, out: Path | None = None) -> tuple[Path, str]:
         UserError: as `load_encoder`, and for an `out` that is not to be written to.
     """
     run, config = _finished_run(user_path(path))
-    twin: Twin = import_module(f"fedbench.encoders.{config.name}").twin(config)
+    twin = load_architecture(config).twin(image_shape(config))
+    if twin is None:
+        raise UserError(
+            f"{run.path.name}: encoder={config.name} has no counterpart in another library; allowed: "
+            f"fedbench.load_encoder({str(run.path)!r})"
+        )
     file = out or run.path / f"encoder.{twin.library}.safetensors"
     if file.suffix != ".safetensors" or file.is_dir() or file.resolve() == (run.path / ENCODER).resolve():
         raise UserError(f"--out {file}; allowed: a .safetensors file that is not the run's own")

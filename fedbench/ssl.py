@@ -1,4 +1,4 @@
-"""What an SSL method is: an online branch (encoder, heads), perhaps a target branch, and a loss over two views.
+"""What an SSL method is: an online branch (encoder, heads), perhaps a target branch, and a loss over views.
 
 A whole method, on heads from lightly:
 
@@ -13,34 +13,58 @@ A whole method, on heads from lightly:
             ...
             return {"loss": loss, "projections": (z1, z2)}
 
+Keys of its own are those of a subclass of `SSLConfig`, by which it annotates `config`:
+
+    class WithMargin(SSLConfig):
+        margin: PositiveFloat = 0.5
+
 Shapes: B samples, D output dimensions.
 """
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import TypedDict
+from inspect import signature
+from typing import TYPE_CHECKING, Any, ClassVar, NotRequired, TypedDict
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from fedbench.config.schema import SSLConfig
 from fedbench.encoders import Encoder
 from fedbench.encoders.tensor_groups import TARGET, is_target
+from fedbench.errors import UserError, suggest
+from fedbench.plugin_fields import build_plugin
+from fedbench.plugins import blamed, load_plugin
+
+if TYPE_CHECKING:
+    from fedbench.training.visit import LocalVisit
 
 
 class StepOutput(TypedDict):
-    """What a training step returns: the loss to minimise and the projections z1, z2 (B, D) of the two views."""
+    """What a training step returns: the loss to minimise and, where there are two views, their projections.
+
+    z1, z2 (B, D) are what terms that align projections are about, and what the effective rank is measured of.
+    """
 
     loss: Tensor
-    projections: tuple[Tensor, Tensor]
+    projections: NotRequired[tuple[Tensor, Tensor]]
 
 
 class SSLMethod(LightningModule):
     """Online branch `encoder`, `projection_head`, `prediction_head`; a subclass adds heads and a loss.
 
     Only the online branch travels. The target branch, if `add_target` made one, is rebuilt from the received
-    model at the start of every client's local training and follows the online branch by momentum.
+    model at the start of every client's local training and follows the online branch by momentum. Other tensors
+    whose names begin with `target_` stay with the client too.
+
+    Attributes:
+        num_views: random views of an image that a step wants.
+        takes_crops: whether it wants the small views of `augmentation.local_crops` too.
     """
+
+    num_views: ClassVar[int] = 2
+    takes_crops: ClassVar[bool] = False
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -52,9 +76,19 @@ class SSLMethod(LightningModule):
         self.momentum = 1.0
         self._moving: tuple[list[Tensor], list[Tensor]] | None = None
 
-    def training_step(self, views: tuple[Tensor, Tensor], batch_idx: int = 0) -> StepOutput:
-        """Loss over two views (B, C, H, W) of the same samples."""
+    def training_step(self, views: Any, batch_idx: int = 0) -> StepOutput:
+        """Loss over `num_views` views (B, C, H, W) of the same samples; small crops come behind them."""
         raise NotImplementedError
+
+    def one_view(self, view: Tensor) -> Tensor:
+        """The online branch on one view (B, C, H, W), whose cost the paper's rules count."""
+        return self.prediction_head(self.project(view))
+
+    def begin_visit(self, visit: "LocalVisit") -> None:
+        """Before a client's first step: what it is to have of earlier visits, beside the model."""
+
+    def end_visit(self, visit: "LocalVisit") -> None:
+        """Behind a client's last step: what it keeps for its next visit."""
 
     def project(self, view: Tensor) -> Tensor:
         """z = H(F(x)), (B, C, H, W) -> (B, D)."""
@@ -132,3 +166,27 @@ class SSLMethod(LightningModule):
         if self.target_encoder is not None and self.target_projection_head is not None:
             yield self.encoder, self.target_encoder
             yield self.projection_head, self.target_projection_head
+
+
+def load_ssl(config: SSLConfig) -> tuple[type[SSLMethod], SSLConfig]:
+    """The SSL method's class, and the configuration that it is made from, with keys of its own.
+
+    Raises:
+        UserError: nothing has that name, or a key is unknown or of the wrong type.
+    """
+    cls = load_plugin("ssl", config.name, SSLMethod)
+    with blamed(f"ssl={config.name}"):
+        annotation = signature(cls.__init__, eval_str=True).parameters.get("config")
+    own = annotation.annotation if annotation else SSLConfig
+    if not (isinstance(own, type) and issubclass(own, SSLConfig)):
+        own = SSLConfig
+    for key, field in SSLConfig.model_fields.items():
+        if own.model_fields[key].default != field.default:
+            raise UserError(
+                f"ssl={config.name}: {own.__name__} has another default of {key!r}, a key of every method; "
+                "allowed: keys of its own under other names"
+            )
+    for key in config.model_extra or {}:
+        if key not in own.model_fields:
+            raise UserError(f"ssl.{key}: unknown key; {suggest(key, own.model_fields)}")
+    return cls, build_plugin(own, config.model_dump(), f"ssl {config.name!r}", "ssl")

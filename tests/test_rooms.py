@@ -10,7 +10,18 @@ import fedbench
 SOURCE = Path(fedbench.__file__).parent
 ROOMS = [  # from the ground up; rooms of one line do not know each other
     {"errors", "escaping", "exits", "stopping", "worker_server"},
-    {"files", "random", "conventions", "protocols", "tables", "waiting", "masking", "plugin_files", "tensor_file"},
+    {
+        "files",
+        "random",
+        "conventions",
+        "protocols",
+        "tables",
+        "waiting",
+        "masking",
+        "plugin_files",
+        "plugin_fields",
+        "tensor_file",
+    },
     {"plugins"},
     {"config"},
     {"numerics", "workers", "ray_cluster", "encoders", "losses", "budgets", "remembered", "scaffold"},

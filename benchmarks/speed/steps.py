@@ -21,6 +21,7 @@ from fedbench.federation.experiment import check
 from fedbench.metering.step import trace_step
 from fedbench.training.local import LocalTask, build_fabric
 from fedbench.training.model import build_model
+from fedbench.training.visit import VisitHooks
 
 IMAGE = (3, 32, 32)
 
@@ -41,11 +42,14 @@ class Step:
         images = torch.randint(0, 256, (batch_size, *IMAGE), dtype=torch.uint8)
         views = build_views(config.augmentation, IMAGE[-1])
         self.task = LocalTask(model, plan.trained_groups, (strategy, *mechanisms), config.optimizer, views, images)
+        self.flops = trace_step(self.task, batch_size, IMAGE, config.precision).flops
+        model.rebuild_target()
+        received = {key: value.detach().clone() for key, value in model.online_state().items()}
+        self.task.received = self.task.received.renewed(received)
+        VisitHooks(self.task, stage, same_stage=False, kept={}).begin()
         if not shared:
             for encoder in self.task.encoders:
                 encoder.prefix = None
-        self.flops = trace_step(self.task, batch_size, IMAGE, config.precision).flops
-        model.rebuild_target()
         self.fabric = build_fabric(config.precision, images.device)
         self.optimizer = self.task.configure_optimizers()
         self.batch = torch.arange(batch_size)

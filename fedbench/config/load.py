@@ -16,13 +16,18 @@ from pydantic_core import ErrorDetails
 from fedbench.config.plain_yaml import MAX_DEPTH, MAX_TEXT
 from fedbench.config.plain_yaml import parse_yaml as parse_yaml
 from fedbench.config.plain_yaml import read_yaml as read_yaml
-from fedbench.config.schema import Config, EvaluationConfig
+from fedbench.config.schema import ENCODER_KEYS, OF_SOME_ENCODERS, WITH_ALL_KEYS, Config, EvaluationConfig
 from fedbench.errors import UserError, listed, shorten, shown, suggest
 from fedbench.files import config_names, user_path
 from fedbench.plugins import Kind, is_known, unknown
 
 Tree = dict[str, Any]
-PLUGINS: dict[str, Kind] = {"strategy": "strategies", "ssl": "ssl", "data": "datasets"}  # section -> kind
+PLUGINS: dict[str, Kind] = {
+    "strategy": "strategies",
+    "ssl": "ssl",
+    "encoder": "encoders",
+    "data": "datasets",
+}  # section -> kind
 UNTRAINED = "untrained"  # what a run of no rounds is called
 
 
@@ -65,7 +70,7 @@ def nest(key: str, value: Any) -> Tree:
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], drop_fields: bool = True) -> Tree:
     """`over` on top of `base`, mapping by mapping; a plain name stands for `{name: ...}`.
 
-    With `drop_fields`, another `strategy` drops the fields of the old one, which were that plugin's own.
+    With `drop_fields`, another `strategy` or `encoder` drops the fields that were the old plugin's own.
     """
     result = dict(base)
     for key, value in over.items():
@@ -76,9 +81,17 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], drop_fields: bool = 
             result[key] = value
             continue
         old = {"name": old} if isinstance(old, str) else old if isinstance(old, Mapping) else {}
-        other_plugin = key == "strategy" and "name" in value and value["name"] != old.get("name")
-        result[key] = merge({} if other_plugin and drop_fields else old, value, drop_fields)
+        if drop_fields and "name" in value and value["name"] != old.get("name"):
+            old = {name: one for name, one in old.items() if not _is_own(key, name, value["name"])}
+        result[key] = merge(old, value, drop_fields)
     return result
+
+
+def _is_own(section: str, key: str, name: str) -> bool:
+    """Whether a key of a section is that of one plugin only, and means nothing to another one called `name`."""
+    if section == "encoder":
+        return key not in ENCODER_KEYS and not (name in WITH_ALL_KEYS and key in OF_SOME_ENCODERS)
+    return section == "strategy"
 
 
 def load_config(*trees: Mapping[str, Any]) -> Config:

@@ -14,8 +14,10 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -36,8 +38,10 @@ Rounds = Annotated[NonNegativeInt, Field(le=100_000)]
 Blocks = Annotated[PositiveInt, Field(le=256)]
 Processes = Annotated[PositiveInt, Field(le=4_096)]
 MAX_SIZE = 4_096  # pixels of an image's side
-MAX_TOKENS = 65_536  # of an image
-MAX_PARAMETERS = 10_000_000_000
+ENCODER_KEYS = {"name", "image_size", "in_channels"}  # keys of every encoder
+OF_SOME_ENCODERS = {"patch_size", "width", "depth", "heads"}  # keys that encoders share, each a part of them
+# Encoders that had results when all keys were theirs: those keep their names by all of them, set or not.
+WITH_ALL_KEYS = ("vit", "resnet18")
 # A key that came after there were results: left out where it is not given, so that those keep their names.
 LATER: Any = Field(default=None, exclude_if=lambda value: value is None)
 
@@ -56,7 +60,9 @@ class Section(BaseModel):
 
 
 class SSLConfig(Section):
-    """Self-supervised method and its heads."""
+    """Self-supervised method and its heads. Further keys are the method's own, see `fedbench list ssl NAME`."""
+
+    model_config = ConfigDict(extra="allow")
 
     name: str = "moco_v3"
     """SSL method: `fedbench list ssl` shows them; or package.module:Class, or a path ending in .py."""
@@ -71,69 +77,37 @@ class SSLConfig(Section):
 
 
 class EncoderConfig(Section):
-    """Encoder as stem + blocks + norm. `patch_size`, `width` and `heads` are the ViT's."""
+    """Encoder as stem + blocks + norm. Further keys are the encoder's own, see `fedbench list encoders NAME`."""
 
-    name: Literal["vit", "resnet18"] = "vit"
-    """Encoder: `fedbench list encoders` shows them."""
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "vit"
+    """Encoder: `fedbench list encoders` shows them; or package.module:Class, or a path ending in .py."""
     image_size: Annotated[int, Field(ge=2, le=MAX_SIZE)] = 8
     """Pixels; images of another size are resized once, when loaded."""
     patch_size: Annotated[PositiveInt, Field(le=MAX_SIZE)] = 2
-    """Pixels, a divisor of `image_size`; of vit."""
+    """Pixels, a divisor of `image_size`; of encoders that have it."""
     width: Dimensions = 64
-    """Dimensions of a token, divisible by `heads` and by 4; of vit."""
+    """Dimensions of a token, or channels; of encoders that have it."""
     depth: Blocks = 4
-    """Blocks; of resnet18 always 4, its residual stages."""
+    """Blocks; of encoders that have it, the others know their own."""
     heads: Dimensions = 4
-    """Attention heads, a divisor of `width`; of vit."""
+    """Attention heads, a divisor of `width`; of encoders that have it."""
     in_channels: Literal[1, 3] = 1
     """1: grey, 3: colour; images are converted when loaded."""
-    stem: Literal["cifar", "imagenet"] | None = LATER
-    """Of resnet18. cifar: 3x3 at full resolution; imagenet: torchvision's own, 7x7 with stride 2 and max-pooling,
-    which is the paper's even at 32 pixels; null: cifar up to 64 pixels, imagenet above."""
 
-    @model_validator(mode="after")
-    def _combination(self) -> "EncoderConfig":
-        if self.name != "resnet18" and self.stem is not None:
-            raise ValueError(f"stem={self.stem} with name={self.name}; allowed: with resnet18")
-        if self.name == "vit":
-            if self.image_size % self.patch_size:
-                raise ValueError(
-                    f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}; "
-                    "allowed: a patch_size that divides image_size"
-                )
-            if self.width % self.heads:
-                raise ValueError(
-                    f"width={self.width} is not divisible by heads={self.heads}; "
-                    "allowed: a number of heads that divides width"
-                )
-            if self.width % 4:
-                raise ValueError(
-                    f"width={self.width} is not divisible by 4; allowed: multiples of 4 "
-                    "(sine and cosine of two coordinates in the position embedding)"
-                )
-            self._check_size()
-        elif self.depth != 4:
-            raise ValueError(f"depth={self.depth}; allowed for resnet18: 4, its residual stages")
-        return self
-
-    def _check_size(self) -> None:
-        """Of a ViT. ValueError: it has more tokens or parameters than allowed."""
-        tokens = (self.image_size // self.patch_size) ** 2
-        if tokens > MAX_TOKENS:
-            raise ValueError(
-                f"image_size={self.image_size} with patch_size={self.patch_size} are {tokens:,} tokens; "
-                f"allowed: {MAX_TOKENS:,}"
-            )
-        if self.num_weights > MAX_PARAMETERS:
-            raise ValueError(
-                f"width={self.width} with depth={self.depth} are {self.num_weights:,} parameters; "
-                f"allowed: {MAX_PARAMETERS:,}"
-            )
+    @model_serializer(mode="wrap")
+    def _without_others(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The keys of some encoders, where they are not set, are those of an encoder that has none of them."""
+        tree: dict[str, Any] = whole(self)
+        if self.name in WITH_ALL_KEYS:
+            return {key: value for key, value in tree.items() if value is not None}
+        return {key: value for key, value in tree.items() if key not in self.unset}
 
     @property
-    def num_weights(self) -> int:
-        """About how many parameters: of a ViT 12 D^2 a block (attention 4, MLP 8), of a ResNet-18 what it has."""
-        return 12 * self.width**2 * self.depth if self.name == "vit" else 11_200_000
+    def unset(self) -> set[str]:
+        """Keys of some encoders that this configuration does not set."""
+        return OF_SOME_ENCODERS - self.model_fields_set
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -212,6 +186,21 @@ class AugmentationConfig(Section):
     """Probability for view 1 and for view 2."""
     solarize: tuple[Probability, Probability] = (0.0, 0.2)
     """Probability for view 1 and for view 2."""
+    local_crops: Annotated[NonNegativeInt, Field(le=100)] = Field(default=0, exclude_if=lambda value: not value)
+    """Small views of an image besides the two, for methods that take them (dino)."""
+    local_size: Annotated[int, Field(ge=2, le=MAX_SIZE)] | None = LATER
+    """Pixels of a small view; a multiple of a ViT's patch_size; null: half of `encoder.image_size`."""
+    local_scale: tuple[Probability, Probability] | None = LATER
+    """Smallest and largest crop of a small view, shares of the image's area; null: min_scale to 0.4."""
+
+    @model_validator(mode="after")
+    def _local(self) -> "AugmentationConfig":
+        for key in ("local_size", "local_scale"):
+            if getattr(self, key) is not None and not self.local_crops:
+                raise ValueError(f"{key}={getattr(self, key)} with local_crops=0; allowed: with local_crops")
+        if self.local_crops and self.name != "batched":
+            raise ValueError(f"local_crops={self.local_crops} with name={self.name}; allowed: with name=batched")
+        return self
 
 
 class FederationConfig(Section):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedbench.config.schema import Config
 from fedbench.conformance.witness import Observation, Witness
+from fedbench.encoders import num_blocks
 from fedbench.encoders.tensor_groups import HEADS, StateDict, group_of
 from fedbench.federation.aggregation import Aggregation, ServerState
 from fedbench.federation.experiment import Experiment, prepare
@@ -68,7 +69,7 @@ def short(names: Iterable[str]) -> str:
 
 def plan_is_coherent(trial: Trial) -> Finding | None:
     """The encoder never shrinks, ends whole, and every block is trained at some stage."""
-    plans, blocks = trial.experiment.plans, trial.config.encoder.depth
+    plans, blocks = trial.experiment.plans, num_blocks(trial.config.encoder)
     depths = [plan.depth for plan in plans]
     if depths != sorted(depths) or depths[-1] != blocks:
         return Finding(f"depths that rise to {blocks}", f"{depths}", "plan: depth")

@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 from fedbench.config import load_config
 from fedbench.conformance.checks import CHECKS, Finding, Trial
+from fedbench.encoders import num_blocks
 from fedbench.errors import UserError, suggest
 from fedbench.federation import Mechanism, StagePlan, Strategy
 from fedbench.federation.experiment import check
@@ -118,7 +119,7 @@ def plan_faults(strategy: str | Mapping[str, Any]) -> list[str]:
     config = load_config(TINY, {"strategy": strategy, "federation": {"rounds": 6}})
     _, _, plans, _ = check(config)
     lines = [line for stage, plan in enumerate(plans, start=1) for line in _of_stage(stage, plan)]
-    never = sorted(set(range(config.encoder.depth)).difference(*(plan.trainable for plan in plans)))
+    never = sorted(set(range(num_blocks(config.encoder))).difference(*(plan.trainable for plan in plans)))
     return [*lines, *(f"block {block} is trained at no stage" for block in never)]
 
 

@@ -1,14 +1,98 @@
-"""Encoders as stem + blocks + norm + pooling; each is a module with a function `build`, found by its name."""
+"""Encoders as stem + blocks + norm + pooling; each is a plugin, found by its name."""
 
-from importlib import import_module
+from dataclasses import dataclass
+from functools import cache
 
 import torch
 
-from fedbench.config.schema import EncoderConfig
+from fedbench.config.schema import ENCODER_KEYS, OF_SOME_ENCODERS, WITH_ALL_KEYS, EncoderConfig
+from fedbench.encoders.architecture import Architecture, ImageShape
 from fedbench.encoders.encoder import Encoder
+from fedbench.encoders.twin import Twin
+from fedbench.plugin_fields import build_plugin, field_names
+from fedbench.plugins import blamed, load_plugin
 from fedbench.random import stream
 
-__all__ = ["Encoder", "build_encoder", "initial_encoder"]
+__all__ = [
+    "Architecture",
+    "Encoder",
+    "ImageShape",
+    "Outline",
+    "Twin",
+    "build_encoder",
+    "image_shape",
+    "initial_encoder",
+    "load_architecture",
+    "num_blocks",
+    "outline",
+]
+
+
+def load_architecture(config: EncoderConfig) -> Architecture:
+    """The encoder's plugin, with its fields, for images of the configured shape.
+
+    Raises:
+        UserError: a key is unknown, not this encoder's, of the wrong type, or does not fit another.
+    """
+    cls = load_plugin("encoders", config.name, Architecture)  # type: ignore[type-abstract]
+    own, keys = field_names(cls), config.model_dump()
+    others = ENCODER_KEYS | (OF_SOME_ENCODERS - set(own) if config.name in WITH_ALL_KEYS else set())
+    fields = {key: value for key, value in keys.items() if key not in others}
+    architecture = build_plugin(cls, fields, f"encoder {config.name!r}", "encoder", sorted(ENCODER_KEYS))
+    architecture.check(image_shape(config))
+    return architecture
+
+
+def image_shape(config: EncoderConfig) -> ImageShape:
+    """Of the encoder's input."""
+    return ImageShape(config.in_channels, config.image_size)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What is known of an encoder before it has values.
+
+    Attributes:
+        num_blocks: of the whole encoder.
+        num_weights: of the whole encoder.
+        keeps_shape: whether every block gives back the shape that it takes, so that it can be left out.
+    """
+
+    num_blocks: int
+    num_weights: int
+    keeps_shape: bool
+
+
+def outline(config: EncoderConfig) -> Outline:
+    """Of the whole encoder; nothing is computed, and no memory taken for its values.
+
+    Raises:
+        UserError: as `load_architecture` does, or the plugin's code fails.
+    """
+    return _outline(config.model_dump_json())
+
+
+def num_blocks(config: EncoderConfig) -> int:
+    """Blocks of the whole encoder."""
+    return outline(config).num_blocks
+
+
+@cache
+def _outline(config: str) -> Outline:
+    parsed = EncoderConfig.model_validate_json(config)
+    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
+        encoder = _whole(parsed)
+        with blamed(f"encoder {parsed.name!r}"):
+            hidden = encoder.stem(torch.empty(2, *parsed.image_shape))
+            shapes = [hidden.shape]
+            for block in encoder.blocks:
+                hidden = block(hidden)
+                shapes.append(hidden.shape)
+    return Outline(
+        len(encoder.blocks),
+        sum(weight.numel() for weight in encoder.parameters()),
+        len(set(shapes)) == 1,
+    )
 
 
 def build_encoder(config: EncoderConfig, depth: int) -> Encoder:
@@ -17,7 +101,9 @@ def build_encoder(config: EncoderConfig, depth: int) -> Encoder:
     The whole encoder is drawn whatever `depth` is: from one state of the generator, stem and block i get the same
     values at every depth.
     """
-    return import_module(f"fedbench.encoders.{config.name}").build(config, depth)
+    encoder = _whole(config)
+    encoder.shorten(depth)
+    return encoder
 
 
 def initial_encoder(config: EncoderConfig, depth: int, seed: int) -> Encoder:
@@ -25,3 +111,9 @@ def initial_encoder(config: EncoderConfig, depth: int, seed: int) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "init", "encoder"))
         return build_encoder(config, depth)
+
+
+def _whole(config: EncoderConfig) -> Encoder:
+    architecture = load_architecture(config)
+    with blamed(f"encoder {config.name!r}"):
+        return architecture.build(image_shape(config))

@@ -11,28 +11,41 @@ from fedbench.encoders.tensor_groups import block_group
 class Encoder(nn.Module):
     """Maps images (B, C, H, W) to features (B, `feature_dim`).
 
-    `feature_dim` is the width that the heads see at every depth. `reshape` maps a shorter encoder's output
-    to that width ([LW] for ResNet-18); it is the identity where widths agree.
+    Made whole, by a plugin; `shorten` leaves the first blocks. `feature_dim` is the width that the heads see at
+    every depth: where the width behind a block differs from the last one's, `reshape` maps a shorter encoder's
+    output to it ([LW] for ResNet-18: a temporary layer, thrown away at the end of the stage).
     """
 
     def __init__(
         self,
         stem: nn.Module,
-        blocks: list[nn.Module],
+        blocks: Sequence[nn.Module],
         norm: nn.Module,
         pool: Callable[[Tensor], Tensor],
-        reshape: nn.Module,
-        feature_dim: int,
+        widths: Sequence[int],
     ) -> None:
+        """`widths`: dimensions of what `pool` makes of the output of each block."""
         super().__init__()
         self.stem = stem
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
         self.pool = pool
-        self.reshape = reshape
-        self.feature_dim = feature_dim
+        self.reshape: nn.Module = nn.Identity()
+        self.widths = tuple(widths)
         self.active: Sequence[int] = range(len(blocks))  # blocks that are run; depth dropout leaves some out
         self.prefix: SharedPrefix | None = None  # runs the first blocks, together with others
+
+    @property
+    def feature_dim(self) -> int:
+        """Dimensions of a feature, at every depth."""
+        return self.widths[-1]
+
+    def shorten(self, depth: int) -> None:
+        """Leave the first `depth` blocks; a reshaping layer draws from torch's global generator."""
+        self.blocks = self.blocks[:depth]
+        self.active = range(depth)
+        if self.widths[depth - 1] != self.feature_dim:
+            self.reshape = nn.Linear(self.widths[depth - 1], self.feature_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of images, (B, C, H, W) -> (B, feature_dim)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedbench.config.schema import Config
 from fedbench.data import Dataset
-from fedbench.encoders import Encoder, initial_encoder
+from fedbench.encoders import Encoder, initial_encoder, num_blocks
 from fedbench.evaluation.features import extract_features
 
 
@@ -52,4 +52,4 @@ class Candidate:
 
 def untrained_encoder(config: Config) -> Encoder:
     """The whole encoder as a run of this configuration begins: the floor of every protocol."""
-    return initial_encoder(config.encoder, config.encoder.depth, config.seed)
+    return initial_encoder(config.encoder, num_blocks(config.encoder), config.seed)

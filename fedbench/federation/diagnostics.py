@@ -13,9 +13,9 @@ PAIRED_CLIENTS = 16  # updates that are kept for the pairwise distance: bounds t
 def effective_rank(z_BD: Tensor) -> float:
     """exp(entropy of the normalised singular values) of the centred projections (Roy and Vetterli 2007).
 
-    Between 1 (all on a line: collapsed) and min(B - 1, D); NaN for projections that are not finite.
+    Between 1 (all on a line: collapsed) and min(B - 1, D); NaN for projections that are not finite, or none.
     """
-    if not torch.isfinite(z_BD).all():
+    if not z_BD.numel() or not torch.isfinite(z_BD).all():
         return math.nan
     singular = torch.linalg.svdvals((z_BD - z_BD.mean(0)).float())
     share = singular / singular.sum().clamp_min(1e-12)

@@ -21,8 +21,8 @@ from fedbench.federation.plan import StagePlan, finished_blocks
 from fedbench.federation.server_rehearsal import ServerWork, rehearsed
 from fedbench.federation.strategy import ClientUpdate, Strategy
 from fedbench.metering.step import trace_edit, trace_step
-from fedbench.plugins import load_plugin, source_hash
-from fedbench.ssl import SSLMethod
+from fedbench.plugins import source_hash
+from fedbench.ssl import SSLMethod, load_ssl
 from fedbench.training.local import untrained_task
 from fedbench.training.model import build_model
 from fedbench.training.server_edit import apply_edit, check_edit
@@ -39,7 +39,7 @@ def dry_run(
     Raises:
         UserError: naming the plugin, the line in its file, and what is allowed.
     """
-    ssl = load_plugin("ssl", config.ssl.name, SSLMethod)
+    ssl, _ = load_ssl(config.ssl)
     terms: tuple[Strategy | Mechanism, ...] = (strategy, *mechanisms)
     names = {f"ssl={config.ssl.name}": ssl, f"strategy={config.strategy['name']}": type(strategy)}
     names |= {f"mechanism {type(one).__name__}": type(one) for one in mechanisms}
@@ -61,7 +61,9 @@ def dry_run(
 
 def _alike(config: Config) -> str:
     """What a dry run depends on: all of the model, the plugins and the optimizer but how large a rate is."""
-    tree = config.model_dump(mode="json", include={"ssl", "encoder", "strategy", "optimizer", "precision"})
+    tree = config.model_dump(
+        mode="json", include={"ssl", "encoder", "augmentation", "strategy", "optimizer", "precision"}
+    )
     return repr(_without_rates(tree))
 
 
@@ -159,6 +161,8 @@ def _rule(error: Exception) -> str:
             "; the costs of a step are read off a trace without values; allowed: losses and hooks whose course "
             "and shapes do not depend on values (no .item(), no `if` on a tensor; torch.where instead)"
         )
+    if isinstance(error, KeyError) and error.args == ("projections",):
+        return "; the SSL method tells no projections of two views; allowed: without what aligns them"
     if "deepcopy" in str(error):
         return (
             "; a target branch and its cost are made by copy.deepcopy; allowed: modules that it can copy "

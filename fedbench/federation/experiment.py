@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fedbench.config.load import load_config
-from fedbench.config.schema import Config
+from fedbench.config.schema import WITH_ALL_KEYS, Config
 from fedbench.data import Dataset, Views, build_views, data_source, load_dataset, partition
+from fedbench.encoders import load_architecture, num_blocks, outline
 from fedbench.errors import UserError
 from fedbench.federation.dry_run import dry_run
 from fedbench.federation.mechanism import Mechanism
@@ -21,9 +22,9 @@ from fedbench.federation.plan import StagePlan, check_plans, line_up
 from fedbench.federation.strategy import Strategy, load_mechanisms, load_strategy
 from fedbench.files import user_path
 from fedbench.numerics import require
-from fedbench.plugins import blamed, load_plugin, source_hash
+from fedbench.plugins import blamed, source_hash
 from fedbench.random import generator
-from fedbench.ssl import SSLMethod
+from fedbench.ssl import load_ssl
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def check(config: Config, tried: bool = False) -> tuple[Strategy, list[Mechanism
             f"strategy={config.strategy['name']}: aggregate takes {', '.join(parameters)}; "
             "allowed: aggregate(self, updates, server)"
         )
-    blocks = config.encoder.depth
+    blocks = num_blocks(config.encoder)
     with blamed(f"strategy={config.strategy['name']}, its stages and plans"):
         num_stages = strategy.num_stages(blocks)
         plans = [strategy.plan(stage, blocks) for stage in range(1, num_stages + 1)]
@@ -88,6 +89,11 @@ def check(config: Config, tried: bool = False) -> tuple[Strategy, list[Mechanism
     rounds_per_stage = _rounds_per_stage(config, strategy, num_stages)
     if choose_device(config.accelerator).type != "cpu" and config.engine == "processes":
         raise UserError("engine=processes on a GPU; allowed: accelerator=cpu, or engine=in_process")
+    crops = config.augmentation.local_crops
+    if crops and not load_ssl(config.ssl)[0].takes_crops:
+        raise UserError(
+            f"augmentation.local_crops={crops} with ssl.name={config.ssl.name}; allowed: 0, it takes none"
+        )
     if not tried:
         dry_run(config, strategy, mechanisms, plans)
     return strategy, mechanisms, plans, rounds_per_stage
@@ -97,7 +103,8 @@ def _plugins(config: Config) -> tuple[Strategy, list[Mechanism]]:
     """All plugins are loaded before the first complaint, so that one run tells of all of them."""
     found, errors = dict[str, Any](), list[str]()
     loads: dict[str, Callable[[], Any]] = {
-        "ssl": lambda: load_plugin("ssl", config.ssl.name, SSLMethod),
+        "ssl": lambda: load_ssl(config.ssl),
+        "encoder": lambda: outline(config.encoder),
         "data": lambda: data_source(config.data),
         "strategy": lambda: load_strategy(config.strategy),
         "mechanisms": lambda: load_mechanisms(config.strategy),
@@ -113,18 +120,18 @@ def _plugins(config: Config) -> tuple[Strategy, list[Mechanism]]:
 
 
 def _rounds_per_stage(config: Config, strategy: Strategy, num_stages: int) -> list[int]:
-    federation, name = config.federation, config.strategy["name"]
+    federation, name, blocks = config.federation, config.strategy["name"], num_blocks(config.encoder)
     if federation.rounds < num_stages and (federation.rounds or num_stages > 1):
         no_rounds = "" if federation.rounds else "; for the untrained encoder (rounds=0): strategy=fedssl"
         raise UserError(
             f"federation.rounds={federation.rounds} is fewer than the {num_stages} stages of "
-            f"strategy={name} with encoder.depth={config.encoder.depth}; allowed: {num_stages} or more{no_rounds}"
+            f"strategy={name} with an encoder of {blocks} blocks; allowed: {num_stages} or more{no_rounds}"
         )
     given = federation.rounds_per_stage
     if given is not None and len(given) != num_stages:
         raise UserError(
             f"federation.rounds_per_stage={list(given)} has {len(given)} numbers; strategy={name} with "
-            f"encoder.depth={config.encoder.depth} has {num_stages} stages; allowed: one number for each"
+            f"an encoder of {blocks} blocks has {num_stages} stages; allowed: one number for each"
         )
     if given:
         return list(given)
@@ -164,7 +171,7 @@ def prepare(config: Config, tried: bool = False) -> Experiment:
         evaluation_dataset,
         client_indices,
         auxiliary,
-        build_views(config.augmentation, config.encoder.image_size),
+        build_views(config.augmentation, config.encoder.image_size, load_ssl(config.ssl)[0].num_views),
         choose_device(config.accelerator),
         _data_hash(dataset, config.data.partition.file),
     )
@@ -194,8 +201,9 @@ def _data_hash(dataset: Dataset, groups: str | None) -> str:
 
 
 def _sources(config: Config, strategy: Strategy, mechanisms: list[Mechanism]) -> dict[str, str]:
-    ssl = load_plugin("ssl", config.ssl.name, SSLMethod)
-    plugins = {"strategy": type(strategy), "ssl": ssl}
+    plugins: dict[str, type] = {"strategy": type(strategy), "ssl": load_ssl(config.ssl)[0]}
+    if config.encoder.name not in WITH_ALL_KEYS:
+        plugins["encoder"] = type(load_architecture(config.encoder))
     plugins |= {f"mechanism {number}": type(mechanism) for number, mechanism in enumerate(mechanisms)}
     return {key: source_hash(plugin) for key, plugin in plugins.items()}
 

@@ -102,7 +102,7 @@ def check_plans(plans: Sequence[StagePlan], num_blocks: int) -> None:
     depths = [plan.depth for plan in plans]
     if depths != sorted(depths) or depths[-1:] != [num_blocks]:
         raise UserError(
-            f"plan: depths {depths}; allowed: at least one stage, rising to encoder.depth={num_blocks}"
+            f"plan: depths {depths}; allowed: at least one stage, rising to the encoder's {num_blocks} blocks"
         )
 
 

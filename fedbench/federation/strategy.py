@@ -20,17 +20,17 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from dataclasses import fields as fields_of
 from itertools import pairwise
 from math import ceil
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 
 from fedbench.encoders.tensor_groups import group_of, in_block_before, is_in_block
-from fedbench.errors import UserError, listed, shorten, shown, suggest
+from fedbench.errors import UserError, shown
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan, split_rounds
+from fedbench.plugin_fields import build_plugin, field_names
 from fedbench.plugins import builtin_files, entry_points, is_place, load_plugin, short_name
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from fedbench.training.visit import LocalVisit
 
     StateDict = dict[str, Tensor]
-
-Plugin = TypeVar("Plugin")
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def load_strategy(config: Mapping[str, Any]) -> Strategy:
     """
     cls = load_plugin("strategies", config["name"], Strategy)  # type: ignore[type-abstract]
     own = {key: value for key, value in config.items() if key not in {"name", "preset", *_mechanisms(config, cls)}}
-    return _build(cls, own, f"strategy {config['name']!r}", "strategy", mechanism_names())
+    return build_plugin(cls, own, f"strategy {config['name']!r}", "strategy", mechanism_names())
 
 
 def load_mechanisms(config: Mapping[str, Any]) -> list[Mechanism]:
@@ -222,7 +220,7 @@ def active_mechanisms(config: Mapping[str, Any]) -> dict[str, Mechanism]:
         if not isinstance(value, Mapping):
             raise UserError(f"strategy.{name}={shown(value)}; allowed: its fields, true, false or null")
         plugin = load_plugin("mechanisms", name, Mechanism)
-        found[name] = _build(plugin, value, f"mechanism {name!r}", f"strategy.{name}", ())
+        found[name] = build_plugin(plugin, value, f"mechanism {name!r}", f"strategy.{name}")
     return found
 
 
@@ -233,21 +231,5 @@ def mechanism_names() -> list[str]:
 
 def _mechanisms(config: Mapping[str, Any], cls: type) -> list[str]:
     """The keys that name a mechanism: one that is installed, or a place."""
-    own, installed = {"name", *(field.name for field in fields_of(cls))}, mechanism_names()
+    own, installed = {"name", *field_names(cls)}, mechanism_names()
     return [key for key in config if key not in own and (key in installed or is_place(key))]
-
-
-def _build(cls: type[Plugin], fields: Mapping[str, Any], what: str, key: str, more: Iterable[str]) -> Plugin:
-    try:
-        return TypeAdapter(cls).validate_python(dict(fields))
-    except ValidationError as error:
-        allowed = [*(field.name for field in fields_of(cls)), *more]  # type: ignore[arg-type]
-        lines = listed((_explain(key, details, allowed) for details in error.errors()), error.error_count())
-        raise UserError("\n".join([f"{what} is not valid:", *lines])) from error
-
-
-def _explain(section: str, details: Any, allowed: list[str]) -> str:
-    key = shorten(".".join([section, *map(str, details["loc"])]))
-    if details["type"] == "unexpected_keyword_argument":
-        return f"  {key}: unknown key; {suggest(str(details['loc'][-1]), allowed)}"
-    return f"  {key}: {details['msg'].removeprefix('Value error, ')} (got {shown(details['input'])})"

@@ -39,7 +39,7 @@ def forward_macs_by_group(model: SSLMethod, image_shape: tuple[int, int, int]) -
     training = {module: module.training for module in model.modules()}
     model.eval()  # one sample has no batch statistics
     with meter, torch.no_grad():
-        model.prediction_head(model.project(torch.zeros(1, *image_shape)))
+        model.one_view(torch.zeros(1, *image_shape))
     for hook in hooks:
         hook.remove()
     for module, mode in training.items():

@@ -10,7 +10,7 @@ from timm.layers.config import set_fused_attn, use_fused_attn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedbench.config.schema import EncoderConfig
-from fedbench.encoders import build_encoder
+from fedbench.encoders import build_encoder, num_blocks
 
 
 def forward_macs(config: EncoderConfig) -> dict[str, int]:
@@ -20,7 +20,7 @@ def forward_macs(config: EncoderConfig) -> dict[str, int]:
     """
     shape = config.image_shape
     with torch.random.fork_rng(devices=[]), plain_attention():
-        encoder = build_encoder(config, config.depth).eval()
+        encoder = build_encoder(config, num_blocks(config)).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         encoder(torch.zeros(1, *shape))
     with contextlib.redirect_stdout(io.StringIO()):

@@ -75,7 +75,7 @@ def trace_step(
             fake.narrow(run, trained_groups)
         hooks = VisitHooks(fake, stage, before.same_stage, empty_tensors(before.specs))
         around = [_measure(fake, hooks.begin)]
-        views = (torch.empty(batch_size, *image_shape), torch.empty(batch_size, *image_shape))
+        views = tuple(map(torch.empty, task.views.shapes(batch_size, image_shape)))
         step = measure_step(fake, views, precision)
         around.append(_measure(fake, hooks.end))
         highest = max((step, *around), key=lambda cost: cost.peak_memory_bytes)
@@ -117,7 +117,7 @@ def _alive(task: LocalTask) -> dict[str, Iterable[Tensor]]:
     }
 
 
-def measure_step(task: LocalTask, views: tuple[Tensor, Tensor], precision: str) -> StepCost:
+def measure_step(task: LocalTask, views: tuple[Tensor, ...], precision: str) -> StepCost:
     """Meter one step of `task`, on whatever kind of tensors it is made of."""
     fabric = build_fabric(precision, torch.device("cpu"))
     optimizer = task.configure_optimizers()

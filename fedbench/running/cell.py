@@ -15,6 +15,7 @@ import fedbench
 from fedbench import stopping
 from fedbench.config import Config, config_hash
 from fedbench.config.load import digest
+from fedbench.data import Views, build_views
 from fedbench.encoders import Encoder, build_encoder
 from fedbench.encoders.tensor_groups import encoder_part
 from fedbench.evaluation import describe_features, description, evaluate, untrained_encoder
@@ -288,11 +289,19 @@ def _judged(experiment: Experiment, encoder: Encoder, scored_as: str, features_a
     config, dataset = experiment.config, experiment.evaluation_dataset
     encoder = encoder.to(experiment.device)
     scored = evaluate(encoder, dataset, config, config.evaluation.protocols)
-    lie = describe_features(encoder, dataset.test_images, experiment.views, config.seed)
+    lie = describe_features(encoder, dataset.test_images, _pairs_of_views(config), config.seed)
     return {
         **{f"{scored_as}/{key}": value for key, value in scored.items()},
         **{f"{features_as}/{key}": value for key, value in lie.items()},
     }
+
+
+def _pairs_of_views(config: Config) -> Views:
+    """The run's augmentation, two views of an image whatever the SSL method takes."""
+    augmentation = config.augmentation.model_copy(
+        update={"local_crops": 0, "local_size": None, "local_scale": None}
+    )
+    return build_views(augmentation, config.encoder.image_size)
 
 
 def _now_and_then(experiment: Experiment, federation: Federation) -> dict[str, float]:

@@ -57,7 +57,7 @@ class LocalStep:
 
     Attributes:
         output: the SSL method's loss and projections (z1, z2).
-        views: the two views (B, C, H, W).
+        views: the views (B, C, H, W), without small crops.
         trained: the parameters under training, by key.
         received: the global model's tensors as this client received them, by key of the online state; detached,
             on the model's device.
@@ -65,7 +65,7 @@ class LocalStep:
     """
 
     output: StepOutput
-    views: tuple[Tensor, Tensor]
+    views: Sequence[Tensor]
     trained: Mapping[str, Tensor]
     received: Mapping[str, Tensor]
     teachers: Mapping[str, Teacher]
@@ -155,7 +155,7 @@ class LocalTask(LightningModule):
         self._narrowed: tuple[object, ...] = ()
         self.narrow(range(len(method.encoder.blocks)), trained_groups)  # whatever an earlier task had
         self.losses = torch.zeros(2, device=images.device)  # sums over steps: the SSL loss, the added terms
-        self.projections = torch.zeros(0)  # of the last step: z1 (B, D)
+        self.projections = torch.zeros(0)  # of the last step: z1 (B, D); (0,) where the method tells none
 
     @property
     def encoders(self) -> list[Encoder]:
@@ -206,16 +206,16 @@ class LocalTask(LightningModule):
             self.method.target_encoder.prefix = prefix
         return prefix
 
-    def step_losses(self, views: tuple[Tensor, Tensor]) -> tuple[StepOutput, Tensor]:
-        """The SSL method's output over two views (B, C, H, W), and the sum of the added terms."""
+    def step_losses(self, views: tuple[Tensor, ...]) -> tuple[StepOutput, Tensor]:
+        """The SSL method's output over views (B, C, H, W), and the sum of the added terms."""
         output = self.method.training_step(views)
-        step = LocalStep(output, views, self.trained, self.received, self.teachers)
+        step = LocalStep(output, views[: self.method.num_views], self.trained, self.received, self.teachers)
         added = [term for term in (source.local_loss(step) for source in self.terms) if term is not None]
         if self.prefix is not None:
             self.prefix.forget()
         return output, torch.stack(added).sum() if added else output["loss"].new_zeros(())
 
-    def step_loss(self, views: tuple[Tensor, Tensor]) -> Tensor:
+    def step_loss(self, views: tuple[Tensor, ...]) -> Tensor:
         """What a step minimises."""
         output, added = self.step_losses(views)
         return output["loss"] + added
@@ -224,7 +224,7 @@ class LocalTask(LightningModule):
         """One local step on the samples `indices` (B,)."""
         output, added = self.step_losses(self.views(self.images[indices], self.generator))
         self.losses += torch.stack([output["loss"].detach(), added.detach()])
-        self.projections = output["projections"][0].detach()
+        self.projections = output["projections"][0].detach() if "projections" in output else torch.zeros(0)
         return output["loss"] + added
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -236,7 +236,7 @@ def untrained_task(
     config: Config, method: SSLMethod, trained_groups: Set[str], terms: Sequence[Term] = ()
 ) -> LocalTask:
     """What a client, or the server, would train, without images: to trace what it costs."""
-    views = build_views(config.augmentation, config.encoder.image_size)
+    views = build_views(config.augmentation, config.encoder.image_size, method.num_views)
     return LocalTask(method, trained_groups, terms, config.optimizer, views, torch.empty(0))
 
 

@@ -6,12 +6,11 @@ from collections.abc import Set
 import torch
 
 from fedbench.config.schema import Config
-from fedbench.encoders import Encoder, initial_encoder
+from fedbench.encoders import Encoder, initial_encoder, outline
 from fedbench.encoders.tensor_groups import group_of, is_target, online_key
 from fedbench.errors import UserError
-from fedbench.plugins import load_plugin
 from fedbench.random import stream
-from fedbench.ssl import SSLMethod
+from fedbench.ssl import SSLMethod, load_ssl
 
 
 def build_model(config: Config, depth: int) -> SSLMethod:
@@ -25,25 +24,26 @@ def build_model(config: Config, depth: int) -> SSLMethod:
             has no memory for as many values.
     """
     _check_memory(config)
-    method = load_plugin("ssl", config.ssl.name, SSLMethod)
+    method, own = load_ssl(config.ssl)
     encoder = initial_encoder(config.encoder, depth, config.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(config.seed, "init", "heads"))
-        model = method(encoder, config.ssl)  # type: ignore[call-arg]
+        model = method(encoder, own)  # type: ignore[call-arg]
     _check(model, encoder, config.ssl.name)
     return model
 
 
 def _check_memory(config: Config) -> None:
     """Before anything is allocated: where memory runs out later, the system ends the process without a word."""
-    hidden, encoder = config.ssl.hidden_dim, config.encoder.num_weights
+    hidden, encoder = config.ssl.hidden_dim, outline(config.encoder).num_weights
     needed = 2 * torch.float32.itemsize * (encoder + hidden * (hidden + config.ssl.output_dim))
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
-        size = f"encoder.width={config.encoder.width}, encoder.depth={config.encoder.depth}"
+        keys = {key: value for key, value in config.encoder.model_dump().items() if key in ("width", "depth")}
+        size = "".join(f", encoder.{key}={value}" for key, value in keys.items())
         raise UserError(
-            f"{size}, ssl.hidden_dim={hidden}: the values, twice, are {needed / 1e9:.1f} GB, this machine has "
-            f"{there / 1e9:.1f} GB of memory; allowed: a smaller model"
+            f"encoder={config.encoder.name}{size}, ssl.hidden_dim={hidden}: the values, twice, are "
+            f"{needed / 1e9:.1f} GB, this machine has {there / 1e9:.1f} GB of memory; allowed: a smaller model"
         )
 
 

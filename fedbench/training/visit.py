@@ -15,7 +15,7 @@ from torch import Tensor
 from fedbench.encoders.tensor_groups import StateDict, in_other_block, select
 from fedbench.errors import UserError
 from fedbench.ssl import SSLMethod
-from fedbench.training.local import LocalTask, device_of
+from fedbench.training.local import LocalTask, Term, device_of
 
 Kept = dict[str, dict[str, StateDict]]  # plugin -> part -> tensors by key
 
@@ -133,24 +133,25 @@ class VisitHooks:
     def __init__(self, task: LocalTask, stage: int, same_stage: bool, kept: Kept) -> None:
         """`kept`: of the client's visit before, which was in the `same_stage` or an earlier one."""
         self.task, self.stored = task, kept
+        self.plugins: tuple[Term | SSLMethod, ...] = (*task.terms, task.method)
         self.visits = {
             name: LocalVisit(task, stage, same_stage, dict(kept.get(name, {})))
-            for name in (type(term).__name__ for term in task.terms)
+            for name in (type(plugin).__name__ for plugin in self.plugins)
         }
 
     @torch.no_grad()
     def begin(self) -> None:
         """Behind the download, before the first step."""
         self.task.teachers = {}
-        for term, visit in zip(self.task.terms, self.visits.values(), strict=True):
-            term.begin_visit(visit)
+        for plugin, visit in zip(self.plugins, self.visits.values(), strict=True):
+            plugin.begin_visit(visit)
         self.task.put_away_teachers()
 
     @torch.no_grad()
     def end(self) -> None:
         """Behind the last step, before the upload."""
-        for term, visit in zip(self.task.terms, self.visits.values(), strict=True):
-            term.end_visit(visit)
+        for plugin, visit in zip(self.plugins, self.visits.values(), strict=True):
+            plugin.end_visit(visit)
 
     @property
     def kept(self) -> Kept:

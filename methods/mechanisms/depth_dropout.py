@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 
 from fedbench.config.schema import Config
+from fedbench.encoders import outline
 from fedbench.errors import UserError
 from fedbench.federation import Mechanism, StagePlan, Turn
 
@@ -29,10 +30,10 @@ class DepthDropout(Mechanism):
 
     def check(self, config: Config) -> None:
         """Blocks can be left out only where each keeps the shape of its input."""
-        if config.encoder.name == "resnet18":
+        if not outline(config.encoder).keeps_shape:
             raise UserError(
-                "strategy.depth_dropout: the blocks of encoder.name=resnet18 change the shape of their input; "
-                "allowed: vit"
+                f"strategy.depth_dropout: blocks of encoder.name={config.encoder.name} change the shape of their "
+                "input; allowed: encoders whose blocks keep it, such as vit"
             )
 
     def visit_plan(self, plan: StagePlan, turn: Turn) -> StagePlan:

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from fedbench.config import EncoderConfig
-from fedbench.encoders import build_encoder, initial_encoder
+from fedbench.encoders import build_encoder, initial_encoder, load_architecture
+from fedbench.errors import UserError
 
 VIT_TINY = EncoderConfig(image_size=32, patch_size=4, width=192, depth=12, heads=3, in_channels=3)
 RESNET = EncoderConfig(name="resnet18", image_size=32, in_channels=3)
@@ -92,5 +93,5 @@ def test_the_stem_of_resnet18_is_chosen_by_the_image_or_by_the_key() -> None:
     for keys in ({}, {"stem": "cifar", "image_size": 224}):
         assert stem(**keys)[0].kernel_size == (3, 3)
         assert isinstance(stem(**keys)[3], torch.nn.Identity)
-    with pytest.raises(ValueError, match="stem=cifar with name=vit; allowed: with resnet18"):
-        EncoderConfig(stem="cifar")
+    with pytest.raises(UserError, match=r"encoder\.stem: unknown key; .*allowed: patch_size, width, depth, heads"):
+        load_architecture(EncoderConfig.model_validate({"stem": "cifar"}))

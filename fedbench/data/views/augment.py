@@ -1,4 +1,4 @@
-"""Two random views of a batch: crop and flip, colour jitter, grayscale, blur, solarize ([LW] Sec. 4.1).
+"""Random views of a batch: crop and flip, colour jitter, grayscale, blur, solarize ([LW] Sec. 4.1).
 
 Everything random is drawn from the generator that is passed in: the same generator state gives the same bits.
 Shapes: B samples, C channels (1 or 3), H x W pixels, H = W.
@@ -19,24 +19,29 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.2, 0.1
 SIGMA = (0.1, 2.0)  # pixels; range of the blur's standard deviation
 MAX_ASPECT = 4 / 3  # crops are at most this much wider than high, or higher than wide
 MEAN, STD = 0.5, 0.25  # of the one normalisation, for every channel
+MAX_LOCAL = 0.4  # largest small crop, share of the image's area (DINO, Sec. 3.1)
 CROP_ATTEMPTS = 10  # draws until a crop fits, as torchvision's RandomResizedCrop
 
 
 class Views(Protocol):
-    """What turns a batch of images into two views."""
+    """What turns a batch of images into random views: one or two, and small ones behind them."""
 
-    def __call__(self, images_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Two normalised float32 views (B, C, size, size) of uint8 images, on the images' device."""
+    def __call__(self, images_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Normalised float32 views (B, C, size, size) of uint8 images, on the images' device."""
+        ...
+
+    def shapes(self, batch_size: int, image_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+        """Of the views of a batch of images of shape (C, H, W)."""
         ...
 
 
-def build_views(config: AugmentationConfig, image_size: int) -> Views:
+def build_views(config: AugmentationConfig, image_size: int, num_views: int = 2) -> Views:
     """The views that `config.name` asks for, `image_size` pixels wide and high."""
     if config.name == "batched":
-        return BatchedViews(config, image_size)
+        return BatchedViews(config, image_size, num_views)
     from fedbench.data.views.lightly_views import LightlyViews  # imports for seconds
 
-    return LightlyViews(config, image_size)
+    return LightlyViews(config, image_size, num_views)
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -56,15 +61,37 @@ class BatchedViews:
 
     config: AugmentationConfig
     image_size: int
+    num_views: int = 2
 
-    def __call__(self, images_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Two normalised float32 views (B, C, size, size) of square uint8 images (B, C, H, W)."""
+    def __call__(self, images_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Normalised float32 views (B, C, size, size) of square uint8 images (B, C, H, W).
+
+        Small ones come last and are augmented as view 1 is.
+        """
         images_BCHW = images_BCHW.float() / 255
-        return self._view(images_BCHW, 0, generator), self._view(images_BCHW, 1, generator)
+        scale, small = (self.config.min_scale, 1.0), self.config.local_scale or (self.config.min_scale, MAX_LOCAL)
+        views = [
+            self._view(images_BCHW, view, scale, self.image_size, generator) for view in range(self.num_views)
+        ]
+        for _ in range(self.config.local_crops):
+            views.append(self._view(images_BCHW, 0, small, self.local_size, generator))
+        return tuple(views)
 
-    def _view(self, images_BCHW: Tensor, view: int, generator: torch.Generator) -> Tensor:
+    @property
+    def local_size(self) -> int:
+        """Pixels of a small view."""
+        return self.config.local_size or self.image_size // 2
+
+    def shapes(self, batch_size: int, image_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+        """Of the views of a batch of images of shape (C, H, W)."""
+        sizes = [self.image_size] * self.num_views + [self.local_size] * self.config.local_crops
+        return [(batch_size, image_shape[0], size, size) for size in sizes]
+
+    def _view(
+        self, images_BCHW: Tensor, view: int, scale: tuple[float, float], size: int, generator: torch.Generator
+    ) -> Tensor:
         config = self.config
-        images_BCHW = self._crop(images_BCHW, generator)
+        images_BCHW = self._crop(images_BCHW, scale, size, generator)
         if config.jitter > 0 and config.jitter_strength > 0:
             images_BCHW = self._jitter(images_BCHW, generator)
         if config.grayscale > 0:
@@ -75,10 +102,12 @@ class BatchedViews:
             images_BCHW = colour.solarize(images_BCHW, _chance(images_BCHW, config.solarize[view], generator))
         return normalize(images_BCHW)
 
-    def _crop(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        box_B4 = crop_boxes(images_BCHW, self.config.min_scale, generator)
+    def _crop(
+        self, images_BCHW: Tensor, scale: tuple[float, float], size: int, generator: torch.Generator
+    ) -> Tensor:
+        box_B4 = crop_boxes(images_BCHW, scale[0], generator, scale[1])
         flip_B = _chance(images_BCHW, self.config.flip, generator)
-        return spatial.resized_crop(images_BCHW, box_B4, flip_B, self.image_size)
+        return spatial.resized_crop(images_BCHW, box_B4, flip_B, size)
 
     def _jitter(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         on_B = _chance(images_BCHW, self.config.jitter, generator)
@@ -104,15 +133,17 @@ def kernel_size(image_size: int) -> int:
     return max(3, image_size // 10 | 1)
 
 
-def crop_boxes(images_BCHW: Tensor, min_scale: float, generator: torch.Generator) -> Tensor:
+def crop_boxes(
+    images_BCHW: Tensor, min_scale: float, generator: torch.Generator, max_scale: float = 1.0
+) -> Tensor:
     """Top, left, height, width (B, 4) in whole pixels, distributed as torchvision's RandomResizedCrop.
 
-    Area uniform in [min_scale, 1] of the image, log aspect uniform; of CROP_ATTEMPTS boxes the first that
+    Area uniform in [min_scale, max_scale] of the image, log aspect uniform; of CROP_ATTEMPTS boxes the first that
     fits into the square image, else the whole image.
     """
     side = images_BCHW.shape[-1]
     draws_2BA = _rand((2, len(images_BCHW), CROP_ATTEMPTS), images_BCHW, generator)
-    area_BA = (min_scale + (1 - min_scale) * draws_2BA[0]) * side**2
+    area_BA = (min_scale + (max_scale - min_scale) * draws_2BA[0]) * side**2
     aspect_BA = torch.exp((2 * draws_2BA[1] - 1) * math.log(MAX_ASPECT))
     # round(sqrt(x)): how many (k + 1/2)^2 are below x. The last bit of a root depends on the processor.
     halves = (torch.arange(side + 1, device=images_BCHW.device) + 0.5).square()

@@ -15,19 +15,22 @@ from fedbench.data.views.augment import BRIGHTNESS, CONTRAST, HUE, SATURATION, S
 
 
 class LightlyViews:
-    """Two of lightly's BYOL transforms, one per view, applied image by image on the CPU."""
+    """lightly's BYOL transforms, one per view, applied image by image on the CPU."""
 
-    def __init__(self, config: AugmentationConfig, image_size: int) -> None:
-        self._transforms = [_transform(config, image_size, view) for view in (0, 1)]
+    def __init__(self, config: AugmentationConfig, image_size: int, num_views: int = 2) -> None:
+        self._image_size = image_size
+        self._transforms = [_transform(config, image_size, view) for view in range(num_views)]
 
-    def __call__(self, images_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Two normalised float32 views (B, C, size, size) of uint8 images, on the images' device."""
+    def shapes(self, batch_size: int, image_shape: tuple[int, int, int]) -> list[tuple[int, ...]]:
+        """Of the views of a batch of images of shape (C, H, W)."""
+        return [(batch_size, image_shape[0], self._image_size, self._image_size) for _ in self._transforms]
+
+    def __call__(self, images_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Normalised float32 views (B, C, size, size) of uint8 images, on the images' device."""
         pictures = [to_pil_image(image_CHW) for image_CHW in images_BCHW.cpu()]
         with _seeded(generator):
-            first, second = (
-                torch.stack([transform(picture) for picture in pictures]) for transform in self._transforms
-            )
-        return normalize(first).to(images_BCHW.device), normalize(second).to(images_BCHW.device)
+            views = [torch.stack([transform(picture) for picture in pictures]) for transform in self._transforms]
+        return tuple(normalize(view).to(images_BCHW.device) for view in views)
 
 
 def _transform(config: AugmentationConfig, image_size: int, view: int) -> BYOLView1Transform:
