@@ -25,7 +25,7 @@ from fedbench.waiting import waiting
 if TYPE_CHECKING:
     from fedbench.config import Config
 
-KINDS = ("strategies", "mechanisms", "ssl", "encoders", "datasets", "grids", "presets")
+KINDS = ("strategies", "mechanisms", "ssl", "encoders", "transforms", "datasets", "grids", "presets")
 SCHEMAS = ("config", "grid")
 DEFAULT_GRID = "quickstart"
 MAX_NUMBER = 1_000_000_000  # of --jobs, --samples

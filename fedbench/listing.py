@@ -13,7 +13,7 @@ from fedbench.config import config_names, resolve_file
 from fedbench.config.keys import Key, config_keys, schema_keys
 from fedbench.config.schema import ENCODER_KEYS
 from fedbench.data.source import DataSource
-from fedbench.encoders import Architecture
+from fedbench.encoders import Architecture, Transform
 from fedbench.federation import Mechanism, Strategy
 from fedbench.federation.naming import presets_of
 from fedbench.federation.strategy import mechanism_names
@@ -32,6 +32,7 @@ def explain_one(kind: str, name: str) -> str:
         "mechanisms": _mechanism,
         "ssl": _ssl,
         "encoders": _encoder,
+        "transforms": _transform,
         "datasets": _dataset,
         "grids": lambda name: _file("grids", name),
         "presets": lambda name: _file("presets", name),
@@ -69,6 +70,20 @@ def _encoder(name: str) -> str:
     cls: Any = load_plugin("encoders", name, Architecture)
     common = [key for key in config_keys("encoder") if key.name.removeprefix("encoder.") in ENCODER_KEYS]
     return _page(_about(cls), _keys(common), _fields(cls, "encoder."))
+
+
+def _transform(name: str) -> str:
+    cls: Any = load_plugin("transforms", name, Transform)
+    how = f"Switched on by encoder.transforms=[{name}], or [{{name: {name}, its keys}}]."
+    return _page(
+        _about(cls),
+        how,
+        _fields(
+            cls,
+            "",
+        )
+        or "No keys of its own.",
+    )
 
 
 def _dataset(name: str) -> str:

@@ -1,10 +1,11 @@
 """Finding plugins: by file name, by entry point, by dotted path, or by the path of a Python file.
 
-A plugin is a class in a module of its own. The name of a built-in one is its file's name in
-`methods/federation/`, `methods/mechanisms/`, `methods/ssl/`, `methods/encoders/` or `fedbench/data/sources/`; a
+A plugin is a class in a module of its own. The name of a built-in one is its file's name in `methods/federation/`,
+`methods/mechanisms/`, `methods/ssl/`, `methods/encoders/`, `methods/transforms/` or `fedbench/data/sources/`; a
 package registers its own in the entry point groups `fedbench.strategies`, `fedbench.mechanisms`, `fedbench.ssl`,
-`fedbench.encoders` and `fedbench.datasets`; anything else is named by `package.module:Class`, `package.module` or
-`path/to/file.py` (`:Class` where the file has several). Code is executed only from where the user points.
+`fedbench.encoders`, `fedbench.transforms` and `fedbench.datasets`; anything else is named by
+`package.module:Class`, `package.module` or `path/to/file.py` (`:Class` where the file has several). Code is
+executed only from where the user points.
 """
 
 import ast
@@ -24,12 +25,13 @@ from fedbench.errors import UserError, suggest
 from fedbench.files import config_names, user_path
 from fedbench.plugin_files import Home, digest, home_of, own_files
 
-Kind = Literal["strategies", "mechanisms", "ssl", "encoders", "datasets"]
+Kind = Literal["strategies", "mechanisms", "ssl", "encoders", "transforms", "datasets"]
 PACKAGES: dict[Kind, tuple[str, str]] = {  # a package that imports no torch, and the one inside it
     "strategies": ("fedbench.methods", "federation"),
     "mechanisms": ("fedbench.methods", "mechanisms"),
     "ssl": ("fedbench.methods", "ssl"),
     "encoders": ("fedbench.methods", "encoders"),
+    "transforms": ("fedbench.methods", "transforms"),
     "datasets": ("fedbench", "data.sources"),
 }
 Plugin = TypeVar("Plugin")

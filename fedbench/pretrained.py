@@ -12,7 +12,15 @@ from torch import Tensor, nn
 import fedbench
 from fedbench.config import EncoderConfig
 from fedbench.data.views.augment import MEAN, STD, normalize
-from fedbench.encoders import Encoder, Twin, build_encoder, image_shape, load_architecture, num_blocks
+from fedbench.encoders import (
+    Encoder,
+    Twin,
+    build_encoder,
+    image_shape,
+    load_architecture,
+    load_transforms,
+    num_blocks,
+)
 from fedbench.errors import UserError
 from fedbench.files import user_path, write_atomically
 from fedbench.tracking.run_directory import ENCODER, MANIFEST, SUMMARY, RunDirectory
@@ -94,6 +102,14 @@ def export(path: str | Path, out: Path | None = None) -> tuple[Path, str]:
     if file.suffix != ".safetensors" or file.is_dir() or file.resolve() == (run.path / ENCODER).resolve():
         raise UserError(f"--out {file}; allowed: a .safetensors file that is not the run's own")
     state = load_encoder(run.path).encoder.state_dict()
+    for transform in reversed(load_transforms(config)):
+        merged = transform.merge(state)
+        if merged is None:
+            raise UserError(
+                f"{run.path.name}: what encoder.transforms makes of the encoder is in no other library; allowed: "
+                f"fedbench.load_encoder({str(run.path)!r})"
+            )
+        state = merged
     content = save({twin.rename(name): tensor for name, tensor in state.items()}, _header(run, config, twin))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, content)

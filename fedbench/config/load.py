@@ -118,7 +118,18 @@ def _unknown_plugins(tree: Tree) -> list[str]:
         name = section.get("name") if isinstance(section, Mapping) else section
         if isinstance(name, str) and not is_known(kind, name):
             lines.append(f"  {key}.name: {unknown(kind, shorten(name))}")
-    return lines
+    return [*lines, *_unknown_transforms(tree.get("encoder"))]
+
+
+def _unknown_transforms(encoder: object) -> list[str]:
+    given = encoder.get("transforms") if isinstance(encoder, Mapping) else None
+    given = given if isinstance(given, list | tuple) else [given]
+    names = [one.get("name") if isinstance(one, Mapping) else one for one in given]
+    return [
+        f"  encoder.transforms: {unknown('transforms', shorten(name))}"
+        for name in names
+        if isinstance(name, str) and not is_known("transforms", name)
+    ]
 
 
 def _expand_preset(tree: Tree) -> Tree:
@@ -193,6 +204,7 @@ def config_hash(config: Config) -> str:
         "engine": True,
         "workers": True,
         "federation": {"timeout": True},
+        "encoder": {"init": True},
         "data": {"path": True, "skip_broken": True, "partition": {"file": True}},
         "evaluation": {"data": {"path": True, "skip_broken": True}},
     }

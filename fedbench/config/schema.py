@@ -38,7 +38,7 @@ Rounds = Annotated[NonNegativeInt, Field(le=100_000)]
 Blocks = Annotated[PositiveInt, Field(le=256)]
 Processes = Annotated[PositiveInt, Field(le=4_096)]
 MAX_SIZE = 4_096  # pixels of an image's side
-ENCODER_KEYS = {"name", "image_size", "in_channels"}  # keys of every encoder
+ENCODER_KEYS = {"name", "image_size", "in_channels", "transforms", "init"}  # keys of every encoder
 OF_SOME_ENCODERS = {"patch_size", "width", "depth", "heads"}  # keys that encoders share, each a part of them
 # Encoders that had results when all keys were theirs: those keep their names by all of them, set or not.
 WITH_ALL_KEYS = ("vit", "resnet18")
@@ -95,6 +95,26 @@ class EncoderConfig(Section):
     """Attention heads, a divisor of `width`; of encoders that have it."""
     in_channels: Literal[1, 3] = 1
     """1: grey, 3: colour; images are converted when loaded."""
+    transforms: Annotated[tuple[dict[str, Any], ...], Field(max_length=20)] | None = LATER
+    """Changes of its layers, in their order: `fedbench list transforms` shows them."""
+    init: str | None = LATER
+    """Weights to start from: a run's folder, or a .safetensors file of a run, an export, timm or torchvision."""
+
+    @field_validator("transforms", mode="before")
+    @classmethod
+    def _names_alone(cls, value: object) -> object:
+        if isinstance(value, str | dict):
+            value = [value]
+        if isinstance(value, list | tuple):
+            return [{"name": one} if isinstance(one, str) else one for one in value]
+        return value
+
+    @field_validator("transforms")
+    @classmethod
+    def _named(cls, value: tuple[dict[str, Any], ...] | None) -> tuple[dict[str, Any], ...] | None:
+        if any(not isinstance(one.get("name"), str) for one in value or ()):
+            raise ValueError("each needs a name: a list of names, or of {name: NAME, its keys}")
+        return value
 
     @model_serializer(mode="wrap")
     def _without_others(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:

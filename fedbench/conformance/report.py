@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from fedbench.config import load_config
 from fedbench.conformance.checks import CHECKS, Finding, Trial
-from fedbench.encoders import num_blocks
+from fedbench.encoders import Architecture, Transform, num_blocks
 from fedbench.errors import UserError, suggest
 from fedbench.federation import Mechanism, StagePlan, Strategy
 from fedbench.federation.experiment import check
@@ -14,8 +14,14 @@ from fedbench.files import config_names
 from fedbench.plugins import Kind, builtin_files, entry_points, is_place, load_plugin, place_of
 from fedbench.ssl import SSLMethod
 
-COMPANIONS = ("fedssl", "lw_fedssl")  # with which a mechanism or an SSL method is checked
-KINDS: dict[Kind, type] = {"strategies": Strategy, "mechanisms": Mechanism, "ssl": SSLMethod}
+COMPANIONS = ("fedssl", "lw_fedssl")  # with which all but strategies are checked
+KINDS: dict[Kind, type] = {
+    "strategies": Strategy,
+    "mechanisms": Mechanism,
+    "ssl": SSLMethod,
+    "encoders": Architecture,
+    "transforms": Transform,
+}
 Row = tuple[str, str, Finding | None]  # situation, check, what it found
 TINY: dict[str, Any] = {
     "ssl": {"hidden_dim": 16, "output_dim": 8},
@@ -39,7 +45,7 @@ SITUATIONS: dict[str, dict[str, Any]] = {
 
 
 def check_plugin(name: str, fields: Mapping[str, Any]) -> list[Row]:
-    """Whatever the plugin is: a strategy alone, a mechanism or an SSL method with strategies of both kinds.
+    """Whatever the plugin is: a strategy alone, anything else with strategies of both kinds.
 
     Raises:
         UserError: nothing has that name, or it cannot even be started.
@@ -50,13 +56,18 @@ def check_plugin(name: str, fields: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = []
     for strategy in COMPANIONS:
         mechanism = {name: dict(fields)} if kind == "mechanisms" else {}
-        more = {"ssl": {"name": name, **fields}} if kind == "ssl" else {}
-        found = check_strategy({"name": strategy, **mechanism}, more)
+        found = check_strategy({"name": strategy, **mechanism}, _section(kind, {"name": name, **fields}))
         rows += [(f"{strategy}, {situation}", *rest) for situation, *rest in found]  # type: ignore[misc]
     return rows
 
 
-def kind_of(name: str) -> Literal["strategies", "mechanisms", "ssl"]:
+def _section(kind: Kind, plugin: dict[str, Any]) -> dict[str, Any]:
+    """Where a plugin stands in a configuration, beside the strategy."""
+    sections = {"ssl": {"ssl": plugin}, "encoders": {"encoder": plugin}}
+    return sections.get(kind, {"encoder": {"transforms": [plugin]}} if kind == "transforms" else {})
+
+
+def kind_of(name: str) -> Kind:
     """What a name stands for; a file says it by the class that it defines.
 
     Raises:

@@ -8,6 +8,8 @@ import torch
 from fedbench.config.schema import ENCODER_KEYS, OF_SOME_ENCODERS, WITH_ALL_KEYS, EncoderConfig
 from fedbench.encoders.architecture import Architecture, ImageShape
 from fedbench.encoders.encoder import Encoder
+from fedbench.encoders.given import start_from
+from fedbench.encoders.transform import Transform
 from fedbench.encoders.twin import Twin
 from fedbench.plugin_fields import build_plugin, field_names
 from fedbench.plugins import blamed, load_plugin
@@ -18,11 +20,13 @@ __all__ = [
     "Encoder",
     "ImageShape",
     "Outline",
+    "Transform",
     "Twin",
     "build_encoder",
     "image_shape",
     "initial_encoder",
     "load_architecture",
+    "load_transforms",
     "num_blocks",
     "outline",
 ]
@@ -41,6 +45,21 @@ def load_architecture(config: EncoderConfig) -> Architecture:
     architecture = build_plugin(cls, fields, f"encoder {config.name!r}", "encoder", sorted(ENCODER_KEYS))
     architecture.check(image_shape(config))
     return architecture
+
+
+def load_transforms(config: EncoderConfig) -> list[Transform]:
+    """What changes the encoder's layers, in its order.
+
+    Raises:
+        UserError: nothing has that name, or a key is unknown or of the wrong type.
+    """
+    found = []
+    for number, given in enumerate(config.transforms or ()):
+        cls = load_plugin("transforms", given["name"], Transform)  # type: ignore[type-abstract]
+        fields = {key: value for key, value in given.items() if key != "name"}
+        what, section = f"transform {given['name']!r}", f"encoder.transforms.{number}"
+        found.append(build_plugin(cls, fields, what, section))
+    return found
 
 
 def image_shape(config: EncoderConfig) -> ImageShape:
@@ -99,7 +118,7 @@ def build_encoder(config: EncoderConfig, depth: int) -> Encoder:
     """The first `depth` blocks of the configured encoder, initialised from torch's global generator.
 
     The whole encoder is drawn whatever `depth` is: from one state of the generator, stem and block i get the same
-    values at every depth.
+    values at every depth. Its values are not those of `encoder.init`; `initial_encoder` has them.
     """
     encoder = _whole(config)
     encoder.shorten(depth)
@@ -107,13 +126,25 @@ def build_encoder(config: EncoderConfig, depth: int) -> Encoder:
 
 
 def initial_encoder(config: EncoderConfig, depth: int, seed: int) -> Encoder:
-    """The encoder with which every run of `seed` begins, whatever its strategy: block i is the floor's."""
+    """The encoder with which every run of `seed` begins, whatever its strategy: block i is the floor's.
+
+    Raises:
+        UserError: `encoder.init` is not there, or does not fit.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(seed, "init", "encoder"))
-        return build_encoder(config, depth)
+        encoder = _whole(config, config.init)
+        encoder.shorten(depth)
+        return encoder
 
 
-def _whole(config: EncoderConfig) -> Encoder:
-    architecture = load_architecture(config)
+def _whole(config: EncoderConfig, init: str | None = None) -> Encoder:
+    architecture, shape = load_architecture(config), image_shape(config)
     with blamed(f"encoder {config.name!r}"):
-        return architecture.build(image_shape(config))
+        encoder = architecture.build(shape)
+    if init is not None:
+        start_from(encoder, architecture.twin(shape), init)
+    for transform, given in zip(load_transforms(config), config.transforms or (), strict=True):
+        with blamed(f"transform {given['name']!r}"):
+            transform.apply(encoder)
+    return encoder

@@ -28,6 +28,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.stem = stem
         self.blocks = nn.ModuleList(blocks)
+        self.shared: nn.Module = nn.Identity()  # what several blocks use, if a transform makes that
         self.norm = norm
         self.pool = pool
         self.reshape: nn.Module = nn.Identity()
@@ -66,10 +67,12 @@ class Encoder(nn.Module):
     def parts(self) -> dict[str, nn.Module]:
         """The modules of the encoder by tensor group, in the order of the forward pass."""
         blocks = {block_group(number): block for number, block in enumerate(self.blocks)}
-        return {"stem": self.stem, **blocks, "norm": self.norm, "reshape": self.reshape}
+        return {"stem": self.stem, **blocks, "shared": self.shared, "norm": self.norm, "reshape": self.reshape}
 
     def num_frozen(self) -> int:
-        """Leading blocks of which nothing is trained, the stem with them."""
+        """Leading blocks of which nothing is trained, the stem with them; 0 while what they share is trained."""
+        if any(weight.requires_grad for weight in self.shared.parameters()):
+            return 0
         for number, part in enumerate([self.stem, *self.blocks]):
             if any(weight.requires_grad for weight in part.parameters()):
                 return max(number - 1, 0)

@@ -1,7 +1,9 @@
 """Tensor groups, and which keys of a model's state belong to which: the one place that takes a key apart.
 
-Versions, payloads and the ledger speak of groups: `stem`, `block_1` .. `block_S`, `norm`, `reshape` (only while a
-ResNet is shorter than full) and `heads`. Blocks are numbered from 0 in code, and from 1 in the name of a group.
+Versions, payloads and the ledger speak of groups: `stem`, `block_1` .. `block_S`, `shared` (what several blocks
+use), `norm`, `reshape` (only while a ResNet is shorter than full) and `heads`. Weights that a transform leaves as
+they were given are in groups of their own, `given_stem`, `given_block_1` ..., which nobody trains. Blocks are
+numbered from 0 in code, and from 1 in the name of a group.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,6 +15,7 @@ HEADS = "heads"
 ENVELOPE = "envelope"  # stands for a group where bytes belong to a payload as a whole
 ENCODER = "encoder."  # how its keys begin in a model's state
 BLOCKS = f"{ENCODER}blocks."
+GIVEN = "given"  # the module in a key whose weights are given
 TARGET = "target_"  # how the target branch's keys begin, before the online branch's key
 
 
@@ -26,6 +29,17 @@ def block_groups(blocks: Iterable[int]) -> frozenset[str]:
     return frozenset(map(block_group, blocks))
 
 
+def needed_by(blocks: Iterable[int]) -> frozenset[str]:
+    """The groups that nothing but these blocks needs: their own, and what of them is given."""
+    own = block_groups(blocks)
+    return own | {f"{GIVEN}_{group}" for group in own}
+
+
+def is_given(key: str) -> bool:
+    """Whether a key's tensor stays as it was given."""
+    return f".{GIVEN}." in key
+
+
 def is_block(group: str) -> bool:
     """Whether a group is a block's."""
     return group.startswith("block_")
@@ -36,7 +50,8 @@ def group_of(key: str) -> str:
     parts = key.split(".")
     if parts[0] != "encoder":
         return HEADS
-    return block_group(int(parts[2])) if parts[1] == "blocks" else parts[1]
+    part = block_group(int(parts[2])) if parts[1] == "blocks" else parts[1]
+    return f"{GIVEN}_{part}" if GIVEN in parts else part
 
 
 def groups_of(keys: Iterable[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
-from fedbench.encoders.tensor_groups import block_groups, group_of, groups_of
+from fedbench.encoders.tensor_groups import group_of, groups_of, needed_by
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.shipment import Reason, Shipment, Specs, declare
 from fedbench.federation.versions import Versions
@@ -59,7 +59,7 @@ class Dispatch:
 
         It needs everything but the blocks that it does not run.
         """
-        dropped = block_groups(plan.dropped)
+        dropped = needed_by(plan.dropped)
         needed = [group for group in self.groups if group not in dropped]
         missing = self.versions.missing(client, needed)
         self.versions.hold(client, missing)

@@ -13,7 +13,8 @@ from torch import Tensor
 from fedbench.config.load import load_config
 from fedbench.config.schema import WITH_ALL_KEYS, Config
 from fedbench.data import Dataset, Views, build_views, data_source, load_dataset, partition
-from fedbench.encoders import load_architecture, num_blocks, outline
+from fedbench.encoders import load_architecture, load_transforms, num_blocks, outline
+from fedbench.encoders.given import given_file
 from fedbench.errors import UserError
 from fedbench.federation.dry_run import dry_run
 from fedbench.federation.mechanism import Mechanism
@@ -204,8 +205,12 @@ def _sources(config: Config, strategy: Strategy, mechanisms: list[Mechanism]) ->
     plugins: dict[str, type] = {"strategy": type(strategy), "ssl": load_ssl(config.ssl)[0]}
     if config.encoder.name not in WITH_ALL_KEYS:
         plugins["encoder"] = type(load_architecture(config.encoder))
+    plugins |= {f"transform {number}": type(one) for number, one in enumerate(load_transforms(config.encoder))}
     plugins |= {f"mechanism {number}": type(mechanism) for number, mechanism in enumerate(mechanisms)}
-    return {key: source_hash(plugin) for key, plugin in plugins.items()}
+    sources = {key: source_hash(plugin) for key, plugin in plugins.items()}
+    if config.encoder.init is not None:
+        sources["encoder.init"] = sha256(given_file(config.encoder.init).read_bytes()).hexdigest()
+    return sources
 
 
 def _hold_out(

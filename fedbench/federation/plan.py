@@ -1,6 +1,7 @@
 """The row of the table: which blocks exist at a stage, which are trained, which are uploaded ([LW] Table 1).
 
-The stem belongs to L_1; norm, reshape and heads are trained and sent at every stage, whatever the strategy.
+The stem belongs to L_1; norm, reshape, heads and what several blocks share are trained and sent at every stage,
+whatever the strategy; weights that a transform keeps as given are never trained.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 from fedbench.encoders.tensor_groups import HEADS, block_group, block_groups
 from fedbench.errors import UserError
 
-ALWAYS = ("norm", "reshape", HEADS)
+ALWAYS = ("shared", "norm", "reshape", HEADS)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from fedbench.encoders.tensor_groups import group_of, in_block_before, is_in_block
+from fedbench.encoders import load_transforms
+from fedbench.encoders.tensor_groups import group_of, in_block_before, is_given, is_in_block
 from fedbench.errors import UserError, shown
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan, split_rounds
@@ -139,6 +140,15 @@ class GrowingStrategy(Strategy):
         start = (stage - 1) * self.blocks_per_stage
         return range(start, min(start + self.blocks_per_stage, num_blocks))
 
+    def check(self, config: Config) -> None:
+        """A new block cannot start both from given weights and from the block before it."""
+        kept = any(transform.keeps_weights for transform in load_transforms(config.encoder))
+        if self.init == "copy_previous" and config.encoder.init and not kept:
+            raise UserError(
+                f"encoder.init={config.encoder.init!r} with strategy.init=copy_previous, which would overwrite it "
+                "block by block; allowed: strategy.init=random (where a block has no other values, encoder.init's)"
+            )
+
     def start_stage(self, stage: int, initial: StateDict, current: StateDict) -> StateDict:
         """`copy_previous`: a new block starts as the one `blocks_per_stage` before it, if of equal shape."""
         if self.init == "random":
@@ -148,7 +158,9 @@ class GrowingStrategy(Strategy):
 
 def _copied(initial: StateDict, current: StateDict, distance: int) -> StateDict:
     """Values for the new blocks of `initial`, taken from the blocks of `current` that stand `distance` before."""
-    new_blocks = {group_of(key) for key in initial if is_in_block(key) and key not in current}
+    new_blocks = {
+        group_of(key) for key in initial if is_in_block(key) and key not in current and not is_given(key)
+    }
     sources = {key: in_block_before(key, distance) for key in initial if group_of(key) in new_blocks}
     unequal = {
         group_of(key)

@@ -15,6 +15,7 @@ import fedbench
 from fedbench import stopping
 from fedbench.config import Config, config_hash
 from fedbench.config.load import digest
+from fedbench.config.schema import WITH_ALL_KEYS
 from fedbench.data import Views, build_views
 from fedbench.encoders import Encoder, build_encoder
 from fedbench.encoders.tensor_groups import encoder_part
@@ -59,7 +60,14 @@ def _without_spellings(config: Config) -> Config:
     if other is not None:
         evaluation = evaluation.model_copy(update={"data": other.model_copy(update={"name": ""})})
     ssl, data = (section.model_copy(update={"name": ""}) for section in (config.ssl, config.data))
-    return config.model_copy(update={"strategy": strategy, "ssl": ssl, "data": data, "evaluation": evaluation})
+    encoder = config.encoder
+    if encoder.name not in WITH_ALL_KEYS:
+        encoder = encoder.model_copy(update={"name": ""})
+    if encoder.transforms is not None:
+        names = tuple({**one, "name": short_name(one["name"])} for one in encoder.transforms)
+        encoder = encoder.model_copy(update={"transforms": names})
+    sections = {"ssl": ssl, "encoder": encoder, "data": data, "evaluation": evaluation}
+    return config.model_copy(update={"strategy": strategy, **sections})
 
 
 def cell_name(experiment: Experiment) -> str:

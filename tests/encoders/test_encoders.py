@@ -69,7 +69,7 @@ def test_the_full_resnet_has_no_reshaping_layer_and_keeps_small_images_large() -
 def test_every_parameter_belongs_to_one_named_part(config: EncoderConfig) -> None:
     encoder = build_encoder(config, depth=3)
     parts = encoder.parts()
-    assert list(parts) == ["stem", "block_1", "block_2", "block_3", "norm", "reshape"]
+    assert list(parts) == ["stem", "block_1", "block_2", "block_3", "shared", "norm", "reshape"]
     assert sum(count(part) for part in parts.values()) == count(encoder)
 
 

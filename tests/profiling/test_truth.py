@@ -33,6 +33,8 @@ UNRELIABLE = {
     "late_round": 3,
 }
 
+LORA = {"encoder": {"transforms": ["lora"]}}
+
 
 @dataclass(frozen=True)
 class UploadsMore(GrowingStrategy):
@@ -111,6 +113,17 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
             "federation": UNRELIABLE,
         },
         {"strategy": {"name": "lw_fedssl", "blocks_per_stage": 2}},
+        {"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["shared_mlp"]}},
+        {"strategy": "lw_fedssl@v4", "federation": UNRELIABLE, **LORA},
+        {
+            "strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}},
+            "encoder": {"transforms": ["lora"]},
+        },
+        exhaustive({"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["cola"]}}),
+        exhaustive({"strategy": "prog_fedssl", "encoder": {"transforms": ["cola", "shared_mlp"]}}),
+        exhaustive(
+            {"strategy": "lw_fedssl@v3", "encoder": {"name": "cnn", "width": 8}, "federation": {"rounds": 4}}
+        ),
         exhaustive(
             {
                 "strategy": "lw_fedssl@v3",

@@ -1,0 +1,1 @@
+"""Transforms of encoders: one file each."""
