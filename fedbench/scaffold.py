@@ -10,6 +10,8 @@ TEMPLATES = {  # kind -> how it is named on the command line afterwards
     "strategy": "fedbench check {file}",
     "mechanism": "fedbench check {file}",
     "ssl": "fedbench run digits ssl={file}",
+    "encoder": "fedbench check {file}",
+    "transform": "fedbench check {file}",
     "data": "fedbench run data={file}",
 }
 

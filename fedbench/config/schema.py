@@ -114,7 +114,7 @@ class EncoderConfig(Section):
     def _named(cls, value: tuple[dict[str, Any], ...] | None) -> tuple[dict[str, Any], ...] | None:
         if any(not isinstance(one.get("name"), str) for one in value or ()):
             raise ValueError("each needs a name: a list of names, or of {name: NAME, its keys}")
-        return value
+        return value or None
 
     @model_serializer(mode="wrap")
     def _without_others(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -25,7 +25,10 @@ def test_a_strategy_keeps_the_contract(tiny: Callable[..., Config], strategy: st
     assert failures(Trial(tiny({"strategy": strategy, "ssl": ssl}))) == {}
 
 
-@pytest.mark.parametrize("strategy", all_but("lw_fedssl", STRATEGIES))
+ON_STAGES = [name for name in STRATEGIES if name != "fedmae"]  # which refuses blocks of several shapes
+
+
+@pytest.mark.parametrize("strategy", all_but("lw_fedssl", ON_STAGES))
 def test_a_strategy_keeps_the_contract_on_resnet18(tiny: Callable[..., Config], strategy: str) -> None:
     config = tiny(RESNET, {"strategy": strategy, "data": {"num_train": 16}})
     assert failures(Trial(config)) == {}
