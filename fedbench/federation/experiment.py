@@ -86,8 +86,7 @@ def check(config: Config, tried: bool = False) -> tuple[Strategy, list[Mechanism
     check_plans(plans, blocks)
     plans = line_up(plans)
     rounds_per_stage = _rounds_per_stage(config, strategy, num_stages)
-    if choose_device(config.accelerator).type != "cpu" and config.engine == "processes":
-        raise UserError("engine=processes on a GPU; allowed: accelerator=cpu, or engine=in_process")
+    choose_device(config.accelerator)
     if not tried:
         dry_run(config, strategy, mechanisms, plans)
     return strategy, mechanisms, plans, rounds_per_stage

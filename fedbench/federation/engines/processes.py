@@ -48,7 +48,7 @@ class Processes:
         config = experiment.config
         self._effort = Effort(experiment)
         self._patience = Patience(self._effort)
-        self.size = config.workers or max(1, multiprocessing.cpu_count() // config.threads)
+        self.size = num_workers(config)
         expected = identity(experiment)
         self._new = lambda: Remote(config, expected, folder)
         self._remotes = [self._new() for _ in range(self.size)]
@@ -100,6 +100,11 @@ class Processes:
             self._remotes[worker] = self._new()
             return Death(remote.end)
         return heard(answer, remote, self._patience)
+
+
+def num_workers(config: Config) -> int:
+    """As configured, or as many as the cores of this machine allow."""
+    return config.workers or max(1, multiprocessing.cpu_count() // config.threads)
 
 
 class Remote:
