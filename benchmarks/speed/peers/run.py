@@ -21,8 +21,8 @@ others wait. The first rounds (`--warm-up`), with that of the start, are not cou
   (PSS), and the processes above 100 MiB. Sampled every 0.1 s in a second, shorter run, without the others.
 - clients: that trained in the last round. moved: L2 distance of the weights from the start after all rounds.
   The bare loop, pfl and Flower agree there to a fraction of a per cent; fedbench draws anew in every round. With
-  1,000 clients and more the rounding of their sums in float32 is larger than what training moves; fedbench adds in
-  float64.
+  1,000 clients and more the bare loop and Flower, which add up weights in float32, round away more than training
+  moves; pfl adds differences, and fedbench in float64.
 """
 
 import argparse
