@@ -50,7 +50,14 @@ def exclusive(folder: Path, wait: bool = False) -> Iterator[bool]:
     The lock is on a file in it, because network file systems lock no folders.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with locked(folder / LOCK, wait) as mine:
+        yield mine
+
+
+@contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether this process has the lock of a file, which is made if it is not there; see `exclusive`."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         mine = True

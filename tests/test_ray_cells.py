@@ -34,8 +34,8 @@ from fedbench.running import ray_cells
 from fedbench.running.cell import Outcome, cell_name, cell_rounds
 from fedbench.running.cells import prepare_cells, run_cells
 from fedbench.running.cluster import differences, installed
-from fedbench.running.needs import Needs, gpu_share, needs
-from fedbench.running.ray_cells import Shared, on_ray
+from fedbench.running.needs import Needs, gpu_share, needs, with_slack
+from fedbench.running.ray_cells import Shared, _marked, on_ray
 from fedbench.tensor_file import tensor_digest, unpack
 from fedbench.tracking.progress import Progress
 from fedbench.tracking.run_directory import RunDirectory
@@ -271,10 +271,10 @@ def test_a_cell_asks_for_the_cores_that_it_uses(tiny: Tiny) -> None:
 
 def test_cells_share_a_gpu_by_what_is_predicted_of_them() -> None:
     gib = 1 << 30
-    assert gpu_share(0, 80 * gib) == 0.02  # a GiB that nobody predicts: 1.25 %
-    assert gpu_share(2 * gib, 80 * gib) == 0.05  # and one and a half of what is predicted
-    assert gpu_share(2 * gib + 1, 80 * gib) == 0.06
-    assert gpu_share(500 * gib, 80 * gib) == 1.0
+    assert gpu_share(with_slack(0), 80 * gib) == 0.02  # a GiB that nobody predicts: 1.25 %
+    assert gpu_share(with_slack(2 * gib), 80 * gib) == 0.05  # and one and a half of what is predicted
+    assert gpu_share(with_slack(2 * gib + 1), 80 * gib) == 0.06
+    assert gpu_share(with_slack(500 * gib), 80 * gib) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -325,6 +325,15 @@ def test_who_does_not_ask_for_ray_does_not_import_it(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_killed_command_left_goes_and_that_of_one_that_runs_stays(tmp_path: Path) -> None:
+    (tmp_path / ".seen-killed").write_text("a word")
+    with _marked(tmp_path) as first, _marked(tmp_path) as second:
+        assert first.is_seen()
+        assert second.is_seen()
+        assert set(tmp_path.iterdir()) == {first.marker, second.marker}
+    assert not list(tmp_path.iterdir())
 
 
 @contextmanager

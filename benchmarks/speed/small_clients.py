@@ -15,6 +15,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,25 +26,45 @@ from fedbench.federation.experiment import Experiment, prepare
 from fedbench.federation.federation import Federation
 from fedbench.training.model import build_model
 
-SAMPLES = 16
 WARM_UP = 2
 
 
-def configure(clients: int, rounds: int, folder: Path, **engine: object) -> Config:
+class Small(NamedTuple):
+    """A client that takes one step on `samples` random images."""
+
+    samples: int
+    ssl: dict[str, Any]
+    encoder: dict[str, Any]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        size = self.encoder["image_size"]
+        return size, size, self.encoder["in_channels"]
+
+
+SMALL = Small(
+    16,
+    {"name": "simclr", "hidden_dim": 128, "output_dim": 64},
+    {"width": 48, "depth": 2, "heads": 3, "patch_size": 4, "image_size": 32, "in_channels": 3},
+)
+
+
+def configure(clients: int, rounds: int, folder: Path, size: Small = SMALL, **engine: object) -> Config:
     """The workload, on random images that are written to `folder`."""
-    file, total = folder / "images.npz", SAMPLES * clients
+    file, total = folder / "images.npz", size.samples * clients
     if not file.exists():
         draw = np.random.default_rng(0)
-        images = draw.integers(0, 256, (total + 40, 32, 32, 3), dtype=np.uint8)
+        images = draw.integers(0, 256, (total + 40, *size.image_shape), dtype=np.uint8)
         labels = np.arange(total + 40) % 4
         parts = {"test_images": images[total:], "test_labels": labels[total:]}
         np.savez(file, images=images[:total], labels=labels[:total], **parts)
     tree = {
-        "ssl": {"name": "simclr", "hidden_dim": 128, "output_dim": 64},
-        "encoder": {"width": 48, "depth": 2, "heads": 3, "patch_size": 4, "image_size": 32, "in_channels": 3},
+        "ssl": size.ssl,
+        "encoder": size.encoder,
         "data": {"name": "npz", "path": str(file)},
         "federation": {"num_clients": clients, "rounds": rounds, "local_epochs": 1},
-        "optimizer": {"batch_size": SAMPLES},
+        "optimizer": {"batch_size": size.samples},
         "accelerator": "cpu",
     }
     return load_config(tree, engine)

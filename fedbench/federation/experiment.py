@@ -88,8 +88,7 @@ def check(config: Config, tried: bool = False) -> tuple[Strategy, list[Mechanism
     check_plans(plans, blocks)
     plans = line_up(plans)
     rounds_per_stage = _rounds_per_stage(config, strategy, num_stages)
-    if choose_device(config.accelerator).type != "cpu" and config.engine == "processes":
-        raise UserError("engine=processes on a GPU; allowed: accelerator=cpu, or engine=in_process")
+    choose_device(config.accelerator)
     crops = config.augmentation.local_crops
     if crops and not load_ssl(config.ssl)[0].takes_crops:
         raise UserError(

@@ -31,6 +31,7 @@ from fedbench.files import exclusive
 from fedbench.metering.forward import forward_macs
 from fedbench.numerics import settle
 from fedbench.plugins import short_name
+from fedbench.running.needs import check_room
 from fedbench.tracking.manifest import git_state, manifest
 from fedbench.tracking.run_directory import CLIENTS, ENCODER, RunDirectory
 from fedbench.tracking.runs import wandb_id
@@ -147,6 +148,7 @@ def cell_rounds(experiment: Experiment, out: Path) -> Generator[dict[str, Any], 
             return Outcome("elsewhere", "is being run by another process")
         if directory.is_finished(cell_hash):
             return Outcome(_end(directory.summary()), f"was finished already{_other_code(directory)}")
+        check_room(experiment)
         settle(config)
         federation = ends.enter_context(closing(Federation(experiment, directory.path / CLIENTS)))
         found, complaints = _resume(federation, directory, cell_hash)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from fedbench import stopping
 from fedbench.errors import UserError
-from fedbench.files import exclusive, write_atomically
+from fedbench.files import exclusive, locked, write_atomically
 from fedbench.metering.costs import StepCosts
 from fedbench.numerics import PORTABLE
 from fedbench.ray_cluster import connected
@@ -35,6 +35,7 @@ LEASE_S = 120.0  # that a file server takes to free what a dead node has locked;
 AHEAD = 2  # messages of a cell that wait to be taken before it goes on
 LAST_S = 5.0  # that cells have to end when they are ended
 LOOK_S = 0.5  # between two looks whether to stop
+SEEN = ".seen-"  # how the names of the files begin by which nodes see the folder
 R = TypeVar("R")
 STOPPED = Outcome("stopped", "was stopped; the same command goes on after its last whole round")
 
@@ -125,13 +126,18 @@ def on_ray(tasks: Sequence[Task], out: Path, progress: Progress, address: str) -
 
 @contextmanager
 def _marked(out: Path) -> Iterator[Shared]:
-    """Nodes that see the folder find a file in it, as long as the block runs."""
+    """Nodes that see the folder find a file in it, as long as the block runs; what a kill left there goes."""
     word = secrets.token_hex(16)
-    marker = out.absolute() / f".seen-{word[:8]}"
+    marker = out.absolute() / f"{SEEN}{word[:8]}"
     out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(f"{SEEN}*"):
+        with locked(left) as is_nobodys:
+            if is_nobodys:
+                left.unlink(missing_ok=True)
     write_atomically(marker, word.encode())
     try:
-        yield Shared(marker, word)
+        with locked(marker):
+            yield Shared(marker, word)
     finally:
         marker.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Flower: federated averaging in its simulation on Ray, as many clients at a time as there are processes."""
+"""Flower: federated averaging in its simulation on Ray, as many clients at a time as there are workers."""
 
 from collections.abc import Iterable
 
@@ -7,8 +7,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
-from small_clients import SAMPLES
-from workload import CLIENTS, Workload, asked, kept
+from workload import SIZES, Workload, asked, kept, read
 
 client_app = ClientApp()
 
@@ -32,27 +31,28 @@ class Averaging(FedAvg):
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """One client; an actor keeps model and data from one to the next."""
-    config = message.content["config"]
-    workload = kept(config["folder"], config["rounds"], config["processes"])
+    work = message.content["config"]["work"]
+    workload = kept(work)
     workload.model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     workload.train(context.node_config["partition-id"])
-    arrays, metrics = ArrayRecord(workload.model.state_dict()), MetricRecord({"num-examples": SAMPLES})
+    arrays = ArrayRecord(workload.model.state_dict())
+    metrics = MetricRecord({"num-examples": SIZES[read(work).size].samples})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
 
 def main() -> None:
     """One core for each client that is being trained."""
-    folder, rounds, processes = asked()
+    work = asked()
     server_app = ServerApp()
 
     @server_app.main()
     def serve(grid: Grid, context: Context) -> None:
-        workload = Workload(folder, rounds, processes)
-        config = ConfigRecord({"folder": str(folder), "rounds": rounds, "processes": processes})
-        Averaging(workload).start(grid, ArrayRecord(workload.model.state_dict()), rounds, train_config=config)
+        workload = Workload(work)
+        start, config = ArrayRecord(workload.model.state_dict()), ConfigRecord({"work": work.text})
+        Averaging(workload).start(grid, start, work.rounds, train_config=config)
 
-    resources = {"init_args": {"num_cpus": processes}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
-    run_simulation(server_app, client_app, num_supernodes=CLIENTS, backend_config=resources)
+    resources = {"init_args": {"num_cpus": work.workers}, "client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
+    run_simulation(server_app, client_app, num_supernodes=work.clients, backend_config=resources)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pfl.hyperparam import NNTrainHyperParams
 from pfl.internal.ops.pytorch_ops import distributed
 from pfl.metrics import Metrics
 from pfl.model.pytorch import PyTorchModel
-from workload import CLIENTS, Workload, asked
+from workload import Workload, asked
 
 
 class Averaging(FederatedAveraging):
@@ -53,18 +53,18 @@ class Reports(TrainingProcessCallback):
 
 def main() -> None:
     """Updates are averaged with equal weights, and added: SGD with a learning rate of 1."""
-    folder, rounds, processes = asked()
-    workload = Workload(folder, rounds, processes)
+    work = asked()
+    workload = Workload(work)
     module, indices = workload.model, workload.experiment.client_indices
     module.loss = module.metrics = None  # pfl insists on both; nothing calls them here
     model = Unjudged(module, torch.optim.AdamW, torch.optim.SGD(module.parameters(), lr=1.0))
     np.random.seed(0)  # all processes must draw alike
     clients = FederatedDataset(
         lambda client: Dataset([indices[client]], user_id=client),
-        get_user_sampler("minimize_reuse", list(range(CLIENTS))),
+        get_user_sampler("minimize_reuse", list(range(work.clients))),
     )
     Averaging(workload).run(
-        NNAlgorithmParams(rounds, rounds, train_cohort_size=CLIENTS, val_cohort_size=None),
+        NNAlgorithmParams(work.rounds, work.rounds, train_cohort_size=work.clients, val_cohort_size=None),
         SimulatedBackend(training_data=clients, val_data=clients),
         model,
         NNTrainHyperParams(local_batch_size=None, local_num_epochs=1, local_learning_rate=0.0),  # not read

@@ -98,7 +98,7 @@ class OnRay:
             self._shared[groups] = self._ray.put(content())
         return self._shared[groups]
 
-    def answers(self, busy: Collection[int]) -> Iterator[tuple[int, Upload | Death | Arrival]]:
+    def answers(self, busy: Collection[int], wait: bool = True) -> Iterator[tuple[int, Upload | Death | Arrival]]:
         """See `Crew`."""
         asked = {
             actor.answer: number
@@ -106,8 +106,8 @@ class OnRay:
             if number in busy or not actor.is_ready
         }
         left = min(self._actors[number].deadline for number in asked.values()) - monotonic()
-        answered, _ = self._ray.wait(list(asked), timeout=max(0.0, left))
-        if answered:  # whoever else has answered, too
+        answered, _ = self._ray.wait(list(asked), timeout=max(0.0, left)) if wait else ([], [])
+        if answered or not wait:  # whoever else has answered, too
             answered, _ = self._ray.wait(list(asked), num_returns=len(asked), timeout=0)
             for number in sorted(asked[ref] for ref in answered):
                 yield number, self._receive(number)

@@ -6,9 +6,12 @@ import multiprocessing
 import signal
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from math import inf
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as connection_wait
 from pathlib import Path
-from threading import Timer
+from threading import Event, Thread
+from time import monotonic
 
 from fedbench.config.schema import Config
 from fedbench.federation.client import Upload
@@ -30,6 +33,8 @@ from fedbench.federation.server import Server
 from fedbench.numerics import settle
 from fedbench.workers import end_with_parent, worker_context
 
+LOOK_S = 0.5  # between two looks whether a worker is late
+
 
 class Processes:
     """Persistent worker processes, each with a working model and the data of its own (mapped files are shared).
@@ -43,10 +48,12 @@ class Processes:
         config = experiment.config
         self._effort = Effort(experiment)
         self._patience = Patience(self._effort)
-        self.size = config.workers or max(1, multiprocessing.cpu_count() // config.threads)
+        self.size = num_workers(config)
         expected = identity(experiment)
         self._new = lambda: Remote(config, expected, folder)
         self._remotes = [self._new() for _ in range(self.size)]
+        self._closed = Event()
+        Thread(target=self._watch, daemon=True).start()
 
     def train(self, visits: Iterable[Visit]) -> Iterator[tuple[Visit, Upload]]:
         """See `Engine`."""
@@ -54,6 +61,7 @@ class Processes:
 
     def close(self) -> None:
         """End the processes."""
+        self._closed.set()
         for remote in self._remotes:
             remote.close()
 
@@ -65,15 +73,23 @@ class Processes:
         """See `Crew`."""
         self._remotes[worker].send(visit, self.server, self._patience.of(visit))
 
-    def answers(self, busy: Collection[int]) -> Iterator[tuple[int, Upload | Death | Arrival]]:
+    def answers(self, busy: Collection[int], wait: bool = True) -> Iterator[tuple[int, Upload | Death | Arrival]]:
         """See `Crew`."""
         asked = {
             remote.connection: number
             for number, remote in enumerate(self._remotes)
             if number in busy or not remote.is_ready
         }
-        for worker in sorted(asked[connection] for connection in wait(list(asked))):  # type: ignore[index]
+        answered = connection_wait(list(asked), None if wait else 0)
+        for worker in sorted(asked[one] for one in answered):  # type: ignore[index]
             yield worker, self._receive(worker)
+
+    def _watch(self) -> None:
+        # A process that is stopped takes no bytes and no signal but one: killed, it leaves a broken connection,
+        # whether we wait in `send` or in `receive`. One thread for all: to start one takes a client's time.
+        while not self._closed.wait(LOOK_S):
+            for remote in self._remotes:
+                remote.end_if_late()
 
     def _receive(self, worker: int) -> Upload | Death | Arrival:
         remote = self._remotes[worker]
@@ -84,6 +100,11 @@ class Processes:
             self._remotes[worker] = self._new()
             return Death(remote.end)
         return heard(answer, remote, self._patience)
+
+
+def num_workers(config: Config) -> int:
+    """As configured, or as many as the cores of this machine allow."""
+    return config.workers or max(1, multiprocessing.cpu_count() // config.threads)
 
 
 class Remote:
@@ -119,7 +140,7 @@ class Remote:
     def receive(self) -> Upload | Failure | Arrival:
         """The answer. EOFError, OSError: the process died."""
         answer: Upload | Failure | Arrival = self.connection.recv()
-        self._alarm.cancel()
+        self._deadline = inf
         return answer
 
     @property
@@ -131,21 +152,19 @@ class Remote:
 
     def close(self) -> None:
         """End the process; what clients keep is written in one step, so that it may be at anything."""
-        self._alarm.cancel()
+        self._deadline = inf
         self.connection.close()
         self.process.kill()
         self.process.join()
 
     def _be_patient(self, seconds: float) -> None:
-        # A process that is stopped takes no bytes and no signal but one: killed, it leaves a broken connection,
-        # whether we wait in `send` or in `receive`.
-        self._alarm = Timer(seconds, self._kill, [seconds])
-        self._alarm.daemon = True
-        self._alarm.start()
+        self._patience, self._deadline = seconds, monotonic() + seconds
 
-    def _kill(self, patience: float) -> None:
-        self._late = patience
-        self.process.kill()
+    def end_if_late(self) -> None:
+        """Kill the process if its time is over."""
+        if monotonic() > self._deadline:
+            self._late, self._deadline = self._patience, inf
+            self.process.kill()
 
 
 def serve(connection: Connection, config: Config, expected: Identity, folder: Path) -> None:

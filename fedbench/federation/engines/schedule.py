@@ -44,8 +44,11 @@ class Crew(Protocol):
         """Give a ready worker a visit; that it is dead shows in its answer."""
         ...
 
-    def answers(self, busy: Collection[int]) -> Iterable[tuple[int, Upload | Death | Arrival]]:
-        """Wait for something from `busy` workers, or from those that have not arrived; a dead one is replaced."""
+    def answers(self, busy: Collection[int], wait: bool = True) -> Iterable[tuple[int, Upload | Death | Arrival]]:
+        """What came from `busy` workers, or from those that have not arrived; a dead one is replaced.
+
+        `wait`: until there is something.
+        """
         ...
 
 
@@ -69,9 +72,14 @@ def scheduled(visits: Iterable[Visit], crew: Crew, effort: Effort) -> Iterator[t
             if worker not in busy and waiting:
                 _, busy[worker] = heappop(waiting)
                 crew.begin(worker, drawn[busy[worker]])
-        if not busy and not waiting:
+        if turn in done:  # one at a time: while it is taken, others answer, and should not wait for work
+            visit = drawn.pop(turn)
+            held -= _size(visit)
+            yield visit, done.pop(turn)
+            turn += 1
+        if not drawn:
             return
-        for worker, answer in crew.answers(busy):
+        for worker, answer in crew.answers(busy, wait=turn not in done) if busy or waiting else ():
             if worker not in busy:  # it was on its way
                 failed_starts = failed_starts + 1 if isinstance(answer, Death) else 0
                 _check_starts(failed_starts, answer)
@@ -85,11 +93,6 @@ def scheduled(visits: Iterable[Visit], crew: Crew, effort: Effort) -> Iterator[t
                 heappush(waiting, (-effort.of(visit), number))
             else:
                 done[number] = replace(answer, deaths=deaths[number])
-        while turn in done:
-            visit = drawn.pop(turn)
-            held -= _size(visit)
-            yield visit, done.pop(turn)
-            turn += 1
 
 
 def _size(visit: Visit) -> int:
