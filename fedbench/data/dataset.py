@@ -18,7 +18,7 @@ from fedbench.config.schema import DataConfig, EncoderConfig, PartitionConfig, S
 from fedbench.data.images import BATCH, convert, listing
 from fedbench.data.source import DataSource, Part, Source
 from fedbench.data.split import Rows, hold_out, keep, split_off_test, whole
-from fedbench.data.store import decoded
+from fedbench.data.store import decoded, will_be_drawn
 from fedbench.errors import UserError
 from fedbench.plugins import load_plugin
 
@@ -73,6 +73,7 @@ class Dataset:
             digest.update(repr(tuple(tensor.shape)).encode())
             for chunk in tensor.split(BATCH):
                 digest.update(chunk.cpu().contiguous().numpy().data)
+        will_be_drawn(self.train_images)  # this was the one reading in order
         return digest.hexdigest()
 
 

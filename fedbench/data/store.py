@@ -9,12 +9,14 @@ deleted at any time.
 import fcntl
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import PIL
@@ -30,6 +32,9 @@ from fedbench.files import cache_folder, write_atomically
 
 Shape = tuple[int, int, int, int]
 _checked: set[tuple[Path, str, int]] = set()  # files whose pixels this process has seen to be right
+_mapped: WeakValueDictionary[int, NDArray[np.uint8]] = (
+    WeakValueDictionary()
+)  # address -> the mapped file that is there
 
 
 class Decoded(NamedTuple):
@@ -49,7 +54,19 @@ def decoded(images: Images, rows: Tensor, image_size: int, in_channels: int, nam
     if not _is_whole(path, shape):
         _write(path, shape, _with_bar(images.read(rows, image_size, in_channels), len(rows), name))
     array = np.load(path, mmap_mode="c")  # c: torch wants it writable; the file is not written
-    return Decoded(torch.from_numpy(array), _noted(path).broken)
+    pixels = torch.from_numpy(array)
+    _mapped[pixels.untyped_storage().data_ptr()] = array
+    return Decoded(pixels, _noted(path).broken)
+
+
+def will_be_drawn(images: Tensor) -> None:
+    """From here on `images` are read one here, one there: where they are a mapped file, nothing is read ahead.
+
+    Of a set larger than memory a batch would else read, with each of its images, megabytes that nobody asked for.
+    """
+    array = _mapped.get(images.untyped_storage().data_ptr())
+    if array is not None and isinstance(array.base, mmap.mmap):
+        array.base.madvise(mmap.MADV_RANDOM)
 
 
 def _key(images: Images, rows: Tensor, shape: Shape) -> str:

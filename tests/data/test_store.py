@@ -151,3 +151,23 @@ def test_a_flipped_bit_in_decoded_images_is_told_and_they_are_decoded_again(cach
     assert "is not what was written; the images are decoded again" in capsys.readouterr().err
     assert torch.equal(load(), before)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what was advised")
+def test_nothing_is_read_ahead_of_images_that_will_be_drawn() -> None:
+    def flags(images: torch.Tensor) -> list[str]:
+        address, here = images.data_ptr(), False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            words = line.split()
+            if "-" in words[0] and not words[0].endswith(":"):
+                low, high = (int(end, 16) for end in words[0].split("-"))
+                here = low <= address < high
+            elif here and words[0] == "VmFlags:":
+                return words[1:]
+        raise AssertionError("no such mapping")
+
+    images = decode(noise())
+    assert "rr" not in flags(images)
+    store.will_be_drawn(images)
+    assert "rr" in flags(images)
+    store.will_be_drawn(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))  # of no file
