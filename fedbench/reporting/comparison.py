@@ -103,9 +103,13 @@ def comparable(runs: Iterable[Run]) -> list[list[Cell]]:
 
 
 def comparable_key(cell: Cell) -> dict[str, Any]:
-    """Data, its partition over the clients, encoder, protocol with settings and data, accounting convention."""
+    """Data, its partition over the clients, encoder, protocol with settings and data, accounting convention.
+
+    What transforms make of the encoder is what is compared, as strategies are.
+    """
     shared = ("data", "encoder.", "evaluation.", "federation.num_clients")
     settings = {key: value for key, value in cell.settings.items() if key.startswith(shared)}
+    settings.pop("encoder.transforms", None)
     return {**settings, "convention": cell.label("convention")}
 
 

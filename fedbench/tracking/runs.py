@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbench.config.load import UNTRAINED, digest, flat
-from fedbench.config.schema import PartitionConfig
+from fedbench.config.schema import ENCODER_KEYS, OF_SOME_ENCODERS, WITH_ALL_KEYS, PartitionConfig
 from fedbench.conventions import CONVENTIONS
 from fedbench.errors import UserError
 from fedbench.escaping import printable
@@ -31,7 +31,7 @@ HOW = (
 )
 # No bit depends on what is in HOW; the images are named by their hash.
 LEFT_OUT = ("seed", "probe.", "evaluation.", "tuning", *HOW)
-NAMES = ("strategy.name", "ssl.name")  # of plugins, perhaps with a folder in front
+NAMES = ("strategy.name", "ssl.name", "encoder.name")  # of plugins, perhaps with a folder in front
 UNFINISHED = "it is not finished"
 LATER = (  # figures that older runs have not
     "client/local_steps",
@@ -90,6 +90,8 @@ class Run:
         """`section.key -> value` of all that can change a result but the seed; data is named by its hash."""
         config = {k: v for k, v in flat(self.manifest["config"]).items() if not k.startswith(LEFT_OUT)}
         config |= {key: _last_part(config[key]) for key in NAMES if key in config}
+        if "encoder.transforms" in config:
+            config["encoder.transforms"] = _transforms_words(config["encoder.transforms"])
         named = flat({key: self.manifest[key] for key in ("data_hash", "device", "sources")})
         judged = self.evaluation
         by = {**judged.settings, "protocol": judged.protocol, "data_hash": judged.data_hash}
@@ -205,15 +207,36 @@ def _why_it_stopped(path: Path) -> str:
 def describe(run: Run) -> str:
     """The title of a table: data, federation, encoder and protocol in words."""
     config, judged = run.manifest["config"], run.evaluation
-    data, encoder = config["data"], config["encoder"]
+    data = config["data"]
     split = PartitionConfig.model_validate(data["partition"])
-    patch = f", patch {encoder['patch_size']}, width {encoder['width']}" if encoder["name"] == "vit" else ""
     elsewhere = "" if judged.data_hash == run.manifest["data_hash"] else f" on {judged.data}"
     return (
         f"{_data_words(run)} on {config['federation']['num_clients']} clients ({split.words}), "
-        f"{encoder['name']} ({encoder['image_size']} px{patch}, {encoder['depth']} blocks), "
+        f"{_encoder_words(config['encoder'])}, "
         f"protocol {judged.protocol}{elsewhere}{_split(judged.settings)}"
     )
+
+
+def _encoder_words(encoder: Mapping[str, Any]) -> str:
+    """`vit (8 px, patch 2, width 32, 4 blocks)`; what an encoder does not have is left out."""
+    forms = {"patch_size": "patch {}", "width": "width {}", "depth": "{} blocks"}
+    if encoder["name"] == "resnet18":  # whose configuration has the keys of a ViT, too
+        forms = {"depth": forms["depth"]}
+    words = [f"{encoder['image_size']} px"]
+    words += [form.format(encoder[key]) for key, form in forms.items() if key in encoder]
+    if encoder["name"] not in WITH_ALL_KEYS:
+        known = {*ENCODER_KEYS, *OF_SOME_ENCODERS}
+        words += [f"{key} {value}" for key, value in encoder.items() if key not in known]
+    return f"{_last_part(encoder['name'])} ({', '.join(words)})"
+
+
+def _transforms_words(transforms: Iterable[Mapping[str, Any]]) -> str:
+    """`cola(ratio=0.5)+shared_mlp`."""
+    words = []
+    for one in transforms:
+        keys = ",".join(f"{key}={value}" for key, value in one.items() if key != "name")
+        words.append(_last_part(one["name"]) + (f"({keys})" if keys else ""))
+    return "+".join(words)
 
 
 def _split(settings: Mapping[str, Any]) -> str:

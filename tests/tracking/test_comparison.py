@@ -114,6 +114,23 @@ def test_runs_from_before_there_were_protocols_stand_beside_new_ones(fake_run: F
     assert row.top1_mean == pytest.approx(0.7)
 
 
+def test_what_transforms_make_of_an_encoder_is_compared_in_one_table(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.8)
+    fake_run("fedssl", 0.7, overrides={"encoder": {"transforms": [{"name": "cola", "ratio": 0.5}, "shared_mlp"]}})
+    ((dense, low),) = tables(runs)
+    assert (dense.variant, low.variant) == (
+        "",
+        "encoder.transforms=cola(ratio=0.5)+shared_mlp",
+    )
+
+
+def test_a_title_says_what_an_encoder_has(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.8, overrides={"encoder": {"name": "timm", "model": "vit_tiny_patch16_224"}})
+    fake_run("prog_fedssl", 0.8, overrides={"encoder": {"name": "cnn", "width": 8}})
+    titles = {table[0].title.split("), ")[1] for table in tables(runs)}
+    assert titles == {"timm (8 px, model vit_tiny_patch16_224", "cnn (8 px, width 8"}
+
+
 @pytest.mark.parametrize(
     ("reference", "why"),
     [
