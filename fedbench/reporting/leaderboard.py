@@ -31,6 +31,7 @@ __all__ = ["Row", "Run", "leaderboard", "read_runs", "render", "write"]
 
 Column = tuple[str, Callable[[Row], str]]
 EQUAL_WORK = 0.005  # a share of the reference's local steps: what rounding to whole batches may do
+OF_FEATURES = ("rank of features", "uniformity", "alignment")
 LEFT: list[Column] = [
     ("#", lambda row: place(row)),
     ("strategy", lambda row: short_name(row.strategy)[0]),
@@ -44,6 +45,9 @@ ACCURACY: list[Column] = [
     ("floor %", lambda row: percent(row.untrained_top1_mean)),
     ("gain", lambda row: f"{100 * row.gain:+.1f}"),
     ("minus fedssl [95 %]", lambda row: difference(row)),
+    ("rank of features", lambda row: known(row.effective_rank, 1)),
+    ("uniformity", lambda row: "-" if row.uniformity is None else f"{row.uniformity:.2f}"),
+    ("alignment", lambda row: "-" if row.alignment is None else f"{row.alignment:.2f}"),
     ("local steps", lambda row: known(row.local_steps, 1)),
     ("wall s", lambda row: number(row.seconds)),
 ]
@@ -136,10 +140,13 @@ def _columns(
     rows: Sequence[Row], left: Sequence[Column], right: Sequence[Column]
 ) -> tuple[list[Column], list[Column]]:
     """Without those that say nothing of any row."""
-    return (
-        [column for column in left if column[0] != "settings" or any(settings(row) for row in rows)],
-        [column for column in right if column[0] != "tuned" or any(row.tuned for row in rows)],
-    )
+    silent = {
+        "settings": not any(settings(row) for row in rows),
+        "tuned": not any(row.tuned for row in rows),
+        **dict.fromkeys(OF_FEATURES, not any(row.effective_rank is not None for row in rows)),
+    }
+    shown = [[column for column in columns if not silent.get(column[0])] for columns in (left, right)]
+    return shown[0], shown[1]
 
 
 def settings(row: Row) -> str:
@@ -178,6 +185,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         *training(rows),
         f"Protocol `{first.protocol}`: {PROTOCOLS[first.protocol]} ({first.protocol_settings}). Mean ± sample "
         "standard deviation over seeds. Floor: the same protocol on the untrained encoder; gain: points above it.",
+        *features(rows),
         f"Convention `{first.convention}`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
         "`#`: a row ranks below others only where each of these is better than it and than all that rank no "
         f"higher; `-`: nothing can be said. Better: {METHOD}.",
@@ -192,6 +200,16 @@ def notes(rows: Sequence[Row]) -> list[str]:
         *without_ratio(rows),
         *kernels(rows),
         *code(rows),
+    ]
+
+
+def features(rows: Sequence[Row]) -> list[str]:
+    """What is said of how features lie, where that is known."""
+    if all(row.effective_rank is None for row in rows):
+        return []
+    return [
+        "Features of test images, the encoder frozen: effective rank (1: all on a line, collapsed); uniformity "
+        "(0: all alike; lower: more even on the sphere), alignment of two views (0: the same; Wang and Isola 2020)."
     ]
 
 

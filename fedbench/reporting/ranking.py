@@ -62,6 +62,9 @@ class Row:
     difference_pairs: int  # seeds that both have
     untrained_top1_mean: float  # the floor: same protocol, same encoder, untrained
     gain: float  # top1_mean - untrained_top1_mean
+    effective_rank: float | None  # of the trained encoder's features of test images; mean over the seeds
+    uniformity: float | None  # the lower, the more evenly they lie on the sphere; 0: all alike
+    alignment: float | None  # squared distance of an image's two views there; the lower, the nearer
     local_steps: float | None  # of one client
     flops: float  # 1 multiply-add = 2
     flops_ratio: float | None
@@ -190,6 +193,9 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
         **_difference(cell, table),
         untrained_top1_mean=cell.floor,
         gain=cell.accuracy - cell.floor,
+        effective_rank=cell.known_mean("features/effective_rank"),
+        uniformity=cell.known_mean("features/uniformity"),
+        alignment=cell.known_mean("features/alignment"),
         local_steps=cell.known_mean("client/local_steps"),
         flops=cell.mean("client/flops"),
         flops_ratio=_ratio(cell, table, "client/flops"),

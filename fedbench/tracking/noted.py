@@ -112,6 +112,9 @@ class NotedSummary(Noted):
     server_flops: Figure | None = Field(default=None, alias="server/flops")
     server_peak_memory_bytes: Figure | None = Field(default=None, alias="server/peak_memory_bytes")
     total_flops: Figure | None = Field(default=None, alias="total/flops")
+    effective_rank: Figure | None = Field(default=None, alias="features/effective_rank")
+    alignment: Figure | None = Field(default=None, alias="features/alignment")
+    uniformity: float | None = Field(default=None, alias="features/uniformity")
 
     @model_validator(mode="before")
     @classmethod

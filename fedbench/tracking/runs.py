@@ -38,6 +38,9 @@ LATER = (  # figures that older runs have not
     "server/flops",
     "server/peak_memory_bytes",
     "total/flops",
+    "features/effective_rank",
+    "features/uniformity",
+    "features/alignment",
 )
 
 
