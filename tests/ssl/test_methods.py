@@ -1,10 +1,15 @@
 """Each method's loss against lightly's, and what its paper says of it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from fedbench.methods.ssl.dino import cross_entropies
 from fedbench.methods.ssl.mae import MAE, MAEConfig, patches_of, standardised
+from fedbench.methods.ssl.moco_v2 import queue_nce
+from local_task import local_task
 from test_losses import ENCODER, build, cosine, views
 from torch import Tensor
 
@@ -12,6 +17,8 @@ from fedbench.config import Config, EncoderConfig
 from fedbench.encoders import Encoder, build_encoder
 from fedbench.errors import UserError
 from fedbench.federation.experiment import prepare
+from fedbench.metering.step import measure_step, trace_step
+from fedbench.training.visit import VisitHooks
 
 
 def outputs(number: int = 3, size: int = 7, dim: int = 6) -> list[Tensor]:
@@ -131,3 +138,110 @@ def test_mae_refuses_a_decoder_whose_heads_do_not_divide_it() -> None:
 def test_what_aligns_projections_is_refused_where_there_are_none(tiny: Callable[..., Config]) -> None:
     with pytest.raises(UserError, match="tells no projections of two views; allowed: without what aligns them"):
         prepare(tiny(ssl="mae", strategy="lw_fedssl@v3"))
+
+
+def test_moco_v2_is_lightlys_loss_with_a_memory_bank_of_the_queue() -> None:
+    from lightly.loss import NTXentLoss
+
+    q, k, queue = (F.normalize(one, dim=1) for one in outputs())
+    lightlys = NTXentLoss(0.3, memory_bank_size=(len(queue), queue.shape[1]))
+    lightlys.memory_bank.bank = queue.clone()
+    torch.testing.assert_close(queue_nce(q, k, queue, 0.3), lightlys(q, k), rtol=1e-5, atol=0)
+
+
+def test_moco_v2s_queue_holds_the_newest_keys_of_both_views_and_no_loss_sees_its_own() -> None:
+    method, (x1, x2) = build("moco_v2", queue_size=12), views()
+    before = method.target_queue.clone()  # type: ignore[operator]
+    k1, k2 = (F.normalize(method.target_project(view), dim=1) for view in (x1, x2))
+    q1, q2 = (F.normalize(method.project(view), dim=1) for view in (x1, x2))
+    expected = (queue_nce(q1, k2, before, 0.3) + queue_nce(q2, k1, before, 0.3)) / 2
+    torch.testing.assert_close(method.training_step((x1, x2))["loss"], expected)
+    assert torch.equal(method.target_queue, torch.cat([k1, k2, before])[:12])  # type: ignore[arg-type]
+    assert "target_queue" not in method.online_state()
+
+
+def queue_of(config: Config) -> dict[int, Tensor]:
+    """The queue with which each client leaves its second visit, when the first had left it full of one."""
+    found = {}
+    task = local_task(config)
+    for client in (0, 1):
+        task.method.rebuild_target()
+        hooks = VisitHooks(task, 1, True, {"MoCoV2": {"queue": {"queue": torch.full((20, 8), float(client))}}})
+        hooks.begin()
+        found[client] = task.method.target_queue.clone()  # type: ignore[operator]
+        task.method.target_queue.fill_(7)  # type: ignore[operator]
+        hooks.end()
+        if config.ssl.model_dump()["keep_queue"]:
+            assert hooks.kept["MoCoV2"]["queue"]["queue"].unique().tolist() == [7]
+    return found
+
+
+def test_a_client_goes_on_with_its_own_queue_or_starts_anew(tiny: Callable[..., Config]) -> None:
+    ssl = {"name": "moco_v2", "queue_size": 20}
+    kept = queue_of(tiny(ssl={**ssl, "keep_queue": True}))
+    assert [kept[client].unique().tolist() for client in kept] == [[0], [1]]
+    anew = queue_of(tiny(ssl={**ssl, "keep_queue": False}))
+    assert torch.equal(anew[0], anew[1])
+    torch.testing.assert_close(anew[0].norm(dim=1), torch.ones(20))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_dinos_loss_and_centre_are_lightlys(count: int) -> None:
+    from lightly.loss import DINOLoss
+
+    students, center = outputs(count), torch.linspace(-1, 1, 6)
+    teachers = [one.flip(0) for one in students[:2]]
+    lightlys = DINOLoss(6, teacher_temp=0.2, student_temp=0.3, center_momentum=0.7)
+    lightlys.center.copy_(center)
+    method: Any = build("dino", teacher_temperature=0.2, center_momentum=0.7)
+    ours = cross_entropies(students, teachers, center, method.config)
+    torch.testing.assert_close(ours, lightlys(teachers, students), rtol=1e-5, atol=0)
+    method.center.copy_(center)
+    method.move_center(teachers)
+    torch.testing.assert_close(method.center, lightlys.center[0, 0])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_dinos_head_is_lightlys_with_rows_of_length_one() -> None:
+    from lightly.models.modules.heads import DINOProjectionHead
+
+    ours: Any = build("dino", bottleneck_dim=5).projection_head
+    theirs = DINOProjectionHead(16, 12, 5, 6)
+    theirs.layers.load_state_dict(ours.layers.state_dict())
+    theirs.last_layer.weight_v.data.copy_(ours.last_layer.weight)
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_dinos_centre_travels_and_its_teacher_does_not() -> None:
+    keys = build("dino").online_state()
+    assert "center" in keys
+    assert not any(key.startswith("target_") for key in keys)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_swavs_loss_is_lightlys_on_prototypes_of_length_one(count: int) -> None:
+    from lightly.loss import SwaVLoss
+
+    method: Any = build("swav", num_prototypes=4)
+    method.prediction_head.weight.data.mul_(torch.tensor([[0.1], [2], [3], [1]]))
+    x = [torch.randn(5, 1, 8, 8) for _ in range(count)]
+    rows = torch.stack([row / row.norm() for row in method.prediction_head.weight])
+    scores = [torch.stack([one / one.norm() for one in method.project(view)]) @ rows.T for view in x]
+    expected = SwaVLoss(0.3)(scores[:2], scores[2:])
+    torch.testing.assert_close(method.training_step(tuple(x))["loss"], expected[0], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["dino", "swav"])
+@pytest.mark.parametrize("strategy", ["fedssl", "lw_fedssl@v3"])
+def test_small_crops_reach_the_loss_and_are_priced(tiny: Callable[..., Config], name: str, strategy: str) -> None:
+    costs = []
+    for crops in (0, 3):
+        task = local_task(tiny(ssl=name, strategy=strategy, augmentation={"local_crops": crops}), stage=1)
+        VisitHooks(task, 1, False, {}).begin()
+        views = task.views(task.images[:8], torch.Generator().manual_seed(0))
+        assert [view.shape[-1] for view in views] == [8, 8, *[4] * crops]
+        costs.append(trace_step(task, 8, (1, 8, 8), "32-true"))
+        real = measure_step(task, views, "32-true")
+        assert (real.flops, real.peak_memory_bytes) == (costs[-1].flops, costs[-1].peak_memory_bytes)
+    assert costs[1].flops > costs[0].flops
