@@ -4,7 +4,7 @@ from fedbench.plugins import builtin_files
 
 NEEDS_TOKENS = {"mae"}  # encoders that are vision transformers
 NO_PROJECTIONS = {"mae"}  # of two views: without what aligns them
-ALIGNING = {"lw_fedssl@v3", "alignment", "moon"}  # strategies and mechanisms
+ALIGNING = {"lw_fedssl@v3", "alignment", "moon", "feddecorr"}  # strategies and mechanisms
 TARGET_AND_PREDICTOR = {"byol", "moco_v3"}  # what FedU asks for
 
 

@@ -114,7 +114,7 @@ class MAE(SSLMethod):
         embed = getattr(encoder.stem, "patch_embed", None)
         if not isinstance(embed, PatchEmbed):
             raise UserError(
-                "ssl=mae leaves out patches, and this encoder has no tokens of patches; allowed: encoder=vit, or "
+                "MAE leaves out patches, and this encoder has no tokens of patches; allowed: encoder=vit, or "
                 "encoder=timm with a plain vision transformer"
             )
         return embed
