@@ -3,13 +3,19 @@
 from pathlib import Path
 
 import pytest
+import torch
+from tiny_config import TINY
 
+from fedbench.cli import main
+from fedbench.config import load_config
 from fedbench.conformance.report import check_alone, check_plugin
 from fedbench.plugins import builtin_files
+from fedbench.training.model import build_model
 
-SIMSIAM = (Path(__file__).parents[2] / "methods" / "ssl" / "simsiam.py").read_text()
+ROOT = Path(__file__).parents[2]
+SIMSIAM = (ROOT / "methods" / "ssl" / "simsiam.py").read_text()
 BOTH = "z1, z2 = self.project(views[0]), self.project(views[1])"
-SIMCLR = (Path(__file__).parents[2] / "methods" / "ssl" / "simclr.py").read_text()
+SIMCLR = (ROOT / "methods" / "ssl" / "simclr.py").read_text()
 
 
 def told(folder: Path, source: str, *changes: tuple[str, str]) -> dict[str, str]:
@@ -86,3 +92,34 @@ def test_a_federation_is_not_tried_with_what_is_wrong_alone(tmp_path: Path) -> N
     rows = check_plugin(str(path), {})
     assert {situation for situation, _, _ in rows} == {"alone"}
     assert "NameError: name 'undefined' is not defined" in str(rows[0][2])
+
+
+def test_simsiam_of_the_documentation_is_ours_in_at_most_thirty_lines(tmp_path: Path) -> None:
+    section = (ROOT / "docs" / "plugins.md").read_text().partition("## An SSL method")[2]
+    source = section.partition("```python\n")[2].partition("```")[0]
+    assert len(source.splitlines()) <= 30
+    assert told(tmp_path, source) == {}
+    losses = []
+    for name in (str(tmp_path / "mine.py"), "simsiam"):
+        model = build_model(load_config(TINY, {"ssl": {**TINY["ssl"], "name": name}}), 3)
+        losses.append(model.training_step((torch.ones(4, 1, 8, 8), torch.eye(8).expand(4, 1, 8, 8)))["loss"])
+    assert torch.equal(*losses)
+
+
+def test_check_says_what_is_wrong_and_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(SIMSIAM.replace(".detach()", ""))
+    assert main(["check", str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "expected: something keeps images apart: a stop-gradient (z.detach() on the predicted side)" in printed
+    assert "where:    alone: training_step" in printed
+
+
+def test_the_template_is_fine_and_its_key_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.py"
+    assert main(["new", "ssl", str(path)]) == 0
+    assert told(tmp_path, path.read_text()) == {}
+    assert main(["list", "ssl", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "ssl.hidden_dim = 512" in printed
+    assert "ssl.off_diagonal = 1.0  (number >= 0)\n    Weight of what keeps the dimensions apart." in printed
