@@ -13,11 +13,15 @@ from local_task import local_task
 from test_losses import ENCODER, build, cosine, views
 from torch import Tensor
 
-from fedbench.config import Config, EncoderConfig
+from fedbench.config import Config, EncoderConfig, SSLConfig, load_config, resolve_file
+from fedbench.config.plain_yaml import read_yaml
 from fedbench.encoders import Encoder, build_encoder
 from fedbench.errors import UserError
 from fedbench.federation.experiment import prepare
+from fedbench.metering.counting import forward_macs_by_group
 from fedbench.metering.step import measure_step, trace_step
+from fedbench.plugins import builtin_files
+from fedbench.ssl import load_ssl
 from fedbench.training.visit import VisitHooks
 
 
@@ -245,3 +249,37 @@ def test_small_crops_reach_the_loss_and_are_priced(tiny: Callable[..., Config], 
         real = measure_step(task, views, "32-true")
         assert (real.flops, real.peak_memory_bytes) == (costs[-1].flops, costs[-1].peak_memory_bytes)
     assert costs[1].flops > costs[0].flops
+
+
+def test_the_papers_rules_count_maes_visible_tokens_and_its_decoder() -> None:
+    """16 patches, 4 of them seen by a block of width 16; the decoder of width 8 sees 16."""
+    encoder = EncoderConfig(image_size=16, patch_size=4, width=16, depth=1, heads=2)
+    macs = forward_macs_by_group(mae(build_encoder(encoder, 1)), (1, 16, 16))
+
+    def block(width: int, tokens: int) -> int:
+        return tokens * 12 * width**2 + 2 * tokens**2 * width
+
+    def norm(width: int, tokens: int) -> int:
+        return 5 * width * tokens
+
+    assert macs["block_1"] == block(16, 4) + 2 * norm(16, 4)
+    assert macs["heads"] == 4 * 16 * 8 + block(8, 16) + 3 * norm(8, 16) + 16 * 8 * 16
+
+
+@pytest.mark.parametrize("name", sorted(set(builtin_files("ssl")) - {"byol", "moco_v3", "simclr"}))
+def test_a_method_has_a_preset_of_its_paper(name: str) -> None:
+    path = resolve_file(name, "presets")
+    assert "as its paper has it (arXiv:" in path.read_text().splitlines()[0]
+    config = load_config(read_yaml(path))
+    cls, _ = load_ssl(config.ssl)
+    assert config.ssl.name == name
+    assert cls.takes_crops == bool(config.augmentation.local_crops)
+
+
+def test_another_method_on_top_of_a_preset_drops_the_keys_that_were_the_first_ones_own() -> None:
+    config = load_config(read_yaml(resolve_file("vicreg", "presets")), {"ssl": "byol"})
+    assert config.ssl.model_dump() == {**SSLConfig().model_dump(), "name": "byol"} | {
+        "hidden_dim": 8192,
+        "output_dim": 8192,
+    }
+    load_ssl(config.ssl)
