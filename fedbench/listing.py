@@ -18,7 +18,7 @@ from fedbench.federation import Mechanism, Strategy
 from fedbench.federation.naming import presets_of
 from fedbench.federation.strategy import mechanism_names
 from fedbench.plugins import load_plugin
-from fedbench.ssl import SSLMethod
+from fedbench.ssl import SSLMethod, config_class
 
 
 def explain_one(kind: str, name: str) -> str:
@@ -63,7 +63,7 @@ def _mechanism(name: str) -> str:
 
 def _ssl(name: str) -> str:
     cls = load_plugin("ssl", name, SSLMethod)
-    return _page(_about(cls), _keys(config_keys("ssl")))
+    return _page(_about(cls), _keys(schema_keys(config_class(cls).model_json_schema(), "ssl.")))
 
 
 def _encoder(name: str) -> str:

@@ -9,7 +9,7 @@ from fedbench.files import write_atomically
 TEMPLATES = {  # kind -> how it is named on the command line afterwards
     "strategy": "fedbench check {file}",
     "mechanism": "fedbench check {file}",
-    "ssl": "fedbench run digits ssl={file}",
+    "ssl": "fedbench check {file}",
     "encoder": "fedbench check {file}",
     "transform": "fedbench check {file}",
     "data": "fedbench run data={file}",

@@ -176,10 +176,7 @@ def load_ssl(config: SSLConfig) -> tuple[type[SSLMethod], SSLConfig]:
     """
     cls = load_plugin("ssl", config.name, SSLMethod)
     with blamed(f"ssl={config.name}"):
-        annotation = signature(cls.__init__, eval_str=True).parameters.get("config")
-    own = annotation.annotation if annotation else SSLConfig
-    if not (isinstance(own, type) and issubclass(own, SSLConfig)):
-        own = SSLConfig
+        own = config_class(cls)
     for key, field in SSLConfig.model_fields.items():
         if own.model_fields[key].default != field.default:
             raise UserError(
@@ -190,3 +187,10 @@ def load_ssl(config: SSLConfig) -> tuple[type[SSLMethod], SSLConfig]:
         if key not in own.model_fields:
             raise UserError(f"ssl.{key}: unknown key; {suggest(key, own.model_fields)}")
     return cls, build_plugin(own, config.model_dump(), f"ssl {config.name!r}", "ssl")
+
+
+def config_class(cls: type[SSLMethod]) -> type[SSLConfig]:
+    """What the method annotates `config` by: the base's keys, and its own."""
+    annotation = signature(cls.__init__, eval_str=True).parameters.get("config")
+    own = annotation.annotation if annotation else SSLConfig
+    return own if isinstance(own, type) and issubclass(own, SSLConfig) else SSLConfig

@@ -88,6 +88,7 @@ def _words(field: Tree) -> str:
     words = {"string": "text", "boolean": "true | false"}.get(kind, kind)
     if kind == "integer" and "exclusiveMinimum" in field:
         field = {**field, "minimum": field["exclusiveMinimum"] + 1}
+        del field["exclusiveMinimum"]
     if "minimum" in field and "maximum" in field:
         return f"{words} from {field['minimum']:,} to {field['maximum']:,}"
     return " ".join([words, *(f"{sign} {field[bound]}" for bound, sign in BOUNDS.items() if bound in field)])

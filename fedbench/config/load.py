@@ -16,7 +16,14 @@ from pydantic_core import ErrorDetails
 from fedbench.config.plain_yaml import MAX_DEPTH, MAX_TEXT
 from fedbench.config.plain_yaml import parse_yaml as parse_yaml
 from fedbench.config.plain_yaml import read_yaml as read_yaml
-from fedbench.config.schema import ENCODER_KEYS, OF_SOME_ENCODERS, WITH_ALL_KEYS, Config, EvaluationConfig
+from fedbench.config.schema import (
+    ENCODER_KEYS,
+    OF_SOME_ENCODERS,
+    WITH_ALL_KEYS,
+    Config,
+    EvaluationConfig,
+    SSLConfig,
+)
 from fedbench.errors import UserError, listed, shorten, shown, suggest
 from fedbench.files import config_names, user_path
 from fedbench.plugins import Kind, is_known, unknown
@@ -70,7 +77,7 @@ def nest(key: str, value: Any) -> Tree:
 def merge(base: Mapping[str, Any], over: Mapping[str, Any], drop_fields: bool = True) -> Tree:
     """`over` on top of `base`, mapping by mapping; a plain name stands for `{name: ...}`.
 
-    With `drop_fields`, another `strategy` or `encoder` drops the fields that were the old plugin's own.
+    With `drop_fields`, another `strategy`, `encoder` or `ssl` drops the fields that were the old plugin's own.
     """
     result = dict(base)
     for key, value in over.items():
@@ -91,6 +98,8 @@ def _is_own(section: str, key: str, name: str) -> bool:
     """Whether a key of a section is that of one plugin only, and means nothing to another one called `name`."""
     if section == "encoder":
         return key not in ENCODER_KEYS and not (name in WITH_ALL_KEYS and key in OF_SOME_ENCODERS)
+    if section == "ssl":
+        return key not in SSLConfig.model_fields
     return section == "strategy"
 
 

@@ -1,11 +1,15 @@
 """`fedbench check`: what the plan shows at a glance, then the kit's findings on a run of seconds on digits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
+
 from fedbench.config import load_config
 from fedbench.conformance.checks import CHECKS, Finding, Trial
+from fedbench.conformance.ssl_checks import SSL_CHECKS
 from fedbench.encoders import Architecture, Transform, num_blocks
 from fedbench.errors import UserError, suggest
 from fedbench.federation import Mechanism, StagePlan, Strategy
@@ -44,6 +48,18 @@ SITUATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tiny tensors gain nothing from a second one, and lose much where other processes compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def check_plugin(name: str, fields: Mapping[str, Any]) -> list[Row]:
     """Whatever the plugin is: a strategy alone, anything else with strategies of both kinds.
 
@@ -53,7 +69,9 @@ def check_plugin(name: str, fields: Mapping[str, Any]) -> list[Row]:
     kind = kind_of(name)
     if kind == "strategies":
         return check_strategy({"name": name, **fields})
-    rows: list[Row] = []
+    rows: list[Row] = check_alone(name, fields) if kind == "ssl" else []
+    if any(finding for _, _, finding in rows):
+        return rows  # what a federation would show of it is harder to read
     for strategy in COMPANIONS:
         mechanism = {name: dict(fields)} if kind == "mechanisms" else {}
         found = check_strategy({"name": strategy, **mechanism}, _section(kind, {"name": name, **fields}))
@@ -65,6 +83,27 @@ def _section(kind: Kind, plugin: dict[str, Any]) -> dict[str, Any]:
     """Where a plugin stands in a configuration, beside the strategy."""
     sections = {"ssl": {"ssl": plugin}, "encoders": {"encoder": plugin}}
     return sections.get(kind, {"encoder": {"transforms": [plugin]}} if kind == "transforms" else {})
+
+
+def check_alone(name: str, fields: Mapping[str, Any]) -> list[Row]:
+    """An SSL method without a federation.
+
+    Raises:
+        UserError: it cannot even be built.
+    """
+    ssl: dict[str, Any] = {**TINY["ssl"], "name": name, **fields}
+    crops = 1 if load_plugin("ssl", name, SSLMethod).takes_crops else 0
+    config = load_config(TINY, {"ssl": ssl, "augmentation": {"local_crops": crops}})
+    rows: list[Row] = []
+    for what, look in SSL_CHECKS.items():
+        try:
+            finding = look(config)
+        except UserError:
+            raise
+        except Exception as error:
+            finding = Finding("a step's loss", f"{type(error).__name__}: {error}", place_of(error))
+        rows.append(("alone", what, finding))
+    return rows
 
 
 def kind_of(name: str) -> Kind:

@@ -209,7 +209,7 @@ def features(rows: Sequence[Row]) -> list[str]:
         return []
     return [
         "Features of test images, the encoder frozen: effective rank (1: all on a line, collapsed); uniformity "
-        "(0: all alike; lower: more even on the sphere), alignment of two views (0: the same; Wang and Isola 2020)."
+        "(0: all alike; lower: more even on a sphere), alignment of two views (0: the same), Wang and Isola 2020."
     ]
 
 

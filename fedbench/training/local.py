@@ -47,8 +47,8 @@ class Teacher(nn.Module):
         return self.projection_head(self.encoder(view))
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over values from an online state; the prediction head's are left out."""
-        self.load_state_dict({key: value for key, value in state.items() if not key.startswith("prediction_")})
+        """Take over values from an online state; what is neither encoder nor projection head is left out."""
+        self.load_state_dict({key: state[key] for key in self.state_dict()})
 
 
 @dataclass(frozen=True)

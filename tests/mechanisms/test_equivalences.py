@@ -20,6 +20,7 @@ WEIGHTLESS: list[dict[str, Any]] = [
     {"proximal": {"mu": 0}},
     {"alignment": {"alpha": 0}},
     {"moon": {"mu": 0}},
+    {"feddecorr": {"beta": 0}},
     {"depth_dropout": {"max_depth": 3}},
 ]
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from fedbench.methods.mechanisms.alignment import Alignment
+from fedbench.methods.mechanisms.feddecorr import FedDecorr
 from fedbench.methods.mechanisms.moon import Moon
 from fedbench.methods.mechanisms.proximal import Proximal
 from torch import Tensor
@@ -82,3 +83,25 @@ def test_the_proximal_gradient_is_mu_times_the_distance_from_what_was_received()
     assert term.item() == pytest.approx(0.15 * (1 + 9))
     (gradient,) = torch.autograd.grad(term, w)
     torch.testing.assert_close(gradient, 0.3 * (w.detach() - received))
+
+
+def test_the_feddecorr_term_equals_its_naive_double() -> None:
+    z1, z2 = points(0), points(1)
+    step: Any = SimpleNamespace(output={"projections": (z1, z2)})
+    expected = 0.0
+    for z in (z1, z2):
+        for one in z.T:
+            for other in z.T:
+                a, b = one - one.mean(), other - other.mean()
+                expected += 0.7 / 2 / 9 * (a @ b / (a.norm() * b.norm())).item() ** 2
+    assert FedDecorr(beta=0.7).local_loss(step).item() == pytest.approx(expected, rel=1e-4)  # type: ignore[union-attr]
+
+
+def test_feddecorr_lies_between_no_correlation_and_collapse_and_has_a_gradient_at_both() -> None:
+    whitened = torch.linalg.qr(points(0) - points(0).mean(0)).Q.requires_grad_()
+    same = points(1)[:, :1].expand(-1, 3).clone().requires_grad_()
+    constant = torch.ones(4, 3, dtype=torch.float64, requires_grad=True)
+    term = FedDecorr().term
+    for z, value in ((whitened, 1 / 3), (same, 1.0), (constant, 0.0)):
+        assert term(z).item() == pytest.approx(value, abs=1e-4)
+        assert torch.isfinite(torch.autograd.grad(term(z), z)[0]).all()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from exhaustive import crossed, exhaustive
+from ssl_methods import fits
 from tiny_config import UNEVEN
 
 from fedbench.budgets import parse_budgets
@@ -90,6 +91,8 @@ def counted(config: Config) -> dict[str, float]:
 
 @pytest.mark.parametrize(("strategy", "ssl"), crossed(STRATEGIES, "lw_fedssl@v4", builtin_files("ssl"), "moco_v3"))
 def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> None:
+    if not fits((strategy, ssl)):
+        pytest.skip(f"{strategy} refuses {ssl}")
     config = tiny(strategy=strategy, ssl=ssl)
     assert predicted(profile(config)) == counted(config)
 

@@ -10,15 +10,16 @@ from torch.utils.data import DataLoader
 from fedbench.config import EncoderConfig, SSLConfig
 from fedbench.encoders import build_encoder
 from fedbench.plugins import builtin_files, load_plugin
-from fedbench.ssl import SSLMethod
+from fedbench.ssl import SSLMethod, load_ssl
 
 ENCODER = EncoderConfig(image_size=8, patch_size=4, width=16, depth=1, heads=2)
 SSL = SSLConfig(hidden_dim=12, output_dim=6, temperature=0.3, momentum=0.9)
 
 
-def build(name: str) -> SSLMethod:
+def build(name: str, **keys: object) -> SSLMethod:
     torch.manual_seed(1)
-    method = load_plugin("ssl", name, SSLMethod)(build_encoder(ENCODER, 1), SSL)  # type: ignore[call-arg]
+    cls, config = load_ssl(SSLConfig.model_validate({**SSL.model_dump(), "name": name, **keys}))
+    method = cls(build_encoder(ENCODER, 1), config)  # type: ignore[call-arg]
     if method.target_encoder is not None:  # a target that differs from the online branch
         for parameter in [*method.target_encoder.parameters(), *method.target_projection_head.parameters()]:  # type: ignore[union-attr]
             parameter.data.add_(0.1 * torch.randn_like(parameter))
