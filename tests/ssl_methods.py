@@ -1,6 +1,13 @@
 """Which SSL methods go with what."""
 
+from collections.abc import Iterable
+from typing import Any
+
+from exhaustive import crossed
+
 from fedbench.plugins import builtin_files
+
+OF_THE_PAPER = ("byol", "moco_v3", "simclr")
 
 NEEDS_TOKENS = {"mae"}  # encoders that are vision transformers
 NO_PROJECTIONS = {"mae"}  # of two views: without what aligns them
@@ -19,3 +26,9 @@ def fits(pair: tuple[str, str]) -> bool:
 def methods(without: set[str]) -> list[str]:
     """All but those."""
     return [name for name in builtin_files("ssl") if name not in without]
+
+
+def pairs(others: Iterable[str], one: str) -> list[Any]:
+    """(strategy, SSL method) as cases: all strategies with the paper's methods, the further methods with `one`."""
+    further = [(one, name) for name in builtin_files("ssl") if name not in OF_THE_PAPER]
+    return [*crossed(others, one, OF_THE_PAPER, "moco_v3"), *filter(fits, further)]

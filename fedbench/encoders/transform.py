@@ -45,11 +45,26 @@ class Transform(ABC):
         return None
 
 
-class Given(nn.Module):
+class Transparent(nn.Module):
+    """Stands in place of a module, which is its submodule `inside`: what that has, who looks for it here finds."""
+
+    inside: ClassVar[str]
+
+    def __getattr__(self, name: str) -> Any:
+        """A tensor or module of its own, else what the module has."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__(self.inside), name)
+
+
+class Given(Transparent):
     """A module whose weights are given: nobody trains them, and they are in eval mode always.
 
     Its tensors are in a group of their own, beside that of the part that they are in: a client is sent them once.
     """
+
+    inside = GIVEN
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -64,8 +79,10 @@ class Given(nn.Module):
         return super().train(False)
 
 
-class Carrier(nn.Module):
+class Carrier(Transparent):
     """A module that has the weights of another one with it, which somebody else calls."""
+
+    inside = "module"
 
     def __init__(self, module: nn.Module, carried: nn.Module) -> None:
         super().__init__()

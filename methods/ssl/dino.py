@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from lightly.models.modules.heads import ProjectionHead
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
-from fedbench.config.schema import Probability, SSLConfig
+from fedbench.config.schema import Dimensions, Probability, SSLConfig
 from fedbench.encoders import Encoder
 from fedbench.ssl import SSLMethod, StepOutput
 
@@ -21,7 +21,7 @@ from ._unit_linear import UnitLinear
 class DINOConfig(SSLConfig):
     """Of head and teacher; `temperature` is the student's, `output_dim` is K."""
 
-    bottleneck_dim: PositiveInt = 256
+    bottleneck_dim: Dimensions = 256
     """Dimensions in front of the last layer."""
     teacher_temperature: PositiveFloat = 0.04
     """Of the teacher's softmax; below the student's it sharpens."""

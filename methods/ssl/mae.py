@@ -6,13 +6,13 @@ Shapes: B samples, C channels, T patches of p x p pixels, V visible of them, D e
 from typing import Annotated
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from fedbench.config.schema import SSLConfig
+from fedbench.config.schema import Dimensions, SSLConfig
 from fedbench.encoders import Encoder
 from fedbench.errors import UserError
 from fedbench.ssl import SSLMethod, StepOutput
@@ -23,9 +23,9 @@ class MAEConfig(SSLConfig):
 
     mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75
     """Share of the patches that the encoder does not see; 0: a plain autoencoder of all."""
-    decoder_depth: NonNegativeInt = 1
+    decoder_depth: Annotated[NonNegativeInt, Field(le=256)] = 1
     """Transformer blocks of the decoder; 8 in the paper."""
-    decoder_heads: PositiveInt = 4
+    decoder_heads: Dimensions = 4
     """Their attention heads, a divisor of `hidden_dim`; 16 in the paper."""
     normalize_pixels: bool = True
     """Whether each patch's pixels are standardised before they are compared (Sec. 3, Reconstruction target)."""

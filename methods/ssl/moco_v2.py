@@ -6,10 +6,9 @@ Shapes: B samples, D output dimensions, K entries of the queue.
 import torch
 import torch.nn.functional as F
 from lightly.models.modules.heads import MoCoProjectionHead
-from pydantic import PositiveInt
 from torch import Tensor
 
-from fedbench.config.schema import SSLConfig
+from fedbench.config.schema import Count, SSLConfig
 from fedbench.encoders import Encoder
 from fedbench.federation import LocalVisit
 from fedbench.ssl import SSLMethod, StepOutput
@@ -18,7 +17,7 @@ from fedbench.ssl import SSLMethod, StepOutput
 class MoCoV2Config(SSLConfig):
     """Of the queue."""
 
-    queue_size: PositiveInt = 4096
+    queue_size: Count = 4096
     """K: earlier projections that are negatives; 65536 in the paper."""
     keep_queue: bool = True
     """Whether a client goes on with its queue at its next visit of a stage; false: each visit starts it anew."""

@@ -3,13 +3,15 @@
 Shapes: B samples, D output dimensions, K prototypes.
 """
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from lightly.loss import SwaVLoss
 from lightly.models.modules.heads import SwaVProjectionHead
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from fedbench.config.schema import SSLConfig
+from fedbench.config.schema import Count, SSLConfig
 from fedbench.encoders import Encoder
 from fedbench.ssl import SSLMethod, StepOutput
 
@@ -19,11 +21,11 @@ from ._unit_linear import UnitLinear
 class SwAVConfig(SSLConfig):
     """Of prototypes and assignments."""
 
-    num_prototypes: PositiveInt = 3000
+    num_prototypes: Count = 3000
     """K."""
     epsilon: PositiveFloat = 0.05
     """Entropy of the assignments (Eq. 3); smaller ones are harder."""
-    sinkhorn_iterations: PositiveInt = 3
+    sinkhorn_iterations: Annotated[PositiveInt, Field(le=1_000)] = 3
     """Of rows and columns, towards equally used prototypes."""
 
 

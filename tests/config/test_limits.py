@@ -11,11 +11,13 @@ from fedbench.config import Config, load_config, parse_overrides, read_words
 from fedbench.config.grid import Grid, cells, read_grid
 from fedbench.config.keys import config_keys, grid_schema, schema_keys
 from fedbench.config.load import read_yaml
+from fedbench.config.schema import SSLConfig
 from fedbench.encoders import Architecture, outline
 from fedbench.errors import UserError
 from fedbench.federation import Mechanism, Strategy
 from fedbench.plugins import builtin_files, load_plugin
 from fedbench.running.tuning import contestants
+from fedbench.ssl import load_ssl
 from fedbench.training.model import build_model
 
 
@@ -137,6 +139,9 @@ def test_every_whole_number_of_a_configuration_has_an_upper_limit() -> None:
         for name in builtin_files(kind):
             plugin = load_plugin(kind, name, base)
             keys += schema_keys(TypeAdapter(plugin).json_schema(), f"{name}.")
+    for name in builtin_files("ssl"):
+        _, own = load_ssl(SSLConfig(name=name))
+        keys += schema_keys(type(own).model_json_schema(), f"{name}.")
     whole = [key for key in keys if "integer" in key.allowed]
     assert len(whole) > 40
     assert not [f"{key.name}: {key.allowed}" for key in whole if " to " not in key.allowed]

@@ -4,12 +4,13 @@ Two copies of every experiment are run, one on the CPU and one on the device.
 """
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from small import REAL, Trained
-from ssl_methods import fits
+from ssl_methods import OF_THE_PAPER, fits, methods
 
 from fedbench.plugins import builtin_files
 
@@ -18,6 +19,11 @@ STRATEGIES = ["fedssl", "prog_fedssl", "lw_fedssl@v3", "lw_fedssl@v4"]
 OPTIONS = {"depth_dropout": {"max_depth": 1}}
 KEEPING = {"moon", "fedu", "fedema"}  # from a client's second visit in a stage on
 REFUSED = {("dsnot", "lw_fedssl@v3")}  # a server that trains pruned blocks
+
+CASES = [  # all with the paper's methods; the further ones with every strategy
+    *product(STRATEGIES, OF_THE_PAPER, builtin_files("mechanisms")),
+    *product(STRATEGIES, methods(without=set(OF_THE_PAPER)), ["proximal"]),
+]
 
 
 def with_mechanism(strategy: str, mechanism: str) -> dict[str, Any]:
@@ -34,9 +40,7 @@ def same(one: Trained, other: Trained) -> bool:
     return first == second and all(torch.equal(value, other.values[key]) for key, value in one.values.items())
 
 
-@pytest.mark.parametrize("mechanism", builtin_files("mechanisms"))
-@pytest.mark.parametrize("ssl", builtin_files("ssl"))
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("strategy", "ssl", "mechanism"), CASES)
 @pytest.mark.usefixtures("accelerator", "untraced")
 def test_the_device_computes_what_the_cpu_does_and_no_step_waits(
     train: Train, strategy: str, ssl: str, mechanism: str

@@ -233,3 +233,11 @@ def test_given_weights_are_not_overwritten_in_silence(tiny: Callable[..., Config
     with pytest.raises(UserError, match=r"strategy\.init=copy_previous, which would overwrite it"):
         check(given)
     check(tiny({"encoder": {"init": str(file), "transforms": ["lora"]}, "strategy": "lw_fedssl@v3"}))
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_masked_autoencoder_trains_on_what_a_transform_makes(name: str) -> None:
+    for trained in ("always", "first") if name == "shared_mlp" else ("",):
+        keys = {"trained": trained} if trained else {}
+        model = build_model(of({"name": name, **keys}, ssl={"name": "mae", "hidden_dim": 16}), 3)
+        model.training_step((torch.randn(2, 1, 8, 8),))["loss"].backward()

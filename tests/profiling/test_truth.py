@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from exhaustive import crossed, exhaustive
-from ssl_methods import fits
+from exhaustive import exhaustive
+from ssl_methods import fits, pairs
 from tiny_config import UNEVEN
 
 from fedbench.budgets import parse_budgets
@@ -18,7 +18,6 @@ from fedbench.federation import shipment as shipment_module
 from fedbench.federation.experiment import prepare
 from fedbench.federation.record import LEDGER_COLUMNS, RoundRecord
 from fedbench.federation.server_rehearsal import RehearsedTraining
-from fedbench.plugins import builtin_files
 from fedbench.profiling import Profile, profile
 from fedbench.profiling.budget import verdicts
 from fedbench.profiling.profile import PAPER_RULES
@@ -89,7 +88,7 @@ def counted(config: Config) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize(("strategy", "ssl"), crossed(STRATEGIES, "lw_fedssl@v4", builtin_files("ssl"), "moco_v3"))
+@pytest.mark.parametrize(("strategy", "ssl"), pairs(STRATEGIES, "lw_fedssl@v4"))
 def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> None:
     if not fits((strategy, ssl)):
         pytest.skip(f"{strategy} refuses {ssl}")
