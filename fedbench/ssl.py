@@ -24,7 +24,7 @@ Shapes: B samples, D output dimensions.
 import copy
 from collections.abc import Iterator, Mapping
 from inspect import signature
-from typing import TYPE_CHECKING, Any, ClassVar, NotRequired, TypedDict
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 import torch
 from lightning import LightningModule
@@ -36,9 +36,6 @@ from fedbench.encoders.tensor_groups import TARGET, is_target
 from fedbench.errors import UserError, suggest
 from fedbench.plugin_fields import build_plugin
 from fedbench.plugins import blamed, load_plugin
-
-if TYPE_CHECKING:
-    from fedbench.training.visit import LocalVisit
 
 
 class StepOutput(TypedDict):
@@ -84,10 +81,10 @@ class SSLMethod(LightningModule):
         """The online branch on one view (B, C, H, W), whose cost the paper's rules count."""
         return self.prediction_head(self.project(view))
 
-    def begin_visit(self, visit: "LocalVisit") -> None:
-        """Before a client's first step: what it is to have of earlier visits, beside the model."""
+    def begin_visit(self, visit: Any) -> None:
+        """Before a client's first step: what it is to have of earlier visits; `visit` is a `LocalVisit`."""
 
-    def end_visit(self, visit: "LocalVisit") -> None:
+    def end_visit(self, visit: Any) -> None:
         """Behind a client's last step: what it keeps for its next visit."""
 
     def project(self, view: Tensor) -> Tensor:
