@@ -68,7 +68,9 @@ def _ssl(name: str) -> str:
 
 def _encoder(name: str) -> str:
     cls: Any = load_plugin("encoders", name, Architecture)
-    common = [key for key in config_keys("encoder") if key.name.removeprefix("encoder.") in ENCODER_KEYS]
+    common = [
+        key for key in config_keys("encoder") if key.name.removeprefix("encoder.") in ENCODER_KEYS - {"name"}
+    ]
     return _page(_about(cls), _keys(common), _fields(cls, "encoder."))
 
 

@@ -112,3 +112,11 @@ def test_a_cell_that_diverges_ends_with_its_own_state_and_exit_code(
     assert "DIVERGED" in capsys.readouterr().err
     assert main(["run", str(tmp_path / "tiny.yaml"), *words]) == 3
     assert "1 diverged" in capsys.readouterr().err
+
+
+def test_an_ssl_method_written_with_its_defaults_is_the_same_cell(tiny: Callable[..., Config]) -> None:
+    short, long, other = (
+        identity(prepare(tiny(ssl={"name": "vicreg", **keys})))
+        for keys in ({}, {"invariance": 25, "covariance": 1.0}, {"invariance": 24.0})
+    )
+    assert short == long != other

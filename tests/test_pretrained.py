@@ -161,7 +161,7 @@ def test_what_is_no_finished_run_is_named(vit_run: Path, tmp_path: Path) -> None
     [
         ("encoder.safetensors", b"rubbish", "encoder.safetensors is not what was written"),
         ("manifest.json", b"{", "manifest.json is not that of a run"),
-        ("manifest.json", b'{"config": {"encoder": {"width": 7}}}', "manifest.json is not that of a run"),
+        ("manifest.json", b'{"config": {"encoder": {"width": "wide"}}}', "manifest.json is not that of a run"),
         ("manifest.json", b'{"config": {"encoder": {"width": 32}}}', "does not fit .*manifest.json"),
     ],
 )

@@ -89,15 +89,18 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any], drop_fields: bool = 
             continue
         old = {"name": old} if isinstance(old, str) else old if isinstance(old, Mapping) else {}
         if drop_fields and "name" in value and value["name"] != old.get("name"):
-            old = {name: one for name, one in old.items() if not _is_own(key, name, value["name"])}
+            old = {
+                name: one for name, one in old.items() if not _is_own(key, name, old.get("name"), value["name"])
+            }
         result[key] = merge(old, value, drop_fields)
     return result
 
 
-def _is_own(section: str, key: str, name: str) -> bool:
-    """Whether a key of a section is that of one plugin only, and means nothing to another one called `name`."""
+def _is_own(section: str, key: str, old: str | None, new: str) -> bool:
+    """Whether a key of a section is the plugin `old`'s, and means nothing to another one called `new`."""
     if section == "encoder":
-        return key not in ENCODER_KEYS and not (name in WITH_ALL_KEYS and key in OF_SOME_ENCODERS)
+        both = new in WITH_ALL_KEYS and (old is None or old in WITH_ALL_KEYS)
+        return key == "init" or not (key in ENCODER_KEYS or (both and key in OF_SOME_ENCODERS))
     if section == "ssl":
         return key not in SSLConfig.model_fields
     return section == "strategy"

@@ -2,15 +2,19 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from fedbench.config.schema import ENCODER_KEYS, OF_SOME_ENCODERS, WITH_ALL_KEYS, EncoderConfig
 from fedbench.encoders.architecture import Architecture, ImageShape
 from fedbench.encoders.encoder import Encoder
 from fedbench.encoders.given import start_from
+from fedbench.encoders.tensor_groups import GIVEN, is_given
 from fedbench.encoders.transform import Transform
 from fedbench.encoders.twin import Twin
+from fedbench.errors import UserError
 from fedbench.plugin_fields import build_plugin, field_names
 from fedbench.plugins import blamed, load_plugin
 from fedbench.random import stream
@@ -29,6 +33,7 @@ __all__ = [
     "load_transforms",
     "num_blocks",
     "outline",
+    "whole_encoder",
 ]
 
 
@@ -60,6 +65,27 @@ def load_transforms(config: EncoderConfig) -> list[Transform]:
         what, section = f"transform {given['name']!r}", f"encoder.transforms.{number}"
         found.append(build_plugin(cls, fields, what, section))
     return found
+
+
+def whole_encoder(config: EncoderConfig) -> EncoderConfig:
+    """The section `encoder` with every default of its plugins filled in: two ways to write the same are one.
+
+    Raises:
+        UserError: as `load_architecture` and `load_transforms` do.
+    """
+    tree = {key: value for key, value in config.model_dump().items() if value is not None}
+    if config.name not in WITH_ALL_KEYS:
+        tree |= _fields(load_architecture(config))
+    if config.transforms is not None:
+        transforms = zip(config.transforms, load_transforms(config), strict=True)
+        tree["transforms"] = [{"name": given["name"], **_fields(one)} for given, one in transforms]
+    return EncoderConfig.model_validate(tree)
+
+
+def _fields(plugin: object) -> dict[str, Any]:
+    """Its fields as plain values, without those that are null."""
+    fields: dict[str, Any] = TypeAdapter(type(plugin)).dump_python(plugin, mode="json")
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def image_shape(config: EncoderConfig) -> ImageShape:
@@ -99,14 +125,28 @@ def num_blocks(config: EncoderConfig) -> int:
 @cache
 def _outline(config: str) -> Outline:
     parsed = EncoderConfig.model_validate_json(config)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
-        encoder = _whole(parsed)
-        with blamed(f"encoder {parsed.name!r}"):
-            hidden = encoder.stem(torch.empty(2, *parsed.image_shape))
-            shapes = [hidden.shape]
-            for block in encoder.blocks:
-                hidden = block(hidden)
-                shapes.append(hidden.shape)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            with torch.device("meta"):
+                return _look(parsed)
+        except UserError:  # code that computes with values cannot do without; what else is wrong is wrong here too
+            return _look(parsed)
+
+
+def _look(config: EncoderConfig) -> Outline:
+    encoder = _whole(config)
+    with blamed(f"encoder {config.name!r}"):
+        hidden = encoder.stem(torch.empty(2, *config.image_shape))
+        shapes = [hidden.shape]
+        for block, width in zip(encoder.blocks, encoder.widths, strict=True):
+            hidden = block(hidden)
+            shapes.append(hidden.shape)
+            feature = encoder.pool(encoder.norm(hidden))
+            if feature.shape != (2, width):
+                raise UserError(
+                    f"encoder {config.name!r}: behind block {len(shapes) - 1}, norm and pooling of 2 images give "
+                    f"{tuple(feature.shape)}; allowed: (2, {width}), as its widths say"
+                )
     return Outline(
         len(encoder.blocks),
         sum(weight.numel() for weight in encoder.parameters()),
@@ -142,9 +182,25 @@ def _whole(config: EncoderConfig, init: str | None = None) -> Encoder:
     architecture, shape = load_architecture(config), image_shape(config)
     with blamed(f"encoder {config.name!r}"):
         encoder = architecture.build(shape)
+    _check(encoder, config.name)
     if init is not None:
         start_from(encoder, architecture.twin(shape), init)
     for transform, given in zip(load_transforms(config), config.transforms or (), strict=True):
         with blamed(f"transform {given['name']!r}"):
             transform.apply(encoder)
     return encoder
+
+
+def _check(encoder: object, name: str) -> None:
+    """UserError: what a plugin built is no encoder that can be taken apart."""
+    wrong = ""
+    if not isinstance(encoder, Encoder):
+        wrong = f"build returned {encoder!r}; allowed: an Encoder"
+    elif not encoder.blocks or len(encoder.blocks) != len(encoder.widths):
+        wrong = (
+            f"{len(encoder.blocks)} blocks with {len(encoder.widths)} widths; allowed: one width for each block"
+        )
+    elif reserved := [key for key in encoder.state_dict() if is_given(f"encoder.{key}")]:
+        wrong = f"{reserved[0]!r}; allowed: names without `.{GIVEN}.`, which stands for weights that nobody trains"
+    if wrong:
+        raise UserError(f"encoder {name!r}: {wrong}")

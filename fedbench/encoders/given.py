@@ -49,6 +49,11 @@ def start_from(encoder: Encoder, twin: Twin | None, name: str) -> None:
                 f"{what}: {there!r} has shape {tuple(given[there].shape)}; allowed: {tuple(own[key].shape)}, "
                 "the encoder's"
             )
+        if own[key].is_floating_point() != given[there].is_floating_point() or not given[there].isfinite().all():
+            raise UserError(
+                f"{what}: {there!r} is {given[there].dtype}, or has values that are not finite; allowed: finite "
+                f"values of a type like {own[key].dtype}"
+            )
         own[key].copy_(given[there])
     for odd in given.keys() - set(names.values()):
         if not odd.startswith(CLASSIFIERS):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from fedbench.encoders.encoder import Encoder
 from fedbench.encoders.tensor_groups import GIVEN, StateDict
+from fedbench.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,16 @@ class Shared(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         """As the module."""
         return self._module[0](*inputs)
+
+
+def check_order(encoder: Encoder, name: str) -> None:
+    """UserError: transform `name` comes behind one that has to come behind it."""
+    for module in encoder.modules():
+        if isinstance(module, Shared | Given):
+            other = "one MLP for all blocks" if isinstance(module, Shared) else "weights that are kept as given"
+            raise UserError(
+                f"encoder.transforms: {name} behind a transform that makes {other}; allowed: in front of it"
+            )
 
 
 def linear_layers(module: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:

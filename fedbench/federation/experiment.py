@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fedbench.config.load import load_config
-from fedbench.config.schema import WITH_ALL_KEYS, Config
+from fedbench.config.schema import WITH_ALL_KEYS, Config, SSLConfig
 from fedbench.data import Dataset, Views, build_views, data_source, load_dataset, partition
-from fedbench.encoders import load_architecture, load_transforms, num_blocks, outline
+from fedbench.encoders import load_architecture, load_transforms, num_blocks, outline, whole_encoder
 from fedbench.encoders.given import given_file
 from fedbench.errors import UserError
 from fedbench.federation.dry_run import dry_run
@@ -151,7 +151,13 @@ def prepare(config: Config, tried: bool = False) -> Experiment:
     """
     require(config)
     strategy, mechanisms, plans, rounds_per_stage = check(config, tried)
-    config = config.model_copy(update={"strategy": whole(config.strategy)})
+    config = config.model_copy(
+        update={
+            "strategy": whole(config.strategy),
+            "ssl": SSLConfig.model_validate(load_ssl(config.ssl)[1].model_dump()),
+            "encoder": whole_encoder(config.encoder),
+        }
+    )
     judges, split = config.evaluation.data, config.evaluation.split
     dataset, client_indices, auxiliary = share_out(config, mechanisms, scored_as="" if judges else "data")
     if judges and split == "validation" and (judges.name, judges.path) == (config.data.name, config.data.path):

@@ -110,6 +110,7 @@ def comparable_key(cell: Cell) -> dict[str, Any]:
     shared = ("data", "encoder.", "evaluation.", "federation.num_clients")
     settings = {key: value for key, value in cell.settings.items() if key.startswith(shared)}
     settings.pop("encoder.transforms", None)
+    settings["init"] = cell.settings.get("sources.encoder.init")
     return {**settings, "convention": cell.label("convention")}
 
 

@@ -171,7 +171,7 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
     rivals = [other for other in table if other.kind == table[0].kind]
     return Row(
         table=number,
-        title=describe(table[0].runs[0]),
+        title=_title(table),
         rank=_place(cell, rivals),
         reference="" if cell in rivals else cell.kind,
         strategy=_name(cell),
@@ -221,6 +221,13 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
         runs=tuple(str(run.path) for run in cell.runs if run.path),
         wandb=tuple(run.wandb for run in cell.runs),
     )
+
+
+def _title(table: Sequence[Cell]) -> str:
+    """Data, federation, encoder and protocol; transforms where no row differs in them."""
+    transforms = {str(cell.settings.get("encoder.transforms")) for cell in table}
+    shared = f", encoder.transforms={transforms.pop()}" if len(transforms) == 1 and transforms != {"None"} else ""
+    return describe(table[0].runs[0]) + shared
 
 
 def _name(cell: Cell) -> str:

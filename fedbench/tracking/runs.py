@@ -17,19 +17,21 @@ from fedbench.tracking.noted import NotedManifest, NotedSummary, fault
 from fedbench.tracking.run_directory import ERROR, MANIFEST, ROUNDS, SUMMARY, WANDB_ADDRESS, RunDirectory
 
 LABELS = ("strategy", "ssl", "convention", "memory_source", "diverged")
+OF_ENCODER = ("sources.encoder", "sources.transform")  # source files, and the weights that it starts from
 # What reaches an encoder of no rounds.
-OF_UNTRAINED = ("data", "encoder.", "evaluation.", "device", "threads", "numerics")
+OF_UNTRAINED = ("data", "encoder.", *OF_ENCODER, "evaluation.", "device", "threads", "numerics")
 HOW = (
     "accelerator",
     "engine",
     "workers",
     "federation.timeout",
     "tracking",
+    "encoder.init",
     "data.path",
     "data.skip_broken",
     "data.partition.file",
 )
-# No bit depends on what is in HOW; the images are named by their hash.
+# No bit depends on what is in HOW; images and given weights are named by their hashes.
 LEFT_OUT = ("seed", "probe.", "evaluation.", "tuning", *HOW)
 NAMES = ("strategy.name", "ssl.name", "encoder.name")  # of plugins, perhaps with a folder in front
 UNFINISHED = "it is not finished"
@@ -215,7 +217,7 @@ def describe(run: Run) -> str:
     elsewhere = "" if judged.data_hash == run.manifest["data_hash"] else f" on {judged.data}"
     return (
         f"{_data_words(run)} on {config['federation']['num_clients']} clients ({split.words}), "
-        f"{_encoder_words(config['encoder'])}, "
+        f"{_encoder_words(config['encoder'])}{_init_words(run.manifest)}, "
         f"protocol {judged.protocol}{elsewhere}{_split(judged.settings)}"
     )
 
@@ -231,6 +233,11 @@ def _encoder_words(encoder: Mapping[str, Any]) -> str:
         known = {*ENCODER_KEYS, *OF_SOME_ENCODERS}
         words += [f"{key} {value}" for key, value in encoder.items() if key not in known]
     return f"{_last_part(encoder['name'])} ({', '.join(words)})"
+
+
+def _init_words(manifest: Mapping[str, Any]) -> str:
+    content = manifest["sources"].get("encoder.init")
+    return f" from weights {content[:8]}" if content else ""
 
 
 def _transforms_words(transforms: Iterable[Mapping[str, Any]]) -> str:

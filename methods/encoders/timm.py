@@ -34,6 +34,8 @@ class TokenStem(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Tokens with their positions added."""
         tokens_BTD = self.patch_embed(images)
+        if tokens_BTD.ndim == 4:  # of models for images of any size: (B, H, W, D)
+            tokens_BTD = tokens_BTD.flatten(1, 2)
         others = [token for token in (self.cls_token, self.reg_token) if token is not None]
         count = 0 if self.no_embed_class else sum(token.shape[1] for token in others)
         positions = None if self.pos_embed is None else positions_for(self.pos_embed, tokens_BTD, count)
@@ -82,7 +84,7 @@ class TimmViT(Architecture):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # an old name is told by a newer one
                 vit = timm.create_model(self.model, pretrained=False, **self._arguments(images))
-        except TypeError as error:  # it takes other arguments
+        except (TypeError, RuntimeError) as error:  # it takes other arguments; its weights have no such name
             raise UserError(f"encoder.model={self.model}: {error}; allowed: a vision transformer") from error
         self._check_parts(vit)
         vit.patch_embed.strict_img_size = False

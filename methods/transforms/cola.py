@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedbench.encoders import Encoder, Transform
-from fedbench.encoders.transform import linear_layers
+from fedbench.encoders.transform import check_order, linear_layers
 from fedbench.errors import UserError
 
 
@@ -46,6 +46,7 @@ class CoLA(Transform):
 
     def apply(self, encoder: Encoder) -> None:
         """Replace the layers."""
+        check_order(encoder, "cola")
         layers = linear_layers(encoder.blocks)
         if not layers:
             raise UserError("encoder.transforms: cola finds no linear layer in the blocks; allowed: a transformer")

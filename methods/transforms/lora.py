@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedbench.encoders import Encoder, Transform
 from fedbench.encoders.tensor_groups import GIVEN, StateDict
-from fedbench.encoders.transform import Given
+from fedbench.encoders.transform import Given, check_order, linear_layers
 from fedbench.errors import UserError
 
 
@@ -53,8 +53,9 @@ class LoRA(Transform):
 
     def apply(self, encoder: Encoder) -> None:
         """Give every linear layer of the blocks an addition, keep all other weights as they are."""
+        check_order(encoder, "lora")
         encoder.stem, encoder.norm = Given(encoder.stem), Given(encoder.norm)
-        if not sum(self._adapt(block) for block in encoder.blocks):
+        if not self._adapt(encoder.blocks):
             raise UserError("encoder.transforms: lora finds no linear layer in the blocks; allowed: a transformer")
 
     def _adapt(self, module: nn.Module) -> int:
@@ -66,6 +67,11 @@ class LoRA(Transform):
                 setattr(module, name, Adapted(child, rank, self.scale))
                 adapted += 1
             elif [*child.parameters(recurse=False), *child.buffers(recurse=False)]:
+                if linear_layers(child):
+                    raise UserError(
+                        f"encoder.transforms: lora cannot keep the tensors of {type(child).__name__} that lie "
+                        "beside its linear layers; allowed: each in a module of its own"
+                    )
                 setattr(module, name, Given(child))
             else:
                 adapted += self._adapt(child)
@@ -79,4 +85,4 @@ class LoRA(Transform):
                 layer = key.removesuffix(".up")
                 addition = self.scale * merged.pop(key) @ merged.pop(f"{layer}.down")
                 merged[f"{layer}.{GIVEN}.weight"] = merged[f"{layer}.{GIVEN}.weight"] + addition
-        return {key.replace(f"{GIVEN}.", ""): value for key, value in merged.items()}
+        return {key.replace(f".{GIVEN}.", "."): value for key, value in merged.items()}

@@ -22,6 +22,8 @@ class SharedMLP(Transform):
         """Keep one MLP."""
         found = (getattr(block, "mlp", None) for block in encoder.blocks)
         mlps = [mlp for mlp in found if isinstance(mlp, nn.Module)]
+        if any(isinstance(mlp, Shared) for mlp in mlps):
+            raise UserError("encoder.transforms: shared_mlp twice; allowed: once")
         if len(mlps) < len(encoder.blocks):
             raise UserError("encoder.transforms: shared_mlp finds blocks without an MLP; allowed: a transformer")
         mlp = mlps[0]

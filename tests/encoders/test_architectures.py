@@ -14,6 +14,7 @@ from fedbench.encoders import (
     load_architecture,
     num_blocks,
     outline,
+    whole_encoder,
 )
 from fedbench.errors import UserError
 from fedbench.plugins import builtin_files
@@ -79,6 +80,7 @@ def test_an_encoder_computes_what_its_twin_computes_from_the_same_weights(name: 
         "deit3_small_patch16_224",  # its position embedding is of patches only; layer scale
         "vit_base_patch32_clip_224",  # a norm before the blocks
         "vit_small_patch14_reg4_dinov2",  # registers
+        "test_vit",  # for images of any size
     ],
 )
 def test_kinds_of_timm_models_compute_what_timm_computes(model: str) -> None:
@@ -156,3 +158,60 @@ def test_an_encoder_of_ones_own_is_a_file(tmp_path: Path) -> None:
     config = load_config({"encoder": {"name": str(file), "layers": 2}}).encoder
     assert outline(config).num_blocks == 2
     assert build_encoder(config, 1)(torch.zeros(3, 1, 8, 8)).shape == (3, 64)
+
+
+OWN = """
+from dataclasses import dataclass
+import numpy as np
+import torch
+from torch import nn
+from fedbench.encoders import Architecture, Encoder, ImageShape
+
+@dataclass(frozen=True)
+class Own(Architecture):
+    def build(self, images: ImageShape) -> Encoder:
+        stem = nn.Sequential(nn.Flatten(), nn.Linear(64, 16))
+        blocks = [nn.Sequential(nn.Linear(16, 16)) for _ in range(2)]
+        BUILT
+"""
+
+
+@pytest.mark.parametrize(
+    ("built", "words"),
+    [
+        ("return None", "build returned None; allowed: an Encoder"),
+        ("return Encoder(stem, blocks, nn.Identity(), nn.Identity(), [16])", "2 blocks with 1 widths"),
+        ("return Encoder(stem, blocks, nn.Identity(), nn.Identity(), [8, 16])", r"behind block 1, .* \(2, 16\)"),
+        ("return Encoder(stem, blocks, nn.LayerNorm(8), nn.Identity(), [16, 16])", "encoder '.*own.py': .*shape"),
+        (
+            "blocks[0].given = blocks[0][0]; return Encoder(stem, blocks, stem, stem, [16, 16])",
+            "without `.given.`",
+        ),
+    ],
+)
+def test_what_is_no_encoder_is_told_by_its_name(tmp_path: Path, built: str, words: str) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(OWN.replace("BUILT", built))
+    with pytest.raises(UserError, match=words):
+        outline(load_config({"encoder": str(file)}).encoder)
+
+
+def test_an_encoder_that_computes_with_values_as_it_is_built_is_looked_at_on_the_cpu(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    build = "rate = torch.ones(1).item(); stem.p = nn.Parameter(torch.from_numpy(np.full(16, rate)).float())"
+    file.write_text(
+        OWN.replace("BUILT", f"{build}; return Encoder(stem, blocks, nn.Identity(), nn.Identity(), [16, 16])")
+    )
+    assert outline(load_config({"encoder": str(file)}).encoder).num_blocks == 2
+
+
+def test_two_ways_to_write_an_encoder_are_one() -> None:
+    def whole(**keys: Any) -> EncoderConfig:
+        return whole_encoder(EncoderConfig.model_validate(keys))
+
+    assert whole(name="cnn") == whole(name="cnn", width=64) == whole(name="cnn", depth=4, width="64")
+    assert whole(name="resnet50") == whole(name="resnet50", stem=None)
+    assert whole(name="timm", image_size=32) == whole(name="timm", image_size=32, model="vit_tiny_patch16_224")
+    assert whole(transforms="cola") == whole(transforms=[{"name": "cola", "ratio": 0.25}])
+    assert whole() == EncoderConfig()
+    assert whole(name="cnn", width=32) != whole(name="cnn")

@@ -241,3 +241,20 @@ def test_a_masked_autoencoder_trains_on_what_a_transform_makes(name: str) -> Non
         keys = {"trained": trained} if trained else {}
         model = build_model(of({"name": name, **keys}, ssl={"name": "mae", "hidden_dim": 16}), 3)
         model.training_step((torch.randn(2, 1, 8, 8),))["loss"].backward()
+
+
+@pytest.mark.parametrize(
+    ("transforms", "words"),
+    [
+        (["lora", "cola"], "cola behind a transform that makes weights that are kept as given"),
+        (["shared_mlp", "cola"], "cola behind a transform that makes one MLP for all blocks"),
+        (["shared_mlp", "lora"], "lora behind"),
+        (["lora", "lora"], "lora behind"),
+        (["shared_mlp", "shared_mlp"], "shared_mlp twice"),
+    ],
+)
+def test_an_order_that_would_be_another_model_is_refused(transforms: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        outline(vit(*transforms))
+    outline(vit("cola", "shared_mlp"))
+    outline(vit("lora", "shared_mlp"))
