@@ -35,9 +35,9 @@ def test_lw_fedssl_in_one_stage_is_fedssl() -> None:
 
 def test_the_stem_belongs_to_the_first_block_and_norm_and_heads_to_every_stage() -> None:
     first, second = StagePlan(1, [0], [0]), StagePlan(2, [1], [])
-    assert first.trained_groups == {"stem", "block_1", "norm", "reshape", "heads"}
-    assert second.trained_groups == {"block_2", "norm", "reshape", "heads"}
-    assert second.uploaded_groups == {"norm", "reshape", "heads"}
+    assert first.trained_groups == {"stem", "block_1", "shared", "norm", "reshape", "heads"}
+    assert second.trained_groups == {"block_2", "shared", "norm", "reshape", "heads"}
+    assert second.uploaded_groups == {"shared", "norm", "reshape", "heads"}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,9 @@ def test_the_stem_belongs_to_the_first_block_and_norm_and_heads_to_every_stage()
         ("encoder.blocks.10.norm1.weight", "block_11"),
         ("encoder.norm.bias", "norm"),
         ("encoder.reshape.weight", "reshape"),
+        ("encoder.shared.fc1.weight", "shared"),
+        ("encoder.blocks.3.mlp.fc1.given.weight", "given_block_4"),
+        ("encoder.stem.given.pos_embed", "given_stem"),
         ("projection_head.layers.1.running_mean", "heads"),
         ("prediction_head.layers.0.weight", "heads"),
     ],
@@ -77,7 +80,7 @@ def test_an_incoherent_plan_is_refused_with_stage_field_and_what_is_allowed(plan
 
 @pytest.mark.parametrize("depths", [[], [1, 2], [2, 1, 3], [3, 2]])
 def test_an_encoder_that_shrinks_or_stays_short_is_refused(depths: list[int]) -> None:
-    with pytest.raises(UserError, match=r"rising to encoder\.depth=3"):
+    with pytest.raises(UserError, match=r"rising to the encoder.s 3 blocks"):
         check_plans([StagePlan(depth, [0], [0]) for depth in depths], num_blocks=3)
 
 
