@@ -83,7 +83,8 @@ def test_a_strategy_is_loaded_and_listed_by_entry_point(fedprox: Path) -> None:
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
-        UserError, match=r"'fedsl' is not known; did you mean 'fedssl'\? allowed: fedcybgd, fedssl, lw_fedssl"
+        UserError,
+        match=r"'fedsl' is not known; did you mean 'fedssl'\? allowed: fedcybgd, fedmae, fedssl, lw_fedssl",
     ):
         load_strategy({"name": "fedsl"})
     with pytest.raises(UserError, match=r"ssl: 'mocov3' is not known; did you mean 'moco_v3'"):

@@ -66,7 +66,7 @@ def test_a_damaged_checkpoint_costs_a_round_and_no_bit(
 
 
 def test_what_is_not_under_training_is_refused(tiny: Tiny) -> None:
-    (visit,) = VisitHooks(local_task(tiny(strategy="lw_fedssl"), stage=2), 2, False, {}).visits.values()
+    visit, _ = VisitHooks(local_task(tiny(strategy="lw_fedssl"), stage=2), 2, False, {}).visits.values()
     frozen = {"encoder.blocks.0.norm1.weight": torch.zeros(1)}
     for call in (visit.start_from, visit.load_target, lambda values: visit.freeze("x", values)):
         with pytest.raises(UserError, match=r"encoder\.blocks\.0\.norm1\.weight"):
@@ -93,7 +93,7 @@ def test_only_what_fits_is_handed_out(tiny: Tiny) -> None:
 
 def test_where_a_client_starts_from_its_target_does_too(tiny: Tiny) -> None:
     task = local_task(tiny())
-    (visit,) = VisitHooks(task, 1, False, {}).visits.values()
+    visit, _ = VisitHooks(task, 1, False, {}).visits.values()
     visit.start_from({key: value + 1 for key, value in visit.trained.items()})
     online = task.method.online_state()
     assert all(torch.equal(value, online[key]) for key, value in task.method.target_state().items())

@@ -149,7 +149,7 @@ def test_what_is_dropped_is_neither_trained_nor_uploaded_and_the_rest_is() -> No
     (plan,) = line_up([StagePlan.end_to_end(4)])
     narrow = plan.without([1]).without([2]).limited_to([0, 1, 3])
     assert narrow.run == (0, 3)
-    assert narrow.trained_groups == {"stem", "block_1", "block_4", "norm", "reshape", "heads"}
+    assert narrow.trained_groups == {"stem", "block_1", "block_4", "shared", "norm", "reshape", "heads"}
     assert narrow.uploaded_groups == narrow.trained_groups
     assert narrow.passes == (True, True, True)
     assert plan.without([0]).limited_to([1, 2, 3]).passes == (False, True, True, True)
