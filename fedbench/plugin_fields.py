@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields as fields_of
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from fedbench.errors import UserError, listed, shorten, shown, suggest
 
 Plugin = TypeVar("Plugin")
+# `__pydantic_config__` of every plugin with fields: closed, finite, each field explained by the text below it.
+FIELDS = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def field_names(cls: Any) -> list[str]:

@@ -120,3 +120,10 @@ def test_an_ssl_method_written_with_its_defaults_is_the_same_cell(tiny: Callable
         for keys in ({}, {"invariance": 25, "covariance": 1.0}, {"invariance": 24.0})
     )
     assert short == long != other
+
+
+def test_an_encoder_written_with_its_defaults_is_the_same_cell(tiny: Callable[..., Config]) -> None:
+    short, long, other = (
+        identity(prepare(tiny({"encoder": {"name": "cnn", **keys}}))) for keys in ({}, {"width": 64}, {"width": 8})
+    )
+    assert short == long != other

@@ -21,6 +21,7 @@ from pydantic import ConfigDict
 
 from fedbench.encoders.encoder import Encoder
 from fedbench.encoders.twin import Twin
+from fedbench.plugin_fields import FIELDS
 
 
 class ImageShape(NamedTuple):
@@ -34,9 +35,7 @@ class ImageShape(NamedTuple):
 class Architecture(ABC):
     """An encoder before it is built: stem, blocks, norm, pooling."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
-        extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    __pydantic_config__: ClassVar[ConfigDict] = FIELDS
 
     def check(self, images: ImageShape) -> None:
         """Before anything is built. UserError: names the key, its value and what is allowed."""

@@ -24,15 +24,14 @@ from torch import Tensor, nn
 from fedbench.encoders.encoder import Encoder
 from fedbench.encoders.tensor_groups import GIVEN, StateDict
 from fedbench.errors import UserError
+from fedbench.plugin_fields import FIELDS
 
 
 @dataclass(frozen=True)
 class Transform(ABC):
     """A change of an encoder's layers before anything is trained."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
-        extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    __pydantic_config__: ClassVar[ConfigDict] = FIELDS
 
     keeps_weights: ClassVar[bool] = False
     """Whether the encoder's own weights stay as they were given (`Given`)."""

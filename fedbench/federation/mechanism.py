@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ConfigDict
 
 from fedbench.federation.plan import StagePlan
+from fedbench.plugin_fields import FIELDS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,9 +40,7 @@ if TYPE_CHECKING:
 class Mechanism:
     """Each hook does nothing unless a mechanism says otherwise."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
-        extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    __pydantic_config__: ClassVar[ConfigDict] = FIELDS
 
     def auxiliary(self) -> float | Mapping[str, Any] | None:
         """Images that the server needs: a share of the pre-training pool, a section `data`, or None."""

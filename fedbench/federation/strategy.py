@@ -31,7 +31,7 @@ from fedbench.encoders.tensor_groups import group_of, in_block_before, is_given,
 from fedbench.errors import UserError, shown
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan, split_rounds
-from fedbench.plugin_fields import build_plugin, field_names
+from fedbench.plugin_fields import FIELDS, build_plugin, field_names
 from fedbench.plugins import builtin_files, entry_points, is_place, load_plugin, short_name
 
 if TYPE_CHECKING:
@@ -65,9 +65,7 @@ class ClientUpdate:
 class Strategy(ABC):
     """A row of [LW] Table 1. `plan` is required; the rest has the defaults of federated averaging."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
-        extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    __pydantic_config__: ClassVar[ConfigDict] = FIELDS
 
     @abstractmethod
     def plan(self, stage: int, num_blocks: int) -> StagePlan:

@@ -139,6 +139,9 @@ def test_another_encoder_keeps_the_images_and_leaves_the_old_ones_keys_behind() 
     assert config.model_dump() == {"name": "mobilenet_v3_small", "image_size": 32, "in_channels": 3}
     assert load_config({"encoder": config.model_dump()}).encoder == config
     assert load_config(vit, {"encoder": "resnet18"}).encoder.width == 32  # as its results were named
+    small = {"encoder": {"name": "cnn", "width": 8, "init": "cnn.safetensors", "transforms": ["cola"]}}
+    other = load_config(small, {"encoder": "vit"}).encoder
+    assert (other.width, other.init, other.transforms) == (64, None, ({"name": "cola"},))
 
 
 def test_an_encoder_of_ones_own_is_a_file(tmp_path: Path) -> None:

@@ -258,3 +258,19 @@ def test_an_order_that_would_be_another_model_is_refused(transforms: list[str], 
         outline(vit(*transforms))
     outline(vit("cola", "shared_mlp"))
     outline(vit("lora", "shared_mlp"))
+
+
+@pytest.mark.parametrize("wrong", [torch.full((16,), float("nan")), torch.zeros(16, dtype=torch.int8)])
+def test_given_weights_are_finite_numbers(tmp_path: Path, wrong: torch.Tensor) -> None:
+    file = exported(vit(), tmp_path / "timm.safetensors")
+    save_file(load_file(file) | {"norm.weight": wrong}, file)
+    with pytest.raises(UserError, match=r"'norm\.weight' is torch\..*allowed: finite values"):
+        initial_encoder(vit(init=str(file)), 1, seed=0)
+
+
+def test_additions_beside_tensors_of_a_block_itself_are_refused() -> None:
+    encoder = build_encoder(vit(), 3)
+    encoder.blocks[1].register_parameter("gamma", nn.Parameter(torch.ones(16)))
+    (transform,) = load_transforms(vit("lora"))
+    with pytest.raises(UserError, match="lora cannot keep the tensors of Block"):
+        transform.apply(encoder)

@@ -124,6 +124,40 @@ def test_what_transforms_make_of_an_encoder_is_compared_in_one_table(fake_run: F
     )
 
 
+def test_a_title_says_the_transforms_that_all_rows_share(fake_run: Fake, runs: Path) -> None:
+    for strategy in ("fedssl", "prog_fedssl"):
+        fake_run(strategy, 0.8, overrides={"encoder": {"transforms": "cola"}})
+    ((first, _),) = tables(runs)
+    assert first.title.endswith(", encoder.transforms=cola")
+    assert first.variant == ""
+
+
+def test_given_weights_are_told_apart_by_what_is_in_them_and_not_by_where_they_are(
+    fake_run: Fake, runs: Path
+) -> None:
+    for seed, (place, content) in enumerate([("a", "1" * 64), ("b", "1" * 64), ("c", "2" * 64)]):
+        run = fake_run("fedssl", 0.8, seed=seed, overrides={"encoder": {"init": f"{place}.safetensors"}})
+        manifest = run.manifest()
+        rewrite(
+            run.path, "manifest.json", {**manifest, "sources": {**manifest["sources"], "encoder.init": content}}
+        )
+    assert [[row.seeds for row in table] for table in tables(runs)] == [[(0, 1)], [(2,)]]
+    assert [" from weights 11111111," in table[0].title for table in tables(runs)] == [True, False]
+
+
+def test_how_features_lie_is_told_where_it_is_known(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.8)
+    ((row,),) = tables(runs)
+    assert row.effective_rank is None
+    assert "rank of features" not in render([row])
+    known = {"features/effective_rank": 7.25, "features/uniformity": -1.5, "features/alignment": 0.5}
+    fake_run("prog_fedssl", 0.8, figures=known)
+    ((one, other),) = tables(runs)
+    assert {one.effective_rank, other.effective_rank} == {None, 7.25}
+    text = render([one, other])
+    assert all(word in text for word in ("rank of features", "uniformity", "7.25", "-1.50", "0.50"))
+
+
 def test_a_title_says_what_an_encoder_has(fake_run: Fake, runs: Path) -> None:
     fake_run("fedssl", 0.8, overrides={"encoder": {"name": "timm", "model": "vit_tiny_patch16_224"}})
     fake_run("prog_fedssl", 0.8, overrides={"encoder": {"name": "cnn", "width": 8}})
