@@ -78,7 +78,7 @@ class Result:
 
     def encoder(self) -> PretrainedEncoder:
         """The trained encoder; see `load_encoder`."""
-        return load_encoder(self.path)
+        return load_encoder(self.path, plugins=True)
 
 
 class Results(Sequence[Row]):
@@ -164,16 +164,17 @@ def results(folder: str | Path = "runs") -> Results:
     return Results(leaderboard(read_runs(user_path(folder))))
 
 
-def load_encoder(path: str | Path) -> PretrainedEncoder:
+def load_encoder(path: str | Path, plugins: bool = False) -> PretrainedEncoder:
     """The encoder of a finished run as a torch module in eval mode: images in, features out.
 
     `path` is the run directory, or the encoder.safetensors in it. The module takes images (B, C, H, W) of the
-    run's size, uint8 or floating point in [0, 1], normalises them itself, and returns (B, feature_dim).
+    run's size, uint8 or floating point in [0, 1], normalises them itself, and returns (B, feature_dim). With
+    `plugins`, code is executed that the run names by a file or a dotted path.
 
     Raises:
-        UserError: where there is no finished run, or its files are damaged.
+        UserError: where there is no finished run, its files are damaged, or it names code, without `plugins`.
     """
-    return pretrained.load_encoder(path)
+    return pretrained.load_encoder(path, plugins)
 
 
 def _config(config: Configuration, sections: Mapping[str, Any]) -> Config:

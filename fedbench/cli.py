@@ -209,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
     out = commands.add_parser("export", allow_abbrev=False, help="a run's encoder for timm or torchvision")
     out.add_argument("run", type=user_path, metavar="RUN", help="directory of a finished run")
     out.add_argument("--out", type=user_path, metavar="FILE", help=".safetensors file (default: in RUN)")
+    out.add_argument("--plugins", action="store_true", help="execute encoder files that the run names")
     out.set_defaults(action=export_command)
 
     check = commands.add_parser("check", allow_abbrev=False, help="does a plugin keep to what all must keep to")
@@ -688,7 +689,7 @@ def export_command(arguments: argparse.Namespace) -> None:
     with uncollected():
         from fedbench.pretrained import export
 
-    file, usage = export(arguments.run, arguments.out)
+    file, usage = export(arguments.run, arguments.out, arguments.plugins)
     print(f"fedbench: {file} is written; these lines load it:", file=sys.stderr)
     print(usage)
 

@@ -77,15 +77,7 @@ def _encoder(name: str) -> str:
 def _transform(name: str) -> str:
     cls: Any = load_plugin("transforms", name, Transform)
     how = f"Switched on by encoder.transforms=[{name}], or [{{name: {name}, its keys}}]."
-    return _page(
-        _about(cls),
-        how,
-        _fields(
-            cls,
-            "",
-        )
-        or "No keys of its own.",
-    )
+    return _page(_about(cls), how, _fields(cls, "") or "No keys of its own.")
 
 
 def _dataset(name: str) -> str:

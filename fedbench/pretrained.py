@@ -21,8 +21,9 @@ from fedbench.encoders import (
     load_transforms,
     num_blocks,
 )
-from fedbench.errors import UserError
+from fedbench.errors import UserError, shown
 from fedbench.files import user_path, write_atomically
+from fedbench.plugins import is_place
 from fedbench.tracking.run_directory import ENCODER, MANIFEST, SUMMARY, RunDirectory
 
 
@@ -58,15 +59,16 @@ class PretrainedEncoder(nn.Module):
         return self.encoder(normalize(images / 255 if images.dtype == torch.uint8 else images))
 
 
-def load_encoder(path: str | Path) -> PretrainedEncoder:
+def load_encoder(path: str | Path, plugins: bool = False) -> PretrainedEncoder:
     """The encoder of a finished run, on the CPU, in eval mode; see `PretrainedEncoder` for what it takes.
 
-    `path` is the run directory, or the encoder.safetensors in it.
+    `path` is the run directory, or the encoder.safetensors in it. With `plugins`, code is executed that the run
+    names by a file or a dotted path; somebody else's run may name anything.
 
     Raises:
-        UserError: where there is no finished run, or its files are damaged.
+        UserError: where there is no finished run, its files are damaged, or it names code, without `plugins`.
     """
-    run, config = _finished_run(user_path(path))
+    run, config = _finished_run(user_path(path), plugins)
     run.encoder_digest()  # else flipped bits would load
     state = _read_state(run.path / ENCODER)
     with torch.random.fork_rng(devices=[]):  # building draws weights, which are not kept
@@ -78,11 +80,12 @@ def load_encoder(path: str | Path) -> PretrainedEncoder:
     return PretrainedEncoder(encoder, config).eval()
 
 
-def export(path: str | Path, out: Path | None = None) -> tuple[Path, str]:
+def export(path: str | Path, out: Path | None = None, plugins: bool = False) -> tuple[Path, str]:
     """Write a run's encoder as the state dict of the same model in timm (a ViT) or torchvision (a ResNet).
 
     Args:
         path: the run directory, or the encoder.safetensors in it.
+        plugins: see `load_encoder`.
         out: a .safetensors file; None for `encoder.timm.safetensors`, or `.torchvision.`, in the run directory.
 
     Returns:
@@ -91,7 +94,7 @@ def export(path: str | Path, out: Path | None = None) -> tuple[Path, str]:
     Raises:
         UserError: as `load_encoder`, and for an `out` that is not to be written to.
     """
-    run, config = _finished_run(user_path(path))
+    run, config = _finished_run(user_path(path), plugins)
     twin = load_architecture(config).twin(image_shape(config))
     if twin is None:
         raise UserError(
@@ -101,7 +104,7 @@ def export(path: str | Path, out: Path | None = None) -> tuple[Path, str]:
     file = out or run.path / f"encoder.{twin.library}.safetensors"
     if file.suffix != ".safetensors" or file.is_dir() or file.resolve() == (run.path / ENCODER).resolve():
         raise UserError(f"--out {file}; allowed: a .safetensors file that is not the run's own")
-    state = load_encoder(run.path).encoder.state_dict()
+    state = load_encoder(run.path, plugins).encoder.state_dict()
     for transform in reversed(load_transforms(config)):
         merged = transform.merge(state)
         if merged is None:
@@ -116,7 +119,7 @@ def export(path: str | Path, out: Path | None = None) -> tuple[Path, str]:
     return file, _usage(file, config, twin)
 
 
-def _finished_run(path: Path) -> tuple[RunDirectory, EncoderConfig]:
+def _finished_run(path: Path, plugins: bool) -> tuple[RunDirectory, EncoderConfig]:
     """The run directory that `path` is or lies in, and the configuration of its encoder."""
     run = RunDirectory(path.parent if path.name == ENCODER else path)
     if not (run.path / MANIFEST).is_file():
@@ -124,9 +127,16 @@ def _finished_run(path: Path) -> tuple[RunDirectory, EncoderConfig]:
     if not (run.path / SUMMARY).is_file() or not (run.path / ENCODER).is_file():
         raise UserError(f"{str(path)!r} is not finished, so it has no encoder yet; `run` it to its end")
     try:
-        return run, EncoderConfig.model_validate(run.manifest()["config"]["encoder"])
+        config = EncoderConfig.model_validate(run.manifest()["config"]["encoder"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.path / MANIFEST} is not that of a run: {error}") from None
+    for name in (config.name, *(one["name"] for one in config.transforms or ())):
+        if is_place(name) and not plugins:
+            raise UserError(
+                f"{run.path.name} names {shown(name)}, which would be executed; allowed: encoders and transforms "
+                "with a name, or plugins=True (--plugins) where you have read it"
+            )
+    return run, config
 
 
 def _read_state(file: Path) -> dict[str, Tensor]:

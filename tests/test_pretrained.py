@@ -21,6 +21,7 @@ from fedbench.config import Config, load_config
 from fedbench.errors import UserError
 from fedbench.evaluation.linear import fit_linear
 from fedbench.federation.experiment import prepare
+from fedbench.pretrained import export
 from fedbench.running.cell import cell_name, run_cell
 
 Finished = Callable[[str], tuple[Config, Path]]
@@ -185,3 +186,19 @@ def test_an_export_overwrites_neither_the_runs_own_file_nor_a_folder(
 def test_a_run_that_was_moved_still_loads(vit_run: Path, tmp_path: Path) -> None:
     shutil.move(vit_run, tmp_path / "elsewhere")
     assert fedbench.load_encoder(tmp_path / "elsewhere").feature_dim == 16
+
+
+def test_code_that_a_run_names_is_not_executed_unasked(vit_run: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "evil.py"
+    plugin.write_text(f"from pathlib import Path\nPath({str(tmp_path / 'done')!r}).touch()\n")
+    manifest = json.loads((vit_run / "manifest.json").read_text())
+    for change in ({"name": str(plugin)}, {"transforms": [{"name": str(plugin)}]}):
+        changed = {**manifest, "config": {"encoder": {**manifest["config"]["encoder"], **change}}}
+        (vit_run / "manifest.json").write_text(json.dumps(changed))
+        for load in (fedbench.load_encoder, export):
+            with pytest.raises(UserError, match="which would be executed; allowed"):
+                load(vit_run)
+    assert not (tmp_path / "done").exists()
+    with pytest.raises(UserError, match="must define one subclass"):
+        fedbench.load_encoder(vit_run, plugins=True)
+    assert (tmp_path / "done").exists()

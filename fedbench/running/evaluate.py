@@ -102,7 +102,10 @@ def _judge(case: Case, name: ProtocolName) -> list[str]:
     settle(config)
     facts = description(name, case.dataset, config)
     figures: dict[str, float] = {}
-    for who, encoder in (("probe", load_encoder(case.path).encoder), ("untrained", untrained_encoder(config))):
+    for who, encoder in (
+        ("probe", load_encoder(case.path, plugins=True).encoder),
+        ("untrained", untrained_encoder(config)),
+    ):
         scored = evaluate(encoder.to(device), case.dataset, config, [name])
         figures |= {f"{who}/{key}": value for key, value in scored.items()}
     data = re.sub(r"[^A-Za-z0-9_.]+", "_", case.dataset.name)
