@@ -25,6 +25,7 @@ from fedbench.federation.dispatch import Dispatch
 from fedbench.federation.experiment import check, prepare
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.shipment import describe
+from fedbench.federation.strategy import load_strategy
 from fedbench.metering.counting import forward_macs_by_group
 from fedbench.plugins import builtin_files
 from fedbench.running.cell import identity
@@ -274,3 +275,17 @@ def test_additions_beside_tensors_of_a_block_itself_are_refused() -> None:
     (transform,) = load_transforms(vit("lora"))
     with pytest.raises(UserError, match="lora cannot keep the tensors of Block"):
         transform.apply(encoder)
+
+
+def test_given_modules_stay_in_eval_mode() -> None:
+    encoder = build_encoder(vit("lora"), 2).train()
+    assert encoder.training
+    assert not any(module.training for module in (encoder.stem, *encoder.stem.modules(), encoder.norm))
+
+
+def test_a_new_block_copies_the_additions_of_the_one_before_and_keeps_its_given_weights() -> None:
+    short, long = (build_model(of("lora"), depth).online_state() for depth in (1, 2))
+    started = load_strategy({"name": "lw_fedssl", "init": "copy_previous"}).start_stage(2, long, short)
+    adapted, given = "encoder.blocks.{}.mlp.fc1.down", "encoder.blocks.{}.mlp.fc1.given.weight"
+    assert torch.equal(started[adapted.format(1)], short[adapted.format(0)])
+    assert torch.equal(started[given.format(1)], long[given.format(1)])

@@ -283,3 +283,12 @@ def test_another_method_on_top_of_a_preset_drops_the_keys_that_were_the_first_on
         "output_dim": 8192,
     }
     load_ssl(config.ssl)
+
+
+def test_a_step_of_dino_moves_the_centre() -> None:
+    method: Any = build("dino", center_momentum=0.5)
+    assert not method.center.any()
+    both = views()
+    outputs = torch.cat([method.target_project(view) for view in both])
+    method.training_step(both)
+    torch.testing.assert_close(method.center, outputs.mean(dim=0) / 2)
