@@ -148,6 +148,9 @@ def _expand_preset(tree: Tree) -> Tree:
     """`strategy: lw_fedssl@v3` -> the fields of that file, with what the tree sets on top, and its name kept."""
     strategy = tree.get("strategy")
     chosen = {"name": strategy} if isinstance(strategy, str) else strategy
+    if isinstance(chosen, Mapping) and "preset" in chosen and "name" not in chosen:
+        chosen = {"name": chosen["preset"], **{key: value for key, value in chosen.items() if key != "preset"}}
+        tree = {**tree, "strategy": chosen}
     if isinstance(chosen, Mapping) and "name" not in chosen:  # `strategy.salf=true` alone: of the default strategy
         tree = {**tree, "strategy": {**Config().strategy, **chosen}}
     if not isinstance(chosen, Mapping) or chosen.get("name") not in config_names("strategies"):

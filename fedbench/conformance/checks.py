@@ -13,11 +13,17 @@ from torch import Tensor
 from fedbench.config.schema import Config
 from fedbench.conformance.witness import Observation, Witness
 from fedbench.encoders import num_blocks
-from fedbench.encoders.tensor_groups import HEADS, StateDict, group_of
+from fedbench.encoders.tensor_groups import HEADS, StateDict, by_group, group_of, on_wire
 from fedbench.federation.aggregation import Aggregation, ServerState
+from fedbench.federation.codec import Direction
+from fedbench.federation.dispatch import specs_by_group
 from fedbench.federation.experiment import Experiment, prepare
 from fedbench.federation.payload import encode
+from fedbench.federation.shipment import describe
 from fedbench.federation.strategy import ClientUpdate, Strategy
+from fedbench.federation.versions import NOTHING
+from fedbench.federation.wire import Wire, added, coded
+from fedbench.ssl import SSLMethod
 from fedbench.training.local import LocalStep, LocalTask, Received, Term, untrained_task
 from fedbench.training.model import build_model
 from fedbench.training.visit import VisitHooks
@@ -40,6 +46,15 @@ class Trial:
         self.experiment: Experiment = prepare(config)
         self.strategy: Strategy = self.experiment.strategy
         self.witness = Witness(self.experiment)
+
+    @property
+    def wire(self) -> Wire:
+        """The codecs."""
+        return self.witness.federation.course.wire
+
+    def model(self, stage: int) -> SSLMethod:
+        """Of a stage, without its values."""
+        return build_model(self.config, self.experiment.plans[stage - 1].depth)
 
     @property
     def visits(self) -> list[Observation]:
@@ -109,30 +124,54 @@ def upload_is_what_was_trained(trial: Trial) -> Finding | None:
             return Finding(
                 "only what was trained is uploaded", f"uploaded, not trained: {short(idle)}", where(visit)
             )
-        wrong = differing(visit.upload, visit.after, visit.upload)
+        wrong = differing(visit.upload, visit.after, _as_they_are(trial, "upload", visit.upload))
         if wrong:
             return Finding("uploaded values are the trained ones", f"differ: {short(wrong)}", where(visit))
     return None
 
 
+def _as_they_are(trial: Trial, direction: Direction, state: StateDict) -> list[str]:
+    """Keys of what does not travel packed in this direction, where values may be lost on purpose."""
+    if not trial.wire.packs(direction):
+        return list(state)
+    specs = trial.witness.federation.course.dispatch.specs
+    return [key for key in state if key in specs and key not in coded(specs)]
+
+
 def clients_start_from_payloads_alone(trial: Trial) -> Finding | None:
     """Each client's start is the server's model, put together from the payloads sent to it and nothing else.
 
-    A replay keeps what each client can hold: what it was sent, then what it trained.
+    A replay keeps what each client can hold: what it was sent, then what it trained. Where codecs lose something,
+    what the server says that it sent is compared with what the payload, unpacked once more, makes of it.
     """
     stores: dict[int, StateDict] = {}
     for visit in trial.visits:
         store = stores.setdefault(visit.client, {})
-        store.update(visit.payload)
-        needed = [key for key in visit.server if group_of(key) in visit.needed]
+        store.update(_unpacked(trial, visit, store))
+        needed = [key for key in visit.sent if group_of(key) in visit.needed]
         uncounted = differing(store, visit.before, needed)
         if uncounted:
             return Finding("weights arrive as payload", f"arrived otherwise: {short(uncounted)}", where(visit))
-        unequal = differing(visit.server, visit.before, needed)
+        unequal = differing(visit.sent, visit.before, needed)
         if unequal:
             return Finding("all clients start from the server's model", f"differ: {short(unequal)}", where(visit))
-        store.update({key: value for key, value in visit.after.items() if key in store})
+        if not trial.wire.sends_changes:  # where it is sent changes, a client keeps what it received
+            store.update({key: value for key, value in visit.after.items() if key in store})
     return None
+
+
+def _unpacked(trial: Trial, visit: Observation, store: StateDict) -> StateDict:
+    """What a client has after a payload, who had `store` before."""
+    parts, values = by_group(visit.payload), StateDict()
+    for group, part in parts.items():
+        if group not in visit.bases:
+            values |= part
+            continue
+        specs = specs_by_group(describe(trial.model(visit.stage)))[group]
+        before = store if visit.bases[group] != NOTHING else {}
+        values |= added(before, trial.wire.unpack(group, part, specs, "download"))
+        values |= {key: value for key, value in part.items() if not on_wire(key)}
+    return values
 
 
 def heads_are_synchronised(trial: Trial) -> Finding | None:
@@ -140,7 +179,7 @@ def heads_are_synchronised(trial: Trial) -> Finding | None:
     for visit in trial.visits:
         heads = {key for key in visit.server if group_of(key) == HEADS}
         for name, state in (("download", visit.payload), ("upload", visit.upload)):
-            if heads - set(state):
+            if HEADS not in visit.bases and heads - set(state):
                 return Finding(f"heads in every {name}", f"missing: {short(heads - set(state))}", where(visit))
     return None
 
@@ -152,7 +191,7 @@ def bytes_are_counted(trial: Trial) -> Finding | None:
         sent = [visit for visit in visits if visit.client not in record.participation.lost_after]
         for name, seen in (("download", visits), ("upload", sent)):
             lengths = sum(getattr(visit, f"{name}_bytes") for visit in seen)
-            states = [visit.payload if name == "download" else visit.upload for visit in seen]
+            states = [visit.payload if name == "download" else visit.reply for visit in seen]
             tensors = sum(len(encode(state)) for state in states)
             counted = getattr(record, f"{name}_bytes")
             if not counted == lengths == tensors:
@@ -252,7 +291,8 @@ def growing_keeps_earlier_blocks(trial: Trial) -> Finding | None:
         if previous < 0 or stages[previous] == visit.stage:
             continue
         discarded = {"reshape", *trial.strategy.begins_anew(visit.stage)}
-        kept = [key for key in trial.witness.final[previous] if group_of(key) not in discarded]
+        before = trial.witness.final[previous]  # a codec's losses are final for a block that is handed over
+        kept = [key for key in _as_they_are(trial, "download", before) if group_of(key) not in discarded]
         wrong = differing(trial.witness.final[previous], visit.server, kept)
         if wrong:
             return Finding("a grown encoder keeps its earlier blocks", f"changed: {short(wrong)}", where(visit))

@@ -9,10 +9,12 @@ import torch
 
 from fedbench.config import load_config
 from fedbench.conformance.checks import CHECKS, Finding, Trial
+from fedbench.conformance.codec_checks import CODEC_CHECKS
 from fedbench.conformance.ssl_checks import SSL_CHECKS
 from fedbench.encoders import Architecture, Transform, num_blocks
 from fedbench.errors import UserError, suggest
-from fedbench.federation import Mechanism, StagePlan, Strategy
+from fedbench.federation import Codec, Mechanism, StagePlan, Strategy, load_mechanisms
+from fedbench.federation.codec import DIRECTIONS
 from fedbench.federation.experiment import check
 from fedbench.files import config_names
 from fedbench.plugins import Kind, builtin_files, entry_points, is_place, load_plugin, place_of
@@ -69,7 +71,7 @@ def check_plugin(name: str, fields: Mapping[str, Any]) -> list[Row]:
     kind = kind_of(name)
     if kind == "strategies":
         return check_strategy({"name": name, **fields})
-    rows: list[Row] = check_alone(name, fields) if kind == "ssl" else []
+    rows: list[Row] = check_alone(name, fields) if kind == "ssl" else check_codec(kind, name, fields)
     if any(finding for _, _, finding in rows):
         return rows  # what a federation would show of it is harder to read
     for strategy in COMPANIONS:
@@ -103,6 +105,27 @@ def check_alone(name: str, fields: Mapping[str, Any]) -> list[Row]:
         except Exception as error:
             finding = Finding("a step's loss", f"{type(error).__name__}: {error}", place_of(error))
         rows.append(("alone", what, finding))
+    return rows
+
+
+def check_codec(kind: Kind, name: str, fields: Mapping[str, Any]) -> list[Row]:
+    """A codec without a federation, in each direction in which it works; no row of anything else.
+
+    Raises:
+        UserError: a field is unknown or of the wrong type.
+    """
+    mechanisms = load_mechanisms({"name": "fedssl", name: dict(fields)}) if kind == "mechanisms" else []
+    rows: list[Row] = []
+    for codec in (one for one in mechanisms if isinstance(one, Codec)):
+        for direction in DIRECTIONS:
+            for what, look in CODEC_CHECKS.items() if codec.works(direction) else ():
+                try:
+                    finding = look(codec, direction)
+                except Exception as error:
+                    finding = Finding("a form on the wire", f"{type(error).__name__}: {error}", place_of(error))
+                rows.append((f"alone, {direction}", what, finding))
+                if finding is not None:
+                    break  # what comes behind it says the same in other words
     return rows
 
 

@@ -29,14 +29,16 @@ class Observation:
     """One client's round, as seen on the client.
 
     Attributes:
-        server: the server's tensors when the payload left it.
+        server: the server's tensors when the payload left it; sent: what clients are sent of them, which differs
+            where a codec loses something.
         plan: of the visit.
         needed: groups that the client needs in this round.
-        payload: what the payload decodes to.
+        bases: of the groups that came packed, the version of which they are a change.
+        payload: what the payload decodes to; reply: what the one that it sent back does, or would have.
         download_bytes, upload_bytes: lengths of the two payloads.
         before: the client's online branch when it starts to train.
         after: the same when it has trained.
-        upload: what it sent back, or would have sent, decoded.
+        upload: what the server makes of the reply.
         returned: whether the server used it.
     """
 
@@ -45,8 +47,11 @@ class Observation:
     client: int
     plan: StagePlan
     server: StateDict
+    sent: StateDict
     needed: frozenset[str]
+    bases: Mapping[str, int]
     payload: StateDict
+    reply: StateDict
     download_bytes: int
     before: StateDict
     after: StateDict
@@ -105,6 +110,8 @@ class Witness(Observer):
         self, visit: Visit, upload: Upload, update: ClientUpdate | None, server: Mapping[str, Tensor]
     ) -> None:
         """Keep the visit."""
+        reply = decode(upload.data)
+        state = self.federation.server.accept(upload.data).state if update is None else update.state
         self.visits.append(
             Observation(
                 visit.round_index,
@@ -112,16 +119,23 @@ class Witness(Observer):
                 visit.client,
                 visit.plan,
                 self._keepsakes.copy(server),
+                self._keepsakes.copy(self._sent(visit)),
                 frozenset(visit.versions),
+                visit.bases,
                 self._keepsakes.copy(decode(visit.payload)),
+                self._keepsakes.copy(reply),
                 len(visit.payload),
                 self._before,
                 self._after,
-                self._keepsakes.copy(decode(upload.data)),
+                self._keepsakes.copy(state),
                 len(upload.data),
                 update is not None,
             )
         )
+
+    def _sent(self, visit: Visit) -> StateDict:
+        sent = [self.federation.server.sent(group) for group in visit.versions]
+        return {key: value for values in sent for key, value in values.items()}
 
     def round_aggregated(self, server: Mapping[str, Tensor]) -> None:
         """Keep the model after the aggregation."""

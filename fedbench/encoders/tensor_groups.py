@@ -17,6 +17,7 @@ ENCODER = "encoder."  # how its keys begin in a model's state
 BLOCKS = f"{ENCODER}blocks."
 GIVEN = "given"  # the module in a key whose weights are given
 TARGET = "target_"  # how the target branch's keys begin, before the online branch's key
+PACKED = "/"  # stands between group and name in what a codec made of a group
 
 
 def block_group(block: int) -> str:
@@ -47,11 +48,23 @@ def is_block(group: str) -> bool:
 
 def group_of(key: str) -> str:
     """The tensor group of a key of the online state: `encoder.blocks.3.norm1.weight` -> `block_4`."""
+    if on_wire(key):
+        return key.partition(PACKED)[0]
     parts = key.split(".")
     if parts[0] != "encoder":
         return HEADS
     part = block_group(int(parts[2])) if parts[1] == "blocks" else parts[1]
     return f"{GIVEN}_{part}" if GIVEN in parts else part
+
+
+def on_wire(key: str) -> bool:
+    """Whether a key is no tensor's of the model, but of what a codec made of a group."""
+    return PACKED in key
+
+
+def wire_name(group: str, name: str) -> str:
+    """The key of what a codec made of a group and calls `name`: `block_4/indices`."""
+    return f"{group}{PACKED}{name}"
 
 
 def groups_of(keys: Iterable[str]) -> list[str]:

@@ -1,9 +1,11 @@
 """Federation: plans, strategies, payloads, the client's local training, the server, and the loop over rounds."""
 
 from fedbench.federation.aggregation import ServerState
+from fedbench.federation.codec import Codec, Direction
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.server_training import ServerTraining
+from fedbench.federation.shipment import Specs, TensorSpec
 from fedbench.federation.strategy import (
     ClientUpdate,
     GrowingStrategy,
@@ -18,14 +20,18 @@ from fedbench.training.visit import LocalVisit
 
 __all__ = [
     "ClientUpdate",
+    "Codec",
+    "Direction",
     "GrowingStrategy",
     "LocalStep",
     "LocalVisit",
     "Mechanism",
     "ServerState",
     "ServerTraining",
+    "Specs",
     "StagePlan",
     "Strategy",
+    "TensorSpec",
     "Turn",
     "load_mechanisms",
     "load_strategy",

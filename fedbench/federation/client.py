@@ -13,18 +13,24 @@ from torch import Tensor
 from fedbench.config.schema import Config
 from fedbench.data import Views
 from fedbench.data.pool import Pool
-from fedbench.encoders.tensor_groups import StateDict, by_group, select
+from fedbench.encoders.tensor_groups import StateDict, by_group, on_wire, select
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.diagnostics import effective_rank
+from fedbench.federation.dispatch import specs_by_group
 from fedbench.federation.observer import Observer
 from fedbench.federation.payload import decode, encode, received_bytes
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.protocol import Visit
+from fedbench.federation.shipment import describe
+from fedbench.federation.versions import NOTHING
+from fedbench.federation.wire import Wire, added, coded, is_packed, subtracted
 from fedbench.ssl import SSLMethod
 from fedbench.training import cuda_memory
 from fedbench.training.cuda_memory import CudaMemory
 from fedbench.training.local import LocalTask, Received, Term, build_fabric, fit
-from fedbench.training.visit import KeptBefore, VisitHooks, specs_of
+from fedbench.training.visit import Kept, KeptBefore, VisitHooks, specs_of
+
+WIRE = "wire"  # under which a client keeps what codecs need, beside what plugins keep
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Worker:
         images: Pool,
         states: ClientStates,
         observer: Observer,
+        wire: Wire,
     ) -> None:
         self.config = config
         self.observer = observer
@@ -77,6 +84,7 @@ class Worker:
         self.views = views
         self.images = images
         self.states = states
+        self.wire = wire
         self.fabric = build_fabric(config.precision, images.device)
         self.task: LocalTask | None = None
         self._received: dict[str, tuple[int, StateDict]] = {}  # group -> version and CPU values, as last decoded
@@ -87,6 +95,7 @@ class Worker:
     def start_stage(self, model: SSLMethod, plan: StagePlan) -> None:
         """A new working model. Its initial values count for nothing: groups come from payloads only."""
         self._loaded = {}
+        self._specs = specs_by_group(describe(model))
         model.to(self.images.device)
         optimizer = self.config.optimizer
         self.task = LocalTask(model, plan.trained_groups, self.terms, optimizer, self.views, self.images)
@@ -110,6 +119,8 @@ class Worker:
         task.method.rebuild_target()
         self.observer.visit_started(visit, task.method)
         same_stage, kept = self.states.load(visit.client, visit.round_index, visit.stage)
+        lost = kept.pop(WIRE, {}).get("lost", {})
+        same_stage &= bool(kept)
         hooks = VisitHooks(task, visit.stage, same_stage, kept)
         cuda_memory.start(self.images.device)
         hooks.begin()
@@ -118,14 +129,16 @@ class Worker:
         hooks.end()
         memory = cuda_memory.read(self.images.device)
         self.observer.visit_ended(visit, task.method)
-        self.states.save(visit.client, visit.round_index, visit.stage, hooks.kept)
-        loss, added = (task.losses / num_steps).tolist()
+        data, lost = self._encode(task, visit, lost)
+        feedback: Kept = {WIRE: {"lost": lost}} if lost else {}
+        self.states.save(visit.client, visit.round_index, visit.stage, hooks.kept | feedback)
+        loss, added_loss = (task.losses / num_steps).tolist()
         return Upload(
-            self._encode(task, visit.plan),
+            data,
             len(indices),
             num_steps,
             loss,
-            added,
+            added_loss,
             effective_rank(task.projections),
             memory,
             self.images.nbytes,
@@ -155,9 +168,54 @@ class Worker:
     def _decode(self, visit: Visit) -> None:
         payload = decode(visit.payload)
         self._payload, self._received_bytes = visit.payload, received_bytes(visit.payload, payload)
-        self._received |= {group: (visit.versions[group], part) for group, part in by_group(payload).items()}
+        for group, part in by_group(payload).items():
+            values = self._unpacked(group, part, visit) if is_packed(part) else part
+            self._received[group] = (visit.versions[group], values)
 
-    def _encode(self, task: LocalTask, plan: StagePlan) -> bytes:
-        for group in plan.trained_groups:
+    def _unpacked(self, group: str, part: StateDict, visit: Visit) -> StateDict:
+        """The values of a group that came packed: as a change of what the client holds, or all of it."""
+        version, values = self._received.get(group, (NOTHING, {}))
+        if version == visit.versions[group]:  # another client of this worker was sent them
+            return values
+        base = visit.bases[group]
+        assert base in (NOTHING, version), f"{group}: a change of version {base}, but {version} came as payload"
+        change = self.wire.unpack(group, part, self._specs[group], "download")
+        rest = {key: value for key, value in part.items() if not on_wire(key)}
+        return dict(sorted((added(values if base != NOTHING else {}, change) | rest).items()))
+
+    def _encode(self, task: LocalTask, visit: Visit, lost: StateDict) -> tuple[bytes, StateDict]:
+        """The payload up, and what it loses where the client is to add that to the next one.
+
+        `lost`: by the one before.
+        """
+        for group in visit.plan.trained_groups:
             self._loaded.pop(group, None)  # overwritten by training
-        return encode(select(task.method.online_state(), plan.uploaded_groups))
+        state = select(task.method.online_state(), visit.plan.uploaded_groups)
+        if not self.wire.packs("upload"):
+            return encode(state), {}
+        travelling: StateDict = {}
+        losing: StateDict = {}
+        for group, part in by_group(state).items():
+            packed, rest = self._packed(group, part, visit, lost)
+            travelling |= packed
+            losing |= rest
+        return encode(travelling), losing
+
+    def _packed(self, group: str, ended: StateDict, visit: Visit, lost: StateDict) -> tuple[StateDict, StateDict]:
+        """A group as it travels up, as a change of what was received, and what of that is lost."""
+        specs, (_, received) = self._specs[group], self._received[group]
+        ended = {key: value.detach().cpu() for key, value in ended.items()}
+        change = subtracted({key: ended[key] for key in coded(specs)}, received)
+        if self.wire.has_feedback:
+            change = {key: _topped_up(value, lost.get(key)) for key, value in change.items()}
+        packed = self.wire.pack(group, change, specs, "upload", visit.round_index, visit.client)
+        rest = {key: value for key, value in ended.items() if key not in change}
+        if not self.wire.has_feedback:
+            return packed | rest, {}
+        losing = subtracted(change, self.wire.unpack(group, packed, specs, "upload"))
+        return packed | rest, {key: value for key, value in losing.items() if value.isfinite().all()}
+
+
+def _topped_up(change: Tensor, lost: Tensor | None) -> Tensor:
+    """A change, and what the payload before lost of the same tensor."""
+    return change if lost is None or lost.shape != change.shape else change + lost

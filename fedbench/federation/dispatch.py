@@ -1,12 +1,14 @@
 """Who is sent what: the server's bookkeeping, which needs no tensor and so can be rehearsed without any."""
 
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedbench.encoders.tensor_groups import group_of, groups_of, needed_by
+from fedbench.federation.codec import Direction
 from fedbench.federation.plan import StagePlan
-from fedbench.federation.shipment import Reason, Shipment, Specs, declare
-from fedbench.federation.versions import Versions
+from fedbench.federation.shipment import Reason, Shipment, Specs, TensorSpec, declare
+from fedbench.federation.versions import NOTHING, Versions
+from fedbench.federation.wire import Wire, coded
 
 
 @dataclass(frozen=True)
@@ -17,23 +19,27 @@ class Delivery:
         groups: those that it lacks.
         versions: version of every group that it needs, those that it holds already included.
         shipment: the declared payload.
+        bases: of the groups that travel packed, the version of which they are a change; `NOTHING`: of none.
     """
 
     groups: tuple[str, ...]
     versions: Mapping[str, int]
     shipment: Shipment
+    bases: Mapping[str, int]
 
 
 class Dispatch:
     """Versions of the server's groups, and what follows from them."""
 
-    def __init__(self, num_clients: int, clients_keep: bool = True) -> None:
+    def __init__(self, num_clients: int, clients_keep: bool = True, wire: Wire | None = None) -> None:
         """With `clients_keep` false, a client holds nothing after its visit (the paper's worst case)."""
         self.clients_keep = clients_keep
+        self.wire = wire or Wire()
         self.versions = Versions(num_clients)
         self.specs: Specs = {}
         self.groups: list[str] = []  # of the current stage's model, in the order of its state
-        self._declared: dict[tuple[tuple[str, Reason], ...], Shipment] = {}
+        self.codec_flops = 0  # of the server in this round: what it packs once for all, and each upload
+        self._declared: dict[object, Shipment] = {}
 
     def start_stage(self, plan: StagePlan, specs: Specs, anew: Set[str] = frozenset()) -> set[str]:
         """Take over the model of a new stage. Returns the groups that are new, have a new shape, or begin anew."""
@@ -41,6 +47,8 @@ class Dispatch:
         self.resume_stage(plan, specs)
         new = {group_of(key) for key, spec in specs.items() if key not in old or old[key].shape != spec.shape}
         new |= anew & set(self.groups)
+        for group in new:  # what clients hold of it is of another shape, or has nothing to do with it
+            self.versions.published.pop(group, None)
         self.changed(new, aggregated=False)
         return new
 
@@ -48,11 +56,13 @@ class Dispatch:
         """Go on in a stage that has begun: its versions are known already."""
         self.specs, self.plan = specs, plan
         self.groups = groups_of(specs)
+        self.by_group = specs_by_group(specs)
         self._declared = {}
 
     def start_round(self) -> None:
         """What changed since the last round began is news in this one."""
         self.versions.start_round()
+        self.codec_flops = 0
 
     def download(self, client: int, plan: StagePlan) -> Delivery:
         """What the client lacks of the groups that it needs; from here on it holds them.
@@ -62,18 +72,52 @@ class Dispatch:
         dropped = needed_by(plan.dropped)
         needed = [group for group in self.groups if group not in dropped]
         missing = self.versions.missing(client, needed)
+        bases = self._bases(client, missing)
         self.versions.hold(client, missing)
         versions = {group: self.versions.current[group] for group in needed}
-        return Delivery(tuple(missing), versions, self._declare({group: self._reason(group) for group in missing}))
+        reasons = {group: self.reason(group) for group in missing}
+        return Delivery(tuple(missing), versions, self._declare("download", reasons, frozenset(bases)), bases)
+
+    def _bases(self, client: int, missing: Iterable[str]) -> dict[str, int]:
+        """Of the groups that a client lacks, those that can be sent packed."""
+        bases = {}
+        for group in missing if self.wire.packs("download") else ():
+            if not coded(self.by_group[group]):
+                continue
+            is_new = self.versions.publish(group)
+            base = self.base(group)
+            if base is None:
+                continue
+            if is_new:
+                self.codec_flops += self.wire.flops(group, self.by_group[group], "download")[0]
+            if base in (NOTHING, self.versions.held_by(client, group)):
+                bases[group] = base
+        return bases
+
+    def base(self, group: str) -> int | None:
+        """The version of which what clients are sent is a change; `NOTHING`: of none; None: it is not packed."""
+        before = self.versions.published[group][1]
+        if not self.wire.sends_changes:
+            return NOTHING
+        return None if before == NOTHING else before
 
     def upload(self, plan: StagePlan) -> Shipment:
         """What a client sends back after a visit of that plan."""
         sent = plan.uploaded_groups
-        return self._declare({group: "round" for group in self.groups if group in sent})
+        groups = [group for group in self.groups if group in sent]
+        packed = [group for group in groups if self.wire.packs("upload") and coded(self.by_group[group])]
+        shipment = self._declare("upload", dict.fromkeys(groups, "round"), frozenset(packed))
+        self.codec_flops += shipment.unpack_flops
+        return shipment
 
     def trained(self, client: int, plan: StagePlan) -> None:
-        """Local training overwrote what it trained: the client holds no version of that any more."""
-        gone = plan.trained_groups if self.clients_keep else set(self.groups)
+        """Local training overwrote what it trained: the client holds no version of that any more.
+
+        Where it is sent changes, it keeps what it received of those groups on its disk.
+        """
+        gone = set(plan.trained_groups if self.clients_keep else self.groups)
+        if self.clients_keep and self.wire.sends_changes:
+            gone = {group for group in gone if group in self.by_group and not coded(self.by_group[group])}
         self.versions.forget(client, [group for group in self.groups if group in gone])
 
     def changed(self, groups: Iterable[str], aggregated: bool) -> None:
@@ -81,15 +125,39 @@ class Dispatch:
         for group in sorted(groups):
             self.versions.rise(group, aggregated)
 
-    def _reason(self, group: str) -> Reason:
-        """A finished block is handed over as the clients left it, once, and to those who are there then."""
+    def reason(self, group: str) -> Reason:
+        """Why it is sent now; a finished block is handed over once, and to those who are there then."""
         if group not in self.versions.news:
             return "catch_up"
-        finished = group in self.versions.aggregated and group not in self.plan.trained_groups
-        return "hand_over" if finished else "round"
+        return "hand_over" if self.is_finished(group) else "round"
 
-    def _declare(self, reasons: Mapping[str, Reason]) -> Shipment:
-        key = tuple(reasons.items())
+    def is_finished(self, group: str) -> bool:
+        """Whether its values are as clients left them in an earlier stage."""
+        return group in self.versions.aggregated and group not in self.plan.trained_groups
+
+    def _declare(self, direction: Direction, reasons: Mapping[str, Reason], packed: frozenset[str]) -> Shipment:
+        key = (direction, tuple(reasons.items()), packed)
         if key not in self._declared:
-            self._declared[key] = declare(self.specs, reasons)
+            self._declared[key] = declare_packed(self.wire, direction, self.specs, reasons, packed)
         return self._declared[key]
+
+
+def specs_by_group(specs: Specs) -> dict[str, Specs]:
+    """The tensors of each group."""
+    parts: dict[str, dict[str, TensorSpec]] = {}
+    for key, spec in specs.items():
+        parts.setdefault(group_of(key), {})[key] = spec
+    return dict(parts)
+
+
+def declare_packed(
+    wire: Wire, direction: Direction, specs: Specs, reasons: Mapping[str, Reason], packed: Set[str]
+) -> Shipment:
+    """The payload of the groups that `reasons` names, those among `packed` in packed form."""
+    groups = specs_by_group(specs) if packed else {}
+    travelling = {key: spec for key, spec in specs.items() if group_of(key) not in packed}
+    for group in packed:
+        travelling |= wire.specs(group, groups[group], direction)
+    flops = [wire.flops(group, groups[group], direction) for group in packed]
+    packing, unpacking = (sum(ends) for ends in zip(*flops, strict=True)) if flops else (0, 0)
+    return replace(declare(travelling, reasons), pack_flops=packing, unpack_flops=unpacking)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
-from fedbench.encoders.tensor_groups import StateDict, select
+from fedbench.encoders.tensor_groups import StateDict
 from fedbench.errors import UserError
 from fedbench.federation.aggregation import Aggregation, ServerState
 from fedbench.federation.checkpoint import Checkpoint
@@ -17,7 +17,6 @@ from fedbench.federation.experiment import Experiment
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.observer import Observer
 from fedbench.federation.participation import Participation, participation
-from fedbench.federation.payload import received_bytes
 from fedbench.federation.protocol import Course, Draw, Visit
 from fedbench.federation.record import RoundRecord
 from fedbench.federation.server import RejectedError, Server
@@ -103,7 +102,7 @@ class Federation:
 
     def _with_payload(self, visit: Visit) -> Visit:
         with clock(self.record, "communication"):
-            return visit._replace(payload=self.server.encode(visit.groups))
+            return visit._replace(payload=self.server.encode(visit.groups, visit.bases))
 
     def trained(self, visit: Visit, upload: Upload) -> None:
         """See `Executor`."""
@@ -111,7 +110,7 @@ class Federation:
         compare(f"{where}, download", visit.download, len(visit.payload), upload.received_bytes)
         assert self.worker.task is not None
         cost = self.costs.of_client(self.worker.task, visit, upload)
-        self.record.add(visit.client, visit.download, upload, cost)
+        self.record.add(visit.client, visit.download, upload, cost, visit.codec_flops)
         if visit.upload is None:
             self.observer.update_arrived(visit, upload, None, self.server.state)
 
@@ -157,13 +156,13 @@ class Federation:
         self.record.add_upload(visit.client, visit.upload)
         with clock(self.record, "communication"):
             try:
-                state = self.server.accept(upload.data)
+                accepted = self.server.accept(upload.data)
             except RejectedError as reason:
                 self.record.rejected[visit.client] = str(reason)
                 return None
         where = f"round {visit.round_index}, client {visit.client}, upload"
-        compare(where, visit.upload, len(upload.data), received_bytes(upload.data, state))
-        return ClientUpdate(visit.client, upload.num_samples, state)
+        compare(where, visit.upload, len(upload.data), accepted.num_bytes)
+        return ClientUpdate(visit.client, upload.num_samples, accepted.state)
 
     def server_step(self) -> None:
         """See `Executor`."""
@@ -187,6 +186,7 @@ class Federation:
         """See `Executor`."""
         for _, training in self._at_work():
             self.record.add_server(training.num_steps, self.costs.of_server(training, self.record.stage))
+        self.record.server_flops += self.course.dispatch.codec_flops
         self.record.seconds["round"] = perf_counter() - self._round_start
         self.observer.round_ended(self.record, self.server.state)
 
@@ -206,10 +206,7 @@ class Federation:
         dispatch.resume_stage(plan, describe(model))
         self.server.restore(facts, checkpoint.tensors)
         self._start_training(model)
-        known = (group for group in dispatch.groups if dispatch.versions.held_by_anyone(group))
-        self.worker.resume(
-            {group: (dispatch.versions.current[group], select(self.server.state, {group})) for group in known}
-        )
+        self.worker.resume(self.server.known())
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from fedbench.federation.plan import StagePlan, finished_blocks
 from fedbench.federation.shipment import Shipment
 from fedbench.federation.strategy import Strategy
 from fedbench.federation.turn import Narrowing
+from fedbench.federation.wire import Wire
 from fedbench.training.optimizer import lr_scale
 
 Result = TypeVar("Result")
@@ -30,6 +31,7 @@ class Visit(NamedTuple):
         groups: those that it is sent, because it lacks their current version.
         versions: version of every group that it needs, those that it holds already included.
         download: the payload down, as declared; `upload`: the one up, None if the client is lost before it.
+        bases: of the groups that travel packed, the version of which they are a change; `NOTHING`: of none.
         lr_scale: what the schedule makes of the learning rate in this round.
         payload: the bytes of the download; empty where nothing is trained.
     """
@@ -42,8 +44,14 @@ class Visit(NamedTuple):
     versions: Mapping[str, int]
     download: Shipment
     upload: Shipment | None
+    bases: Mapping[str, int] = {}
     lr_scale: float = 1.0
     payload: bytes = b""
+
+    @property
+    def codec_flops(self) -> int:
+        """Of the client, which unpacks what it is sent and packs what it sends."""
+        return self.download.unpack_flops + (self.upload.pack_flops if self.upload is not None else 0)
 
 
 class Executor(Protocol[Result]):
@@ -108,7 +116,8 @@ class Course:
         self.config, self.plans, self.draw = config, plans, draw
         self.narrowing = Narrowing(strategy, mechanisms, config.seed, federation.num_clients)
         self.ends = list(accumulate(rounds_per_stage))
-        self.dispatch = Dispatch(federation.num_clients, federation.client_memory == "kept")
+        self.wire = Wire(mechanisms, config.seed)
+        self.dispatch = Dispatch(federation.num_clients, federation.client_memory == "kept", self.wire)
         self.stage = self.rounds_done = 0
 
     @property
@@ -157,7 +166,9 @@ class Course:
                 sent = self.dispatch.download(client, plan)
                 upload = None if client in drawn.lost_after else self.dispatch.upload(plan)
                 where = (client, self.rounds_done, self.stage)
-                yield Visit(*where, plan, sent.groups, sent.versions, sent.shipment, upload, self.lr_scale)
+                yield Visit(
+                    *where, plan, sent.groups, sent.versions, sent.shipment, upload, sent.bases, self.lr_scale
+                )
 
     @property
     def _in_stage(self) -> tuple[int, int]:

@@ -55,10 +55,10 @@ class RoundRecord:
     server_peak_memory_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def add(self, client: int, download: Shipment, upload: Upload, cost: StepCost) -> None:
-        """Count one client's download and training."""
+    def add(self, client: int, download: Shipment, upload: Upload, cost: StepCost, codec_flops: int = 0) -> None:
+        """Count one client's download and training, and what its codecs did."""
         self.downloads[client] = download
-        self.client_flops[client] = cost.of_visit(upload.num_steps)
+        self.client_flops[client] = cost.of_visit(upload.num_steps) + codec_flops
         self.memory_source = "traced live tensors" if upload.memory is None else "CUDA allocator"
         peak = cost.peak_memory_bytes
         if upload.memory is not None:

@@ -45,9 +45,14 @@ class TensorSpec(NamedTuple):
     is_buffer: bool
 
     @property
+    def numel(self) -> int:
+        """Number of its values."""
+        return prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of its values."""
-        return prod(self.shape) * self.dtype.itemsize
+        return self.numel * self.dtype.itemsize
 
 
 Specs = Mapping[str, TensorSpec]
@@ -88,9 +93,15 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Shipment:
-    """One payload as declared: which groups, for what reason, how many bytes."""
+    """One payload as declared: which groups, for what reason, how many bytes.
+
+    Attributes:
+        pack_flops, unpack_flops: of what codecs do with it, at either end.
+    """
 
     entries: tuple[Entry, ...]
+    pack_flops: int = 0
+    unpack_flops: int = 0
 
     @cached_property
     def num_bytes(self) -> int:

@@ -26,6 +26,7 @@ class Versions:
         self.aggregated: set[str] = set()  # groups whose current values are an aggregate of clients'
         self._risen: set[str] = set()
         self._returned = False  # whether clients' aggregate is among what rose
+        self.published: dict[str, tuple[int, int]] = {}  # the version that clients were sent last, and that before
 
     def rise(self, group: str, aggregated: bool) -> None:
         """The server's values of `group` changed, or came into being."""
@@ -34,6 +35,14 @@ class Versions:
         self._returned |= aggregated
         (self.aggregated.add if aggregated else self.aggregated.discard)(group)
         self._held.setdefault(group, np.full(self._num_clients, NOTHING, dtype=np.int32))
+
+    def publish(self, group: str) -> bool:
+        """Clients are sent the current version from here on. Returns whether they were sent another one so far."""
+        last, _ = self.published.get(group, (NOTHING, NOTHING))
+        if last == self.current[group]:
+            return False
+        self.published[group] = (self.current[group], last)
+        return True
 
     def start_round(self) -> None:
         """What rose last is news in this round; what is lacking besides is caught up.
@@ -46,6 +55,10 @@ class Versions:
     def missing(self, client: int, needed: Iterable[str]) -> list[str]:
         """Groups among `needed` that the client does not hold in the current version."""
         return [group for group in needed if self._held[group][client] != self.current[group]]
+
+    def held_by(self, client: int, group: str) -> int:
+        """The version that a client holds, `NOTHING` if none."""
+        return int(self._held[group][client])
 
     def hold(self, client: int, groups: Iterable[str]) -> None:
         """The client received the current version of `groups`."""
@@ -64,6 +77,7 @@ class Versions:
             "aggregated": sorted(self.aggregated),
             "risen": sorted(self._risen),
             "returned": self._returned,
+            **({"published": self.published} if self.published else {}),
         }
 
     def held(self) -> dict[str, np.ndarray]:
@@ -75,6 +89,8 @@ class Versions:
         self.current = dict(facts["current"])
         self.news, self.aggregated, self._risen = (set(facts[key]) for key in ("news", "aggregated", "risen"))
         self._returned = facts["returned"]
+        published = facts.get("published", {})
+        self.published = {group: (last, before) for group, (last, before) in published.items()}
         self._held = dict(held)
 
     def forget(self, client: int, groups: Iterable[str]) -> None:

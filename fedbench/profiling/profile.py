@@ -14,12 +14,15 @@ from fedbench.config.schema import Config
 from fedbench.conventions import ConventionName
 from fedbench.encoders.tensor_groups import HEADS, block_groups, group_of, groups_of
 from fedbench.federation import Mechanism, StagePlan, Strategy
+from fedbench.federation.codec import Direction
+from fedbench.federation.dispatch import declare_packed, specs_by_group
 from fedbench.federation.experiment import check
 from fedbench.federation.naming import strategy_label
 from fedbench.federation.protocol import Visit
 from fedbench.federation.server_rehearsal import ServerWork
-from fedbench.federation.shipment import Shipment, declare, describe
+from fedbench.federation.shipment import Shipment, describe
 from fedbench.federation.strategy import active_mechanisms
+from fedbench.federation.wire import Wire, coded
 from fedbench.metering.costs import StepCosts
 from fedbench.metering.counting import forward_macs_by_group, paper_epoch_macs
 from fedbench.metering.step import StepCost, trace_edit, trace_step
@@ -162,6 +165,7 @@ def _stages(
     for one in rehearse(config, strategy, mechanisms, plans, rounds_per_stage, specs):
         stages[one.stage - 1].visits += one.visits
         stages[one.stage - 1].work += one.work
+        stages[one.stage - 1].codec_flops += one.codec_flops
     return sizes, stages
 
 
@@ -185,11 +189,13 @@ class _Stage:
     ) -> None:
         self.config, self.terms, self.plan, self.stage, self.rounds = config, terms, plan, stage, rounds
         self.image_shape = config.encoder.image_shape
+        self.wire = Wire([one for one in terms if isinstance(one, Mechanism)], config.seed)
         self.model = build_model(config, plan.depth)
         self.specs = describe(self.model)
         self.macs = forward_macs_by_group(self.model, self.image_shape)
         self.visits: list[Visit] = []
         self.work: list[ServerWork] = []
+        self.codec_flops = 0  # the server's
         self._alike = config_hash(config.model_copy(update={"seed": 0}))  # the seed does not change a step's cost
         self._costs = costs
 
@@ -201,7 +207,7 @@ class _Stage:
             steps += local_steps
             if trace:
                 costs.append(self._cost(batch, visit, kept))
-                flops += costs[-1].of_visit(local_steps)
+                flops += costs[-1].of_visit(local_steps) + visit.codec_flops
         highest, dearest = max(costs, key=_peak), max(costs, key=_flops)
         downloads = [visit.download for visit in self.visits]
         uploads = [visit.upload for visit in self.visits if visit.upload is not None]
@@ -219,11 +225,13 @@ class _Stage:
             flops_per_step=dearest.flops,
             flops_by_phase=dearest.flops_by_phase,
             server_steps=server_steps,
-            server_flops=sum(cost.flops * times for cost, times in server),
+            server_flops=sum(cost.flops * times for cost, times in server) + self.codec_flops * trace,
             server_peak_memory_bytes=max((cost.peak_memory_bytes for cost, _ in server), default=0),
             flops={"step": self._each(flops), **self._paper_macs()},
-            download_bytes=self._traffic(downloads, [changing - block_groups(one.dropped) for one in plans]),
-            upload_bytes=self._traffic(uploads, [one.uploaded_groups for one in plans]),
+            download_bytes=self._traffic(
+                "download", downloads, [changing - block_groups(one.dropped) for one in plans]
+            ),
+            upload_bytes=self._traffic("upload", uploads, [one.uploaded_groups for one in plans]),
             download={part: self._each(value) for part, value in parts(downloads).items()},
             upload={part: self._each(value) for part, value in parts(uploads).items()},
             peak_memory_bytes=highest.peak_memory_bytes,
@@ -235,6 +243,13 @@ class _Stage:
         trains = any(one.epochs for one in self.work)
         anew = trains or self.config.federation.client_memory == "none"  # all that a client needs, every round
         return frozenset(groups_of(self.specs)) if anew else self.plan.trained_groups & self.plan.uploaded_groups
+
+    def _packed(self, direction: Direction) -> frozenset[str]:
+        """Groups that are packed in every round of a client that is there in each."""
+        forgets = direction == "download" and self.wire.sends_changes
+        if not self.wire.packs(direction) or (forgets and self.config.federation.client_memory == "none"):
+            return frozenset()
+        return frozenset(group for group, specs in specs_by_group(self.specs).items() if coded(specs))
 
     def _each(self, total: int) -> Number:
         """The mean over all registered clients, whole if it is."""
@@ -311,13 +326,17 @@ class _Stage:
         }
 
     def _traffic(
-        self, shipments: Sequence[Shipment], exchanged: Sequence[Set[str]]
+        self, direction: Direction, shipments: Sequence[Shipment], exchanged: Sequence[Set[str]]
     ) -> dict[ConventionName, Number]:
         """Of a mean client; under the paper's rules, of one that takes part in every round.
 
         `exchanged`: groups that travel in a visit, by visit. The mean over them: plans may be narrowed by chance.
         """
-        rounds = [declare(self.specs, dict.fromkeys(groups, "round")) for groups in exchanged]
+        packed = self._packed(direction)
+        rounds = [
+            declare_packed(self.wire, direction, self.specs, dict.fromkeys(groups, "round"), packed & groups)
+            for groups in exchanged
+        ]
         paper = {rule: _mean([one.counted(rule) for one in rounds], self.rounds) for rule in PAPER_RULES}
         return {"step": self._each(sum(shipment.num_bytes for shipment in shipments)), **paper}
 

@@ -16,11 +16,12 @@ from fedbench.federation.shipment import Specs
 
 
 class RehearsedRound(NamedTuple):
-    """Visits of a round in their order, and what the server does behind them."""
+    """Visits of a round in their order, and what the server does behind them; `codec_flops`: its own."""
 
     stage: int
     visits: list[Visit]
     work: list[ServerWork]
+    codec_flops: int = 0
 
 
 class Rehearsal:
@@ -71,6 +72,7 @@ class Rehearsal:
 
     def end_round(self) -> None:
         """See `Executor`."""
+        self.round = self.round._replace(codec_flops=self.course.dispatch.codec_flops)
 
     def _server(self, mechanism: Mechanism) -> ServerTraining:
         return rehearsed(mechanism, self.course.plan, self.course.finished, self.round.work)

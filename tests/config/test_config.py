@@ -148,6 +148,13 @@ def test_infinities_and_booleans_are_no_numbers(word: str) -> None:
     assert word.split("=")[0] in message(parse_overrides([word]))
 
 
+def test_a_preset_can_be_named_as_such() -> None:
+    by_name = load_config({"strategy": {"name": "lw_fedssl@v4", "moon": True}})
+    assert load_config({"strategy": {"preset": "lw_fedssl@v4", "moon": True}}) == by_name
+    with pytest.raises(UserError, match=r"strategy\.name: 'lw_fedssl@v9' is not known"):
+        load_config({"strategy": {"preset": "lw_fedssl@v9"}})
+
+
 def test_a_preset_of_a_strategy_is_written_out_and_keeps_its_name() -> None:
     words = ["strategy=lw_fedssl@v3", "strategy.alignment=null", "strategy.calibration.epochs=3"]
     config = load_config(parse_overrides(words))

@@ -12,6 +12,7 @@ from fedbench.federation.client_states import ClientStates
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.observer import Observer
 from fedbench.federation.protocol import Visit
+from fedbench.federation.wire import Wire
 
 
 class Engine(Protocol):
@@ -35,6 +36,7 @@ def build_worker(experiment: Experiment, folder: Path, observer: Observer | None
         place(experiment.dataset.train_images, experiment.device),
         ClientStates(folder),
         observer or Observer(),
+        Wire(experiment.mechanisms, experiment.config.seed),
     )
 
 

@@ -20,6 +20,7 @@ from fedbench.federation.engines.remote import (
     Groups,
     Holdings,
     Identity,
+    Payload,
     RemoteWorker,
     Request,
     heard,
@@ -52,7 +53,7 @@ class OnRay:
         address = os.environ.get("RAY_ADDRESS", OWN)
         self._ray = self._ends.enter_context(connected(address, self.size * self.config.threads))
         self._folder = _Marked(folder)
-        self._shared = dict[Groups, Any]()  # groups -> reference to their bytes, in this round
+        self._shared = dict[Groups | Payload, Any]()  # groups -> reference to their bytes, in this round
         self._round = -1
         self._new = self._factory(experiment)
         self._actors = [self._new() for _ in range(self.size)]
@@ -92,7 +93,7 @@ class OnRay:
         actor.visit, actor.patience = visit, self._patience.of(visit)
         actor.asked(actor.handle.answer.remote(request, payload, groups))
 
-    def _put(self, groups: Groups, content: Callable[[], bytes]) -> Any:
+    def _put(self, groups: Groups | Payload, content: Callable[[], bytes]) -> Any:
         """A reference to `content` in the object store, where it is put once in a round."""
         if groups not in self._shared:
             self._shared[groups] = self._ray.put(content())

@@ -18,10 +18,12 @@ from fedbench.federation.engines.schedule import Arrival
 from fedbench.federation.experiment import Experiment, prepare
 from fedbench.federation.payload import decode
 from fedbench.federation.protocol import Visit
+from fedbench.federation.versions import NOTHING
 from fedbench.remembered import code_digest
 from fedbench.training.model import build_model
 
 Groups = tuple[tuple[str, int], ...]  # with their versions
+Payload = tuple[tuple[str, int, bool], ...]  # with their versions, and whether they travel packed
 
 
 def names(groups: Groups) -> list[str]:
@@ -39,7 +41,7 @@ class Lacking(NamedTuple):
     """
 
     groups: Groups
-    payload: Groups
+    payload: Payload
     has_payload: bool
 
 
@@ -49,15 +51,23 @@ class Holdings:
     def __init__(self) -> None:
         self._round = -1
         self._known: dict[str, int] = {}  # group -> version
-        self._payloads: set[Groups] = set()  # of this round
+        self._payloads: set[Payload] = set()  # of this round
+
+    def _lacks(self, visit: Visit, group: str) -> bool:
+        """Whether the worker needs a group that does not come to it, or comes as a change of what it has not."""
+        known, needed = self._known.get(group), visit.versions[group]
+        if group not in visit.groups:
+            return known != needed
+        base = visit.bases.get(group, NOTHING)
+        return base != NOTHING and known not in (base, needed)
 
     def lacking(self, visit: Visit) -> Lacking:
         """What to send along with a visit; from now on the worker has it."""
         if visit.round_index != self._round:
             self._round, self._payloads = visit.round_index, set()
-        versions, sent = visit.versions, visit.groups
-        lacking = (group for group in versions if group not in sent and self._known.get(group) != versions[group])
-        payload = tuple((group, versions[group]) for group in sent)
+        versions = visit.versions
+        lacking = (group for group in versions if self._lacks(visit, group))
+        payload = tuple((group, versions[group], group in visit.bases) for group in visit.groups)
         needs = Lacking(tuple((group, versions[group]) for group in lacking), payload, payload in self._payloads)
         self._known |= versions
         self._payloads.add(payload)
@@ -75,7 +85,7 @@ class Request(NamedTuple):
 
     visit: Visit
     groups: bytes
-    payload: Groups
+    payload: Payload
 
 
 class Failure(NamedTuple):
@@ -180,7 +190,7 @@ class Attendant:
         self.worker = build_worker(experiment, folder)
         self.engine = InProcess(experiment, self.worker)
         self._stage, self._round = 0, -1
-        self._payloads: dict[Groups, bytes] = {}
+        self._payloads: dict[Payload, bytes] = {}
 
     def train(self, request: Request) -> Upload:
         """Train one visit."""

@@ -1,0 +1,70 @@
+"""What a codec is: another form of a tensor group's parameters on the wire, smaller and mostly lossy. A whole one:
+
+    @dataclass(frozen=True)
+    class Halves(Codec):
+        def wire(self, specs: Specs, direction: Direction) -> Specs:
+            return {key: spec._replace(dtype=torch.float16) for key, spec in specs.items()}
+
+        def pack(self, values: StateDict, direction: Direction, draw: torch.Generator) -> StateDict:
+            return {key: value.half() for key, value in values.items()}
+
+        def unpack(self, packed: StateDict, specs: Specs, direction: Direction) -> StateDict:
+            return {key: value.float() for key, value in packed.items()}
+
+It is a mechanism, switched on under its name in the strategy's section: `strategy: {name: fedssl, halves: {}}`.
+Several form a chain. What is packed is a change of what both ends hold already.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from fedbench.federation.mechanism import Mechanism
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedbench.encoders.tensor_groups import StateDict
+    from fedbench.federation.shipment import Specs
+
+Direction = Literal["download", "upload"]
+DIRECTIONS: tuple[Direction, ...] = ("download", "upload")
+
+
+@dataclass(frozen=True)
+class Codec(Mechanism, ABC):
+    """A form of one tensor group at a time: of its parameters in floating point; the rest travels as it is.
+
+    An upload is what local training changed in what the client had received. A download is what the server's
+    values differ in from what the clients hold of the version before; whoever does not hold that is sent all of
+    it, as it is. So the server knows what each client holds, and what one download loses is in the next one.
+    """
+
+    order: ClassVar[int] = 0
+    """In a chain, codecs work in rising order: first what chooses entries, then (1) what shortens numbers."""
+
+    download_of: Literal["change", "values"] = "change"
+    """What is packed on the way down; values: the server's own, for everybody, whatever a client holds."""
+    error_feedback: bool = False
+    """Whether a client adds what its upload lost to its next one; it keeps that on its disk."""
+
+    def works(self, direction: Direction) -> bool:
+        """Whether there is anything to pack in this direction; if not, payloads are what they are without it."""
+        return True
+
+    @abstractmethod
+    def wire(self, specs: Specs, direction: Direction) -> Specs:
+        """The tensors that travel instead of those of `specs`: from shapes and types alone, never from values.
+
+        In a chain `specs` are what the codec before makes; what it cannot shorten (integers) it leaves as it is.
+        """
+
+    @abstractmethod
+    def pack(self, values: StateDict, direction: Direction, draw: torch.Generator) -> StateDict:
+        """Values in the form that `wire` declares, on the CPU. `draw`: the only source of chance."""
+
+    @abstractmethod
+    def unpack(self, packed: StateDict, specs: Specs, direction: Direction) -> StateDict:
+        """Values for all of `specs` from their form on the wire and nothing else."""

@@ -1,0 +1,52 @@
+"""Payloads in half precision: each number as float16 or bfloat16, rounded to the nearest."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from fedbench.encoders.tensor_groups import StateDict
+from fedbench.federation import Codec, Direction, Specs
+
+TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Cast(Codec):
+    """bytes = 2 n; fp32: none, to the bit."""
+
+    order: ClassVar[int] = 1
+
+    download: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Type of a number on the way down; what is too large for fp16 becomes its largest."""
+    upload: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Type of a number on the way up."""
+
+    def name(self, direction: Direction) -> str:
+        """Of the type."""
+        return self.download if direction == "download" else self.upload
+
+    def works(self, direction: Direction) -> bool:
+        """Unless numbers are whole."""
+        return self.name(direction) in TYPES
+
+    def wire(self, specs: Specs, direction: Direction) -> Specs:
+        """The same tensors in another type."""
+        dtype = TYPES[self.name(direction)]
+        return {
+            key: spec._replace(dtype=dtype) if spec.dtype.is_floating_point else spec
+            for key, spec in specs.items()
+        }
+
+    def pack(self, values: StateDict, direction: Direction, draw: torch.Generator) -> StateDict:
+        """Round."""
+        dtype = TYPES[self.name(direction)]
+        largest = torch.finfo(dtype).max
+        return {
+            key: value.clamp(-largest, largest).to(dtype) if value.is_floating_point() else value
+            for key, value in values.items()
+        }
+
+    def unpack(self, packed: StateDict, specs: Specs, direction: Direction) -> StateDict:
+        """As they were, without what was rounded."""
+        return {key: packed[key].to(spec.dtype) for key, spec in specs.items()}
