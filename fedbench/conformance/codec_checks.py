@@ -18,7 +18,6 @@ from fedbench.random import generator
 GROUP = "block_1"
 SHAPES = {"matrix": (24, 16), "kernel": (8, 4, 3, 3), "bias": (24,), "scale": (1,)}
 SPECS: Specs = {key: TensorSpec(shape, torch.float32, False) for key, shape in SHAPES.items()}
-INDICES = {"indices": TensorSpec((7,), torch.int32, False)}  # what a codec before this one may have made
 
 
 def values(seed: int, scale: float = 1.0) -> StateDict:
@@ -42,17 +41,11 @@ def sizes_follow_from_shapes(codec: Codec, direction: Direction) -> Finding | No
 
 
 def nothing_is_lost(codec: Codec, direction: Direction) -> Finding | None:
-    """Every tensor of a group comes out again, in its shape and type; integers are the same bits."""
+    """Every tensor of a group comes out again, in its shape and type."""
     try:
         Wire([codec]).unpack(GROUP, _packed(codec, direction, values(0)), SPECS, direction)
     except UserError as error:
         return Finding("all tensors of the group, as they were declared", str(error), "unpack")
-    mixed: Specs = {**SPECS, **INDICES}
-    integers = torch.arange(7, dtype=torch.int32)
-    packed = codec.pack({**values(0), "indices": integers}, direction, generator(0, "draw"))
-    back = codec.unpack(packed, mixed, direction).get("indices")
-    if back is None or not torch.equal(back, integers):
-        return Finding("integers of a codec before this one left as they are", f"{back}", "wire, pack, unpack")
     return None
 
 

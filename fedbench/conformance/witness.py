@@ -20,6 +20,7 @@ from fedbench.federation.payload import decode
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.protocol import Visit
 from fedbench.federation.record import RoundRecord
+from fedbench.federation.server import RejectedError
 from fedbench.federation.strategy import ClientUpdate
 from fedbench.ssl import SSLMethod
 
@@ -111,7 +112,7 @@ class Witness(Observer):
     ) -> None:
         """Keep the visit."""
         reply = decode(upload.data)
-        state = self.federation.server.accept(upload.data).state if update is None else update.state
+        state = self._made_of(upload) if update is None else update.state
         self.visits.append(
             Observation(
                 visit.round_index,
@@ -132,6 +133,12 @@ class Witness(Observer):
                 update is not None,
             )
         )
+
+    def _made_of(self, upload: Upload) -> StateDict:
+        try:
+            return self.federation.server.accept(upload.data).state
+        except RejectedError:
+            return decode(upload.data)
 
     def _sent(self, visit: Visit) -> StateDict:
         sent = [self.federation.server.sent(group) for group in visit.versions]

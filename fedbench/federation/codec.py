@@ -58,7 +58,7 @@ class Codec(Mechanism, ABC):
     def wire(self, specs: Specs, direction: Direction) -> Specs:
         """The tensors that travel instead of those of `specs`: from shapes and types alone, never from values.
 
-        In a chain `specs` are what the codec before makes; what it cannot shorten (integers) it leaves as it is.
+        In a chain `specs` are what the codec before makes, but for its integers, which travel as they are.
         """
 
     @abstractmethod

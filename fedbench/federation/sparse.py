@@ -43,18 +43,17 @@ class Sparse(Codec):
         return self.density(direction) < 1
 
     def wire(self, specs: Specs, direction: Direction) -> Specs:
-        """Values and places; integers, which a codec before this one may have made, travel beside them."""
-        total = sum(spec.numel for spec in specs.values() if spec.dtype.is_floating_point)
+        """Values and places."""
+        total = sum(spec.numel for spec in specs.values())
         count = self._count(total, direction)
         places = {INDICES: TensorSpec((count,), torch.int32, False)}
         if _has_bitmap(count, total):
             places = {BITMAP: TensorSpec((ceil(total / 8),), torch.uint8, False)}
-        rest = {key: spec for key, spec in specs.items() if not spec.dtype.is_floating_point}
-        return {**rest, VALUES: TensorSpec((count,), torch.float32, False), **places}
+        return {VALUES: TensorSpec((count,), torch.float32, False), **places}
 
     def pack(self, values: StateDict, direction: Direction, draw: torch.Generator) -> StateDict:
         """Choose; values travel in the order of their places."""
-        row_N = torch.cat([value.float().reshape(-1) for value in values.values() if value.is_floating_point()])
+        row_N = torch.cat([value.float().reshape(-1) for value in values.values()])
         count = self._count(len(row_N), direction)
         chosen = self.choose(row_N, count, draw).sort().values
         places = {INDICES: chosen.int()}
@@ -62,8 +61,7 @@ class Sparse(Codec):
             is_chosen = torch.zeros(len(row_N), dtype=torch.bool)
             is_chosen[chosen] = True
             places = {BITMAP: torch.from_numpy(np.packbits(is_chosen.numpy()))}
-        rest = {key: value for key, value in values.items() if not value.is_floating_point()}
-        return {**rest, VALUES: row_N[chosen], **places}
+        return {VALUES: row_N[chosen], **places}
 
     def unpack(self, packed: StateDict, specs: Specs, direction: Direction) -> StateDict:
         """Zero, but for what was sent.
@@ -71,16 +69,14 @@ class Sparse(Codec):
         Raises:
             ValueError: the places are not as many as the values, or beyond the group.
         """
-        floats = {key: spec for key, spec in specs.items() if spec.dtype.is_floating_point}
-        sizes = [spec.numel for spec in floats.values()]
+        sizes = [spec.numel for spec in specs.values()]
         row_N = torch.zeros(sum(sizes))
         places = _places(packed, len(row_N))
         if len(places) != len(packed[VALUES]) or not torch.all((places >= 0) & (places < len(row_N))):
             raise ValueError(f"{len(packed[VALUES])} values with places that do not fit {len(row_N)} entries")
         row_N[places] = packed[VALUES]
-        parts = zip(floats.items(), row_N.split(sizes), strict=True)
-        values = {key: part.to(spec.dtype).reshape(spec.shape) for (key, spec), part in parts}
-        return values | {key: packed[key] for key in specs if key not in floats}
+        parts = zip(specs.items(), row_N.split(sizes), strict=True)
+        return {key: part.to(spec.dtype).reshape(spec.shape) for (key, spec), part in parts}
 
     def _count(self, total: int, direction: Direction) -> int:
         """k."""

@@ -5,7 +5,7 @@ On the wire a packed tensor is called `GROUP/NAME`; what travels as it is has it
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from fedbench.federation.shipment import Specs, TensorSpec
 from fedbench.random import generator
 
 REMEMBERED = 4096  # forms of groups
+Item = TypeVar("Item", TensorSpec, Tensor)
 
 
 class Wire:
@@ -66,7 +67,8 @@ class Wire:
         forms = self._forms(direction, tuple(coded(specs).items()))
         packed = {key: values[key] for key in coded(specs)}
         for codec, form in zip(self.codecs[direction], forms[1:], strict=True):
-            packed = codec.pack(packed, direction, draw)
+            floats, rest = _parted(packed)
+            packed = rest | codec.pack(floats, direction, draw)
             _check(f"{type(codec).__name__}.pack", packed, dict(form))
         return {wire_name(group, name): value for name, value in packed.items()}
 
@@ -79,7 +81,9 @@ class Wire:
         forms = self._forms(direction, tuple(coded(specs).items()))
         values = {name: arrived[wire_name(group, name)] for name, _ in forms[-1]}
         for codec, form in zip(reversed(self.codecs[direction]), reversed(forms[:-1]), strict=True):
-            values = codec.unpack(values, dict(form), direction)
+            floats, rest = _parted(dict(form))
+            packed = {name: value for name, value in values.items() if name not in rest}
+            values = {key: values[key] for key in rest} | codec.unpack(packed, floats, direction)
             _check(f"{type(codec).__name__}.unpack", values, dict(form))
         return values
 
@@ -97,10 +101,19 @@ class Wire:
         return packing, unpacking
 
     def _chain(self, direction: Direction, specs: tuple[tuple[str, TensorSpec], ...]) -> list[Any]:
-        """What there is before the first codec, between any two, and behind the last one."""
+        """What there is before the first codec, between any two, and behind the last one.
+
+        UserError: two codecs call what they make by one name.
+        """
         forms = [specs]
         for codec in self.codecs[direction]:
-            forms.append(tuple(codec.wire(dict(forms[-1]), direction).items()))
+            floats, rest = _parted(dict(forms[-1]))
+            made = codec.wire(floats, direction)
+            if both := made.keys() & rest.keys():
+                raise UserError(
+                    f"{type(codec).__name__} makes {min(both)!r}, as a codec before it does; allowed: one of them"
+                )
+            forms.append(tuple({**rest, **made}.items()))
         return forms
 
 
@@ -112,6 +125,12 @@ def coded(specs: Specs) -> Specs:
 def as_they_are(specs: Specs) -> Specs:
     """The others: BatchNorm's statistics and counter."""
     return {key: spec for key, spec in specs.items() if not (spec.dtype.is_floating_point and not spec.is_buffer)}
+
+
+def _parted(values: Mapping[str, Item]) -> tuple[dict[str, Item], dict[str, Item]]:
+    """What is in floating point, which a codec works on, and what a codec before it made besides."""
+    floats = {name: one for name, one in values.items() if one.dtype.is_floating_point}
+    return floats, {name: one for name, one in values.items() if name not in floats}
 
 
 def subtracted(values: StateDict, before: Mapping[str, Tensor]) -> StateDict:

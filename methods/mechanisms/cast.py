@@ -33,19 +33,13 @@ class Cast(Codec):
     def wire(self, specs: Specs, direction: Direction) -> Specs:
         """The same tensors in another type."""
         dtype = TYPES[self.name(direction)]
-        return {
-            key: spec._replace(dtype=dtype) if spec.dtype.is_floating_point else spec
-            for key, spec in specs.items()
-        }
+        return {key: spec._replace(dtype=dtype) for key, spec in specs.items()}
 
     def pack(self, values: StateDict, direction: Direction, draw: torch.Generator) -> StateDict:
         """Round."""
         dtype = TYPES[self.name(direction)]
         largest = torch.finfo(dtype).max
-        return {
-            key: value.clamp(-largest, largest).to(dtype) if value.is_floating_point() else value
-            for key, value in values.items()
-        }
+        return {key: value.clamp(-largest, largest).to(dtype) for key, value in values.items()}
 
     def unpack(self, packed: StateDict, specs: Specs, direction: Direction) -> StateDict:
         """As they were, without what was rounded."""

@@ -6,6 +6,7 @@ with 1 bit it has two values, and they are not the signs.
 """
 
 from dataclasses import dataclass
+from math import ceil
 from typing import ClassVar, Literal
 
 import torch
@@ -38,38 +39,27 @@ class Quantise(Codec):
 
     def wire(self, specs: Specs, direction: Direction) -> Specs:
         """All codes of a group in a row of bytes, and two ends of a grid for each tensor."""
-        floats, rest = _split(specs)
-        count = sum(spec.numel for spec in floats.values())
-        codes = TensorSpec((-(-count * self.bits(direction) // 8),), torch.uint8, False)
-        grids = TensorSpec((len(floats), 2), torch.float32, False)
-        return {**rest, CODES: codes, GRIDS: grids}
+        count = sum(spec.numel for spec in specs.values())
+        codes = TensorSpec((ceil(count * self.bits(direction) / 8),), torch.uint8, False)
+        return {CODES: codes, GRIDS: TensorSpec((len(specs), 2), torch.float32, False)}
 
     def pack(self, values: StateDict, direction: Direction, draw: torch.Generator) -> StateDict:
         """Codes: (x - low) / step, rounded to a neighbour by chance."""
-        floats = {key: value for key, value in values.items() if value.is_floating_point()}
         top = 2 ** self.bits(direction) - 1
-        grids = torch.stack([torch.stack(value.aminmax()) for value in floats.values()]).float()
-        codes = [_codes(value, grid, top, draw) for value, grid in zip(floats.values(), grids, strict=True)]
-        rest = {key: value for key, value in values.items() if key not in floats}
-        return {**rest, CODES: _bytes(torch.cat(codes), self.bits(direction)), GRIDS: grids}
+        grids = torch.stack([torch.stack(value.aminmax()) for value in values.values()]).float()
+        codes = [_codes(value, grid, top, draw) for value, grid in zip(values.values(), grids, strict=True)]
+        return {CODES: _bytes(torch.cat(codes), self.bits(direction)), GRIDS: grids}
 
     def unpack(self, packed: StateDict, specs: Specs, direction: Direction) -> StateDict:
         """low + code * step."""
-        floats, rest = _split(specs)
         bits = self.bits(direction)
-        sizes = [spec.numel for spec in floats.values()]
+        sizes = [spec.numel for spec in specs.values()]
         codes = _numbers(packed[CODES], bits, sum(sizes)).split(sizes)
-        values = {key: packed[key] for key in rest}
-        for (key, spec), one, (low, high) in zip(floats.items(), codes, packed[GRIDS], strict=True):
+        values: StateDict = {}
+        for (key, spec), one, (low, high) in zip(specs.items(), codes, packed[GRIDS], strict=True):
             number = torch.lerp(low, high, one.float() / (2**bits - 1))
             values[key] = number.to(spec.dtype).reshape(spec.shape)
         return values
-
-
-def _split(specs: Specs) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-    """Numbers in floating point, and the rest."""
-    floats = {key: spec for key, spec in specs.items() if spec.dtype.is_floating_point}
-    return floats, {key: spec for key, spec in specs.items() if key not in floats}
 
 
 def _codes(value: Tensor, grid: Tensor, top: int, draw: torch.Generator) -> Tensor:

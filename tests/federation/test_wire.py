@@ -304,8 +304,7 @@ from fedbench.federation import Codec
 @dataclass(frozen=True)
 class Mine(Codec):
     def wire(self, specs, direction):
-        return {key: spec._replace(dtype=torch.float16) if spec.dtype.is_floating_point else spec
-                for key, spec in specs.items()}
+        return {key: spec._replace(dtype=torch.float16)                for key, spec in specs.items()}
 
     def pack(self, values, direction, draw):
         PACK
@@ -313,7 +312,7 @@ class Mine(Codec):
     def unpack(self, packed, specs, direction):
         UNPACK
 """
-PACK = "return {k: v.half() if v.is_floating_point() else v for k, v in values.items()}"
+PACK = "return {k: v.half() for k, v in values.items()}"
 UNPACK = "return {k: packed[k].to(spec.dtype) for k, spec in specs.items()}"
 
 
@@ -322,14 +321,14 @@ UNPACK = "return {k: packed[k].to(spec.dtype) for k, spec in specs.items()}"
     [
         (PACK, UNPACK, set()),
         (
-            "return {k: v[v != 0].half() if v.is_floating_point() else v for k, v in values.items()}",
+            "return {k: v[v != 0].half() for k, v in values.items()}",
             UNPACK,
             {"sizes follow from shapes"},
         ),
         (PACK, f"{UNPACK[:-1]} if k != 'bias'}}", {"nothing is lost"}),
         (
             PACK,
-            UNPACK.replace("to(spec.dtype)", "to(spec.dtype) * (1 + torch.rand(()) * (k != 'indices'))"),
+            UNPACK.replace("to(spec.dtype)", "to(spec.dtype) * (1 + torch.rand(()))"),
             {"every reader gets the same"},
         ),
         (PACK.replace("v.half()", "(v * (1 + torch.rand(v.shape))).half()"), UNPACK, {"chance is only the draw"}),
@@ -357,3 +356,9 @@ def test_a_run_ends_where_a_codec_packs_what_it_did_not_declare(tiny: Tiny, tmp_
     path.write_text(LIAR.replace("UNPACK", UNPACK).replace("PACK", pack))
     with pytest.raises(UserError, match=r"Mine\.pack makes '.*': \(\d+,\), torch\.float16; declared: \("):
         run(tiny(with_codec("fedssl", {str(path): {}})), tmp_path / "run")
+
+
+def test_two_codecs_that_would_call_two_tensors_by_one_name_are_refused(tiny: Tiny) -> None:
+    config = tiny(with_codec("fedssl", {"top_k": {"upload": 0.01}, "random_k": {"upload": 0.01}}))
+    with pytest.raises(UserError, match=r"makes 'indices', as a codec before it does"):
+        profile(config)
