@@ -15,14 +15,14 @@ from fedbench.conformance.witness import Observation, Witness
 from fedbench.encoders import num_blocks
 from fedbench.encoders.tensor_groups import HEADS, StateDict, by_group, group_of, on_wire
 from fedbench.federation.aggregation import Aggregation, ServerState
-from fedbench.federation.codec import Direction
+from fedbench.federation.codec import Way
 from fedbench.federation.dispatch import specs_by_group
 from fedbench.federation.experiment import Experiment, prepare
 from fedbench.federation.payload import encode
 from fedbench.federation.shipment import describe
 from fedbench.federation.strategy import ClientUpdate, Strategy
 from fedbench.federation.versions import NOTHING
-from fedbench.federation.wire import Wire, added, coded
+from fedbench.federation.wire import Wire, added
 from fedbench.ssl import SSLMethod
 from fedbench.training.local import LocalStep, LocalTask, Received, Term, untrained_task
 from fedbench.training.model import build_model
@@ -124,18 +124,19 @@ def upload_is_what_was_trained(trial: Trial) -> Finding | None:
             return Finding(
                 "only what was trained is uploaded", f"uploaded, not trained: {short(idle)}", where(visit)
             )
-        wrong = differing(visit.upload, visit.after, _as_they_are(trial, "upload", visit.upload))
+        wrong = differing(
+            visit.upload, visit.after, _as_they_are(trial, trial.wire.way("upload", visit.client), visit.upload)
+        )
         if wrong:
             return Finding("uploaded values are the trained ones", f"differ: {short(wrong)}", where(visit))
     return None
 
 
-def _as_they_are(trial: Trial, direction: Direction, state: StateDict) -> list[str]:
-    """Keys of what does not travel packed in this direction, where values may be lost on purpose."""
-    if not trial.wire.packs(direction):
-        return list(state)
-    specs = trial.witness.federation.course.dispatch.specs
-    return [key for key in state if key in specs and key not in coded(specs)]
+def _as_they_are(trial: Trial, way: Way, state: StateDict) -> list[str]:
+    """Keys of what does not travel packed on this way, where values may be lost on purpose."""
+    groups = trial.witness.federation.course.dispatch.by_group
+    packed = [trial.wire.coded(group, specs, way) for group, specs in groups.items()]
+    return [key for key in state if not any(key in specs for specs in packed)]
 
 
 def clients_start_from_payloads_alone(trial: Trial) -> Finding | None:
@@ -169,7 +170,8 @@ def _unpacked(trial: Trial, visit: Observation, store: StateDict) -> StateDict:
             continue
         specs = specs_by_group(describe(trial.model(visit.stage)))[group]
         before = store if visit.bases[group] != NOTHING else {}
-        values |= added(before, trial.wire.unpack(group, part, specs, "download"))
+        way = trial.wire.way("download", visit.client)
+        values |= added(before, trial.wire.unpack(group, part, specs, way))
         values |= {key: value for key, value in part.items() if not on_wire(key)}
     return values
 
@@ -292,7 +294,11 @@ def growing_keeps_earlier_blocks(trial: Trial) -> Finding | None:
             continue
         discarded = {"reshape", *trial.strategy.begins_anew(visit.stage)}
         before = trial.witness.final[previous]  # a codec's losses are final for a block that is handed over
-        kept = [key for key in _as_they_are(trial, "download", before) if group_of(key) not in discarded]
+        kept = [
+            key
+            for key in _as_they_are(trial, trial.wire.way("download", visit.client), before)
+            if group_of(key) not in discarded
+        ]
         wrong = differing(trial.witness.final[previous], visit.server, kept)
         if wrong:
             return Finding("a grown encoder keeps its earlier blocks", f"changed: {short(wrong)}", where(visit))

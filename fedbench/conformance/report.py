@@ -14,7 +14,7 @@ from fedbench.conformance.ssl_checks import SSL_CHECKS
 from fedbench.encoders import Architecture, Transform, num_blocks
 from fedbench.errors import UserError, suggest
 from fedbench.federation import Codec, Mechanism, StagePlan, Strategy, load_mechanisms
-from fedbench.federation.codec import DIRECTIONS
+from fedbench.federation.codec import DIRECTIONS, Way
 from fedbench.federation.experiment import check
 from fedbench.files import config_names
 from fedbench.plugins import Kind, builtin_files, entry_points, is_place, load_plugin, place_of
@@ -109,7 +109,7 @@ def check_alone(name: str, fields: Mapping[str, Any]) -> list[Row]:
 
 
 def check_codec(kind: Kind, name: str, fields: Mapping[str, Any]) -> list[Row]:
-    """A codec without a federation, in each direction in which it works; no row of anything else.
+    """A codec (its first tier) without a federation, each way that it works; no row of anything else.
 
     Raises:
         UserError: a field is unknown or of the wrong type.
@@ -118,9 +118,9 @@ def check_codec(kind: Kind, name: str, fields: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = []
     for codec in (one for one in mechanisms if isinstance(one, Codec)):
         for direction in DIRECTIONS:
-            for what, look in CODEC_CHECKS.items() if codec.works(direction) else ():
+            for what, look in CODEC_CHECKS.items() if codec.works(Way(direction)) else ():
                 try:
-                    finding = look(codec, direction)
+                    finding = look(codec, Way(direction))
                 except Exception as error:
                     finding = Finding("a form on the wire", f"{type(error).__name__}: {error}", place_of(error))
                 rows.append((f"alone, {direction}", what, finding))

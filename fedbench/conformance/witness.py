@@ -112,7 +112,7 @@ class Witness(Observer):
     ) -> None:
         """Keep the visit."""
         reply = decode(upload.data)
-        state = self._made_of(upload) if update is None else update.state
+        state = self._made_of(visit, upload) if update is None else update.state
         self.visits.append(
             Observation(
                 visit.round_index,
@@ -134,14 +134,14 @@ class Witness(Observer):
             )
         )
 
-    def _made_of(self, upload: Upload) -> StateDict:
+    def _made_of(self, visit: Visit, upload: Upload) -> StateDict:
         try:
-            return self.federation.server.accept(upload.data).state
+            return self.federation.server.accept(upload.data, visit.client).state
         except RejectedError:
             return decode(upload.data)
 
     def _sent(self, visit: Visit) -> StateDict:
-        sent = [self.federation.server.sent(group) for group in visit.versions]
+        sent = [self.federation.server.sent(group, visit.tier) for group in visit.versions]
         return {key: value for values in sent for key, value in values.items()}
 
     def round_aggregated(self, server: Mapping[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ ENCODER = "encoder."  # how its keys begin in a model's state
 BLOCKS = f"{ENCODER}blocks."
 GIVEN = "given"  # the module in a key whose weights are given
 TARGET = "target_"  # how the target branch's keys begin, before the online branch's key
+TIER = "@"  # stands between a group and the tier of clients whose variant of it is meant
 PACKED = "/"  # stands between group and name in what a codec made of a group
 
 
@@ -65,6 +66,16 @@ def on_wire(key: str) -> bool:
 def wire_name(group: str, name: str) -> str:
     """The key of what a codec made of a group and calls `name`: `block_4/indices`."""
     return f"{group}{PACKED}{name}"
+
+
+def variant(group: str, tier: int) -> str:
+    """What clients of a tier are sent of a group; there is one variant where there are no tiers."""
+    return f"{group}{TIER}{tier}" if tier else group
+
+
+def group_of_variant(name: str) -> str:
+    """`block_4@2` -> `block_4`."""
+    return name.partition(TIER)[0]
 
 
 def groups_of(keys: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Federation: plans, strategies, payloads, the client's local training, the server, and the loop over rounds."""
 
 from fedbench.federation.aggregation import ServerState
-from fedbench.federation.codec import Codec, Direction
+from fedbench.federation.codec import Codec, Direction, Way
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.server_training import ServerTraining
@@ -33,6 +33,7 @@ __all__ = [
     "Strategy",
     "TensorSpec",
     "Turn",
+    "Way",
     "load_mechanisms",
     "load_strategy",
     "weighted_mean",

@@ -13,8 +13,9 @@ from torch import Tensor
 from fedbench.config.schema import Config
 from fedbench.data import Views
 from fedbench.data.pool import Pool
-from fedbench.encoders.tensor_groups import StateDict, by_group, on_wire, select
+from fedbench.encoders.tensor_groups import StateDict, by_group, on_wire, select, variant
 from fedbench.federation.client_states import ClientStates
+from fedbench.federation.codec import Way
 from fedbench.federation.diagnostics import effective_rank
 from fedbench.federation.dispatch import specs_by_group
 from fedbench.federation.observer import Observer
@@ -23,7 +24,7 @@ from fedbench.federation.plan import StagePlan
 from fedbench.federation.protocol import Visit
 from fedbench.federation.shipment import describe
 from fedbench.federation.versions import NOTHING
-from fedbench.federation.wire import Wire, added, coded, is_packed, subtracted
+from fedbench.federation.wire import Wire, added, is_packed, subtracted
 from fedbench.ssl import SSLMethod
 from fedbench.training import cuda_memory
 from fedbench.training.cuda_memory import CudaMemory
@@ -87,10 +88,12 @@ class Worker:
         self.wire = wire
         self.fabric = build_fabric(config.precision, images.device)
         self.task: LocalTask | None = None
-        self._received: dict[str, tuple[int, StateDict]] = {}  # group -> version and CPU values, as last decoded
+        self._received: dict[
+            str, tuple[int, StateDict]
+        ] = {}  # by variant: version and CPU values, as last decoded
         self._payload: bytes | None = None  # the latest
         self._received_bytes = 0  # of it
-        self._loaded: dict[str, int] = {}  # group -> version of its values in the working model
+        self._loaded: dict[str, tuple[str, int]] = {}  # group -> variant and version in the working model
 
     def start_stage(self, model: SSLMethod, plan: StagePlan) -> None:
         """A new working model. Its initial values count for nothing: groups come from payloads only."""
@@ -104,7 +107,7 @@ class Worker:
         self.task.received = self._reference
 
     def resume(self, received: Mapping[str, tuple[int, StateDict]]) -> None:
-        """Take over what earlier payloads of a run that was stopped brought here: group -> version and values."""
+        """Take over what earlier payloads of a run that was stopped brought here, by variant of a group."""
         self._received |= received
 
     def train(self, visit: Visit, indices: Tensor) -> Upload:
@@ -155,11 +158,12 @@ class Worker:
         missing: StateDict = {}
         received: StateDict = {}
         for group, needed in visit.versions.items():
-            version, values = self._received[group]
-            assert version == needed, f"{group}: version {needed} is needed, {version} came as payload"
-            if self._loaded.get(group) != version:
+            name = variant(group, visit.tier)
+            version, values = self._received[name]
+            assert version == needed, f"{name}: version {needed} is needed, {version} came as payload"
+            if self._loaded.get(group) != (name, version):
                 missing |= values
-                self._loaded[group] = version
+                self._loaded[group] = (name, version)
             received |= values
         self.task.method.load_online(missing)
         self.task.received = self._reference = self._reference.renewed(received)
@@ -170,16 +174,16 @@ class Worker:
         self._payload, self._received_bytes = visit.payload, received_bytes(visit.payload, payload)
         for group, part in by_group(payload).items():
             values = self._unpacked(group, part, visit) if is_packed(part) else part
-            self._received[group] = (visit.versions[group], values)
+            self._received[variant(group, visit.tier)] = (visit.versions[group], values)
 
     def _unpacked(self, group: str, part: StateDict, visit: Visit) -> StateDict:
         """The values of a group that came packed: as a change of what the client holds, or all of it."""
-        version, values = self._received.get(group, (NOTHING, {}))
+        version, values = self._received.get(variant(group, visit.tier), (NOTHING, {}))
         if version == visit.versions[group]:  # another client of this worker was sent them
             return values
         base = visit.bases[group]
         assert base in (NOTHING, version), f"{group}: a change of version {base}, but {version} came as payload"
-        change = self.wire.unpack(group, part, self._specs[group], "download")
+        change = self.wire.unpack(group, part, self._specs[group], Way("download", visit.tier))
         rest = {key: value for key, value in part.items() if not on_wire(key)}
         return dict(sorted((added(values if base != NOTHING else {}, change) | rest).items()))
 
@@ -191,8 +195,6 @@ class Worker:
         for group in visit.plan.trained_groups:
             self._loaded.pop(group, None)  # overwritten by training
         state = select(task.method.online_state(), visit.plan.uploaded_groups)
-        if not self.wire.packs("upload"):
-            return encode(state), {}
         travelling: StateDict = {}
         losing: StateDict = {}
         for group, part in by_group(state).items():
@@ -203,16 +205,20 @@ class Worker:
 
     def _packed(self, group: str, ended: StateDict, visit: Visit, lost: StateDict) -> tuple[StateDict, StateDict]:
         """A group as it travels up, as a change of what was received, and what of that is lost."""
-        specs, (_, received) = self._specs[group], self._received[group]
+        specs, way = self._specs[group], Way("upload", visit.tier)
+        coded = self.wire.coded(group, specs, way)
+        if not coded:
+            return ended, {}
+        _, received = self._received[variant(group, visit.tier)]
         ended = {key: value.detach().cpu() for key, value in ended.items()}
-        change = subtracted({key: ended[key] for key in coded(specs)}, received)
+        change = subtracted({key: ended[key] for key in coded}, received)
         if self.wire.has_feedback:
             change = {key: _topped_up(value, lost.get(key)) for key, value in change.items()}
-        packed = self.wire.pack(group, change, specs, "upload", visit.round_index, visit.client)
+        packed = self.wire.pack(group, change, specs, way, visit.round_index, visit.client)
         rest = {key: value for key, value in ended.items() if key not in change}
         if not self.wire.has_feedback:
             return packed | rest, {}
-        losing = subtracted(change, self.wire.unpack(group, packed, specs, "upload"))
+        losing = subtracted(change, self.wire.unpack(group, packed, specs, way))
         return packed | rest, {key: value for key, value in losing.items() if value.isfinite().all()}
 
 

@@ -2,13 +2,13 @@
 
     @dataclass(frozen=True)
     class Halves(Codec):
-        def wire(self, specs: Specs, direction: Direction) -> Specs:
+        def wire(self, specs: Specs, way: Way) -> Specs:
             return {key: spec._replace(dtype=torch.float16) for key, spec in specs.items()}
 
-        def pack(self, values: StateDict, direction: Direction, draw: torch.Generator) -> StateDict:
+        def pack(self, values: StateDict, way: Way, draw: torch.Generator) -> StateDict:
             return {key: value.half() for key, value in values.items()}
 
-        def unpack(self, packed: StateDict, specs: Specs, direction: Direction) -> StateDict:
+        def unpack(self, packed: StateDict, specs: Specs, way: Way) -> StateDict:
             return {key: value.float() for key, value in packed.items()}
 
 It is a mechanism, switched on under its name in the strategy's section: `strategy: {name: fedssl, halves: {}}`.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from fedbench.federation.mechanism import Mechanism
 
@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 
 Direction = Literal["download", "upload"]
 DIRECTIONS: tuple[Direction, ...] = ("download", "upload")
+
+
+class Way(NamedTuple):
+    """Where a payload goes; `tier`: of the client at its other end."""
+
+    direction: Direction
+    tier: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,21 +57,30 @@ class Codec(Mechanism, ABC):
     error_feedback: bool = False
     """Whether a client adds what its upload lost to its next one; it keeps that on its disk."""
 
-    def works(self, direction: Direction) -> bool:
-        """Whether there is anything to pack in this direction; if not, payloads are what they are without it."""
+    def works(self, way: Way) -> bool:
+        """Whether there is anything to pack on this way; if not, payloads are what they are without it."""
         return True
 
+    def covers(self, group: str) -> bool:
+        """Whether a tensor group is packed: all, unless a codec is for some."""
+        return True
+
+    @property
+    def num_tiers(self) -> int:
+        """Of clients whose payloads have forms of their own (`Way.tier`); client n is in tier n modulo so many."""
+        return 1
+
     @abstractmethod
-    def wire(self, specs: Specs, direction: Direction) -> Specs:
+    def wire(self, specs: Specs, way: Way) -> Specs:
         """The tensors that travel instead of those of `specs`: from shapes and types alone, never from values.
 
         In a chain `specs` are what the codec before makes, but for its integers, which travel as they are.
         """
 
     @abstractmethod
-    def pack(self, values: StateDict, direction: Direction, draw: torch.Generator) -> StateDict:
+    def pack(self, values: StateDict, way: Way, draw: torch.Generator) -> StateDict:
         """Values in the form that `wire` declares, on the CPU. `draw`: the only source of chance."""
 
     @abstractmethod
-    def unpack(self, packed: StateDict, specs: Specs, direction: Direction) -> StateDict:
+    def unpack(self, packed: StateDict, specs: Specs, way: Way) -> StateDict:
         """Values for all of `specs` from their form on the wire and nothing else."""

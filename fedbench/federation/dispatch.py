@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
-from fedbench.encoders.tensor_groups import group_of, groups_of, needed_by
-from fedbench.federation.codec import Direction
+from fedbench.encoders.tensor_groups import group_of, groups_of, needed_by, variant
+from fedbench.federation.codec import Way
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.shipment import Reason, Shipment, Specs, TensorSpec, declare
 from fedbench.federation.versions import NOTHING, Versions
-from fedbench.federation.wire import Wire, coded
+from fedbench.federation.wire import Wire
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class Delivery:
         versions: version of every group that it needs, those that it holds already included.
         shipment: the declared payload.
         bases: of the groups that travel packed, the version of which they are a change; `NOTHING`: of none.
+        tier: of the client.
     """
 
     groups: tuple[str, ...]
     versions: Mapping[str, int]
     shipment: Shipment
     bases: Mapping[str, int]
+    tier: int = 0
 
 
 class Dispatch:
@@ -47,8 +49,8 @@ class Dispatch:
         self.resume_stage(plan, specs)
         new = {group_of(key) for key, spec in specs.items() if key not in old or old[key].shape != spec.shape}
         new |= anew & set(self.groups)
-        for group in new:  # what clients hold of it is of another shape, or has nothing to do with it
-            self.versions.published.pop(group, None)
+        for group in new:
+            self.versions.begin_anew(group)
         self.changed(new, aggregated=False)
         return new
 
@@ -72,41 +74,47 @@ class Dispatch:
         dropped = needed_by(plan.dropped)
         needed = [group for group in self.groups if group not in dropped]
         missing = self.versions.missing(client, needed)
-        bases = self._bases(client, missing)
+        way = self.wire.way("download", client)
+        bases = self._bases(client, missing, way)
         self.versions.hold(client, missing)
         versions = {group: self.versions.current[group] for group in needed}
         reasons = {group: self.reason(group) for group in missing}
-        return Delivery(tuple(missing), versions, self._declare("download", reasons, frozenset(bases)), bases)
+        shipment = self._declare(way, reasons, frozenset(bases))
+        return Delivery(tuple(missing), versions, shipment, bases, way.tier)
 
-    def _bases(self, client: int, missing: Iterable[str]) -> dict[str, int]:
+    def _bases(self, client: int, missing: Iterable[str], way: Way) -> dict[str, int]:
         """Of the groups that a client lacks, those that can be sent packed."""
         bases = {}
-        for group in missing if self.wire.packs("download") else ():
-            if not coded(self.by_group[group]):
+        for group in missing:
+            if not self.coded(group, way):
                 continue
-            is_new = self.versions.publish(group)
-            base = self.base(group)
+            is_new = self.versions.publish(group, variant(group, way.tier))
+            base = self.base(group, way.tier)
             if base is None:
                 continue
             if is_new:
-                self.codec_flops += self.wire.flops(group, self.by_group[group], "download")[0]
+                self.codec_flops += self.wire.flops(group, self.by_group[group], way)[0]
             if base in (NOTHING, self.versions.held_by(client, group)):
                 bases[group] = base
         return bases
 
-    def base(self, group: str) -> int | None:
+    def coded(self, group: str, way: Way) -> Specs:
+        """Of a group, the tensors that travel packed; none if it travels as it is."""
+        return self.wire.coded(group, self.by_group[group], way)
+
+    def base(self, group: str, tier: int) -> int | None:
         """The version of which what clients are sent is a change; `NOTHING`: of none; None: it is not packed."""
-        before = self.versions.published[group][1]
+        before = self.versions.published[variant(group, tier)][1]
         if not self.wire.sends_changes:
             return NOTHING
         return None if before == NOTHING else before
 
-    def upload(self, plan: StagePlan) -> Shipment:
+    def upload(self, plan: StagePlan, client: int = 0) -> Shipment:
         """What a client sends back after a visit of that plan."""
-        sent = plan.uploaded_groups
+        sent, way = plan.uploaded_groups, self.wire.way("upload", client)
         groups = [group for group in self.groups if group in sent]
-        packed = [group for group in groups if self.wire.packs("upload") and coded(self.by_group[group])]
-        shipment = self._declare("upload", dict.fromkeys(groups, "round"), frozenset(packed))
+        packed = [group for group in groups if self.coded(group, way)]
+        shipment = self._declare(way, dict.fromkeys(groups, "round"), frozenset(packed))
         self.codec_flops += shipment.unpack_flops
         return shipment
 
@@ -117,7 +125,8 @@ class Dispatch:
         """
         gone = set(plan.trained_groups if self.clients_keep else self.groups)
         if self.clients_keep and self.wire.sends_changes:
-            gone = {group for group in gone if group in self.by_group and not coded(self.by_group[group])}
+            way = self.wire.way("download", client)
+            gone = {group for group in gone if group in self.by_group and not self.coded(group, way)}
         self.versions.forget(client, [group for group in self.groups if group in gone])
 
     def changed(self, groups: Iterable[str], aggregated: bool) -> None:
@@ -135,10 +144,10 @@ class Dispatch:
         """Whether its values are as clients left them in an earlier stage."""
         return group in self.versions.aggregated and group not in self.plan.trained_groups
 
-    def _declare(self, direction: Direction, reasons: Mapping[str, Reason], packed: frozenset[str]) -> Shipment:
-        key = (direction, tuple(reasons.items()), packed)
+    def _declare(self, way: Way, reasons: Mapping[str, Reason], packed: frozenset[str]) -> Shipment:
+        key = (way, tuple(reasons.items()), packed)
         if key not in self._declared:
-            self._declared[key] = declare_packed(self.wire, direction, self.specs, reasons, packed)
+            self._declared[key] = declare_packed(self.wire, way, self.specs, reasons, packed)
         return self._declared[key]
 
 
@@ -151,13 +160,13 @@ def specs_by_group(specs: Specs) -> dict[str, Specs]:
 
 
 def declare_packed(
-    wire: Wire, direction: Direction, specs: Specs, reasons: Mapping[str, Reason], packed: Set[str]
+    wire: Wire, way: Way, specs: Specs, reasons: Mapping[str, Reason], packed: Set[str]
 ) -> Shipment:
     """The payload of the groups that `reasons` names, those among `packed` in packed form."""
     groups = specs_by_group(specs) if packed else {}
     travelling = {key: spec for key, spec in specs.items() if group_of(key) not in packed}
     for group in packed:
-        travelling |= wire.specs(group, groups[group], direction)
-    flops = [wire.flops(group, groups[group], direction) for group in packed]
+        travelling |= wire.specs(group, groups[group], way)
+    flops = [wire.flops(group, groups[group], way) for group in packed]
     packing, unpacking = (sum(ends) for ends in zip(*flops, strict=True)) if flops else (0, 0)
     return replace(declare(travelling, reasons), pack_flops=packing, unpack_flops=unpacking)

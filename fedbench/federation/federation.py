@@ -102,7 +102,7 @@ class Federation:
 
     def _with_payload(self, visit: Visit) -> Visit:
         with clock(self.record, "communication"):
-            return visit._replace(payload=self.server.encode(visit.groups, visit.bases))
+            return visit._replace(payload=self.server.encode(visit.groups, visit.bases, visit.tier))
 
     def trained(self, visit: Visit, upload: Upload) -> None:
         """See `Executor`."""
@@ -156,7 +156,7 @@ class Federation:
         self.record.add_upload(visit.client, visit.upload)
         with clock(self.record, "communication"):
             try:
-                accepted = self.server.accept(upload.data)
+                accepted = self.server.accept(upload.data, visit.client)
             except RejectedError as reason:
                 self.record.rejected[visit.client] = str(reason)
                 return None

@@ -32,6 +32,7 @@ class Visit(NamedTuple):
         versions: version of every group that it needs, those that it holds already included.
         download: the payload down, as declared; `upload`: the one up, None if the client is lost before it.
         bases: of the groups that travel packed, the version of which they are a change; `NOTHING`: of none.
+        tier: of the client, where codecs have tiers.
         lr_scale: what the schedule makes of the learning rate in this round.
         payload: the bytes of the download; empty where nothing is trained.
     """
@@ -45,6 +46,7 @@ class Visit(NamedTuple):
     download: Shipment
     upload: Shipment | None
     bases: Mapping[str, int] = {}
+    tier: int = 0
     lr_scale: float = 1.0
     payload: bytes = b""
 
@@ -164,11 +166,10 @@ class Course:
             if client not in drawn.lost_before:
                 plan = self._visit_plan(client)
                 sent = self.dispatch.download(client, plan)
-                upload = None if client in drawn.lost_after else self.dispatch.upload(plan)
+                upload = None if client in drawn.lost_after else self.dispatch.upload(plan, client)
                 where = (client, self.rounds_done, self.stage)
-                yield Visit(
-                    *where, plan, sent.groups, sent.versions, sent.shipment, upload, sent.bases, self.lr_scale
-                )
+                payload = sent.groups, sent.versions, sent.shipment
+                yield Visit(*where, plan, *payload, upload, sent.bases, sent.tier, self.lr_scale)
 
     @property
     def _in_stage(self) -> tuple[int, int]:

@@ -6,16 +6,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fedbench.encoders.tensor_groups import StateDict, by_group, group_of, select
+from fedbench.encoders.tensor_groups import (
+    StateDict,
+    by_group,
+    group_of,
+    group_of_variant,
+    on_wire,
+    select,
+    variant,
+)
 from fedbench.errors import UserError
 from fedbench.federation.aggregation import Memory
+from fedbench.federation.codec import Way
 from fedbench.federation.diagnostics import flatten
 from fedbench.federation.dispatch import Dispatch
 from fedbench.federation.payload import decode, encode, received_bytes
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.shipment import Specs
 from fedbench.federation.versions import NOTHING
-from fedbench.federation.wire import added, as_they_are, coded, is_packed, subtracted
+from fedbench.federation.wire import added, is_packed, subtracted
 
 # kinds of tensors in a checkpoint
 STATE, HELD, MEMORY, SENT, PACKED = "state/", "held/", "memory/", "sent/", "packed/"
@@ -47,7 +56,7 @@ class Server:
         self.state: StateDict = {}
         self.memory: Memory = {}  # what plugins keep
         self.dispatch = dispatch
-        self._sent: dict[str, Sent] = {}  # only of groups that are packed on the way down
+        self._sent: dict[str, Sent] = {}  # by variant, only of groups that are packed on the way down
         self._encoded: dict[tuple[tuple[str, int, bool], ...], bytes] = {}
 
     def start_stage(
@@ -58,12 +67,12 @@ class Server:
         A group whose shape changed (the reshaping layer of a longer ResNet) is a new one.
         """
         new, old = self.dispatch.start_stage(plan, specs, anew), self.state
-        self._sent = {group: sent for group, sent in self._sent.items() if group not in new}
+        self._sent = {name: sent for name, sent in self._sent.items() if group_of_variant(name) not in new}
         self.state = {
             key: (value if group_of(key) in new else old[key]).detach().clone() for key, value in initial.items()
         }
 
-    def accept(self, data: bytes) -> Accepted:
+    def accept(self, data: bytes, client: int = 0) -> Accepted:
         """An upload, decoded.
 
         Raises:
@@ -75,7 +84,7 @@ class Server:
             raise RejectedError(f"does not decode: {error}") from error
         state: StateDict = {}
         for group, part in by_group(arrived).items():
-            state |= self._unpacked(group, part) if is_packed(part) else part
+            state |= self._unpacked(group, part, client) if is_packed(part) else part
         for key, value in state.items():
             if key not in self.state or self.state[key].shape != value.shape:
                 raise RejectedError(f"{key} is not a tensor of the model")
@@ -85,19 +94,20 @@ class Server:
                     raise RejectedError(f"{key} is not finite")
         return Accepted(state, received_bytes(data, arrived))
 
-    def _unpacked(self, group: str, part: StateDict) -> StateDict:
+    def _unpacked(self, group: str, part: StateDict, client: int) -> StateDict:
         """What a client ended with: what it was sent, and the change that it sent back."""
         wire, specs = self.dispatch.wire, self.dispatch.by_group.get(group, {})
-        declared = wire.specs(group, specs, "upload")
+        way = wire.way("upload", client)
+        declared = wire.specs(group, specs, way)
         for key in part.keys() | declared.keys():
             if key not in part or key not in declared or declared[key].shape != part[key].shape:
                 raise RejectedError(f"{key} does not fit what is declared of {group}")
         try:
-            change = wire.unpack(group, part, specs, "upload")
+            change = wire.unpack(group, part, specs, way)
         except (UserError, RuntimeError, IndexError, ValueError) as error:  # indices that point nowhere
             raise RejectedError(f"{group} cannot be unpacked: {error}") from error
-        rest = {key: part[key] for key in as_they_are(specs)}
-        return added(self.sent(group), change) | rest
+        rest = {key: value for key, value in part.items() if not on_wire(key)}
+        return added(self.sent(group, way.tier), change) | rest
 
     def apply(self, values: Mapping[str, Tensor], aggregated: bool) -> None:
         """Take over new values; the version of a group rises if one of its values changed.
@@ -110,60 +120,67 @@ class Server:
         self.state.update({key: value.detach().to("cpu", copy=True) for key, value in values.items()})
         self.dispatch.changed(changed, aggregated)
 
-    def encode(self, groups: Sequence[str], packed: Collection[str] = ()) -> bytes:
+    def encode(self, groups: Sequence[str], packed: Collection[str] = (), tier: int = 0) -> bytes:
         """Groups in their current versions, some packed; encoded once for all who are to be sent the same."""
         versions = self.dispatch.versions.current
-        key = tuple((group, versions[group], group in packed) for group in groups)
+        key = tuple((variant(group, tier), versions[group], group in packed) for group in groups)
         if key not in self._encoded:
-            current = {(group, version, form) for group, version in versions.items() for form in (False, True)}
-            self._encoded = {old: data for old, data in self._encoded.items() if current.issuperset(old)}
-            self._encoded[key] = encode(self._travelling(groups, packed))
+            self._encoded = {
+                old: data
+                for old, data in self._encoded.items()
+                if all(versions[group_of_variant(name)] == version for name, version, _ in old)
+            }
+            self._encoded[key] = encode(self._travelling(groups, packed, tier))
         return self._encoded[key]
 
-    def _travelling(self, groups: Sequence[str], packed: Collection[str]) -> StateDict:
+    def _travelling(self, groups: Sequence[str], packed: Collection[str], tier: int) -> StateDict:
         state = select(self.state, groups)
         for group in groups:
-            if self._is_lossy(group):
-                sent = self._publish(group)
+            if self.dispatch.coded(group, Way("download", tier)):
+                sent = self._publish(group, tier)
                 state |= sent.values
                 if group in packed:
                     state = {key: value for key, value in state.items() if key not in sent.values} | sent.packed
         return state
 
-    def _is_lossy(self, group: str) -> bool:
-        """Whether clients have other values of a group than the server."""
-        return self.dispatch.wire.packs("download") and bool(coded(self.dispatch.by_group[group]))
+    def sent(self, group: str, tier: int = 0) -> StateDict:
+        """What a client has of a group when it was sent the version that clients of its tier are sent now."""
+        values, name = select(self.state, {group}), variant(group, tier)
+        return values | self._sent[name].values if name in self._sent else values
 
-    def sent(self, group: str) -> StateDict:
-        """What a client has of a group when it was sent the version that clients are sent now."""
-        values = select(self.state, {group})
-        return values | self._sent[group].values if group in self._sent else values
+    def _publish(self, group: str, tier: int) -> Sent:
+        name = variant(group, tier)
+        version, _ = self.dispatch.versions.published[name]
+        if name not in self._sent or self._sent[name].version != version:
+            self._sent[name] = self._packed(group, version, Way("download", tier))
+        return self._sent[name]
 
-    def _publish(self, group: str) -> Sent:
-        version, _ = self.dispatch.versions.published[group]
-        if group not in self._sent or self._sent[group].version != version:
-            self._sent[group] = self._packed(group, version)
-        return self._sent[group]
-
-    def _packed(self, group: str, version: int) -> Sent:
+    def _packed(self, group: str, version: int, way: Way) -> Sent:
         """A version that clients are sent from now on. What its form loses is in the change to the next one."""
-        wire, specs, base = self.dispatch.wire, self.dispatch.by_group[group], self.dispatch.base(group)
-        values = {key: self.state[key] for key in coded(specs)}
+        wire, specs = self.dispatch.wire, self.dispatch.by_group[group]
+        base = self.dispatch.base(group, way.tier)
+        values = {key: self.state[key] for key in self.dispatch.coded(group, way)}
         if base is None:
             return Sent(version, values, {})
-        before = self._sent[group].values if base != NOTHING else {}
-        packed = wire.pack(group, subtracted(values, before), specs, "download", version)
-        received = added(before, wire.unpack(group, packed, specs, "download"))
-        if self.dispatch.is_finished(group):  # there is no next one: what is trained on it has it as clients do
-            self.state |= received
+        before = self._sent[variant(group, way.tier)].values if base != NOTHING else {}
+        packed = wire.pack(group, subtracted(values, before), specs, way, version)
+        received = added(before, wire.unpack(group, packed, specs, way))
+        if self.dispatch.is_finished(group) and wire.num_tiers == 1:
+            self.state |= received  # there is no next version: what is trained on top has it as clients do
         return Sent(version, received, packed)
 
     def known(self) -> dict[str, tuple[int, StateDict]]:
-        """Group -> version and values of what some client may hold."""
-        versions = self.dispatch.versions
-        held = {group: versions.current[group] for group in self.dispatch.groups if versions.held_by_anyone(group)}
-        held |= {group: sent.version for group, sent in self._sent.items() if group in self.dispatch.groups}
-        return {group: (version, self.sent(group)) for group, version in held.items()}
+        """Variant of a group -> version and values of what some client may hold."""
+        dispatch, known = self.dispatch, dict[str, tuple[int, StateDict]]()
+        for group in dispatch.groups:
+            values = select(self.state, {group})
+            for tier in range(dispatch.wire.num_tiers):
+                sent = self._sent.get(variant(group, tier))
+                if sent is not None:
+                    known[variant(group, tier)] = (sent.version, values | sent.values)
+                elif dispatch.versions.held_by_anyone(group) and not dispatch.coded(group, Way("download", tier)):
+                    known[variant(group, tier)] = (dispatch.versions.current[group], values)
+        return known
 
     def snapshot(self) -> tuple[dict[str, object], StateDict]:
         """For a checkpoint: plain values, and tensors by kind and name."""
@@ -175,8 +192,8 @@ class Server:
             for plugin, tensors in self.memory.items()
             for name, value in tensors.items()
         }
-        sent = {f"{SENT}{key}": value for one in self._sent.values() for key, value in one.values.items()}
-        packed = {f"{PACKED}{key}": value for one in self._sent.values() for key, value in one.packed.items()}
+        sent = {f"{SENT}{name}/{key}": v for name, one in self._sent.items() for key, v in one.values.items()}
+        packed = {f"{PACKED}{name}/{key}": v for name, one in self._sent.items() for key, v in one.packed.items()}
         return {"versions": versions.facts()}, {**values, **held, **memory, **sent, **packed}
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -188,11 +205,14 @@ class Server:
             if key.startswith(MEMORY):
                 plugin, name = key.removeprefix(MEMORY).split("/", 1)
                 self.memory.setdefault(plugin, {})[name] = value
-        sent, packed = (
-            by_group({key.removeprefix(kind): value for key, value in tensors.items() if key.startswith(kind)})
-            for kind in (SENT, PACKED)
-        )
+        parts: dict[str, dict[str, StateDict]] = {SENT: {}, PACKED: {}}
+        for kind, names in parts.items():
+            for key, value in tensors.items():
+                if key.startswith(kind):
+                    name, inner = key.removeprefix(kind).split("/", 1)
+                    names.setdefault(name, {})[inner] = value
         published = self.dispatch.versions.published
         self._sent = {
-            group: Sent(published[group][0], values, packed.get(group, {})) for group, values in sent.items()
+            name: Sent(published[name][0], values, parts[PACKED].get(name, {}))
+            for name, values in parts[SENT].items()
         }

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedbench.encoders.tensor_groups import StateDict
-from fedbench.federation.codec import Codec, Direction
+from fedbench.federation.codec import Codec, Way
 from fedbench.federation.shipment import Specs, TensorSpec
 
 VALUES, INDICES, BITMAP = "values", "indices", "bitmap"
@@ -34,27 +34,27 @@ class Sparse(Codec):
     def choose(self, row_N: Tensor, count: int, draw: torch.Generator) -> Tensor:
         """The places of the `count` entries that are sent, in any order, int64."""
 
-    def density(self, direction: Direction) -> float:
+    def density(self, way: Way) -> float:
         """Share of the entries that are sent."""
-        return self.download if direction == "download" else self.upload
+        return self.download if way.direction == "download" else self.upload
 
-    def works(self, direction: Direction) -> bool:
+    def works(self, way: Way) -> bool:
         """Unless all are sent."""
-        return self.density(direction) < 1
+        return self.density(way) < 1
 
-    def wire(self, specs: Specs, direction: Direction) -> Specs:
+    def wire(self, specs: Specs, way: Way) -> Specs:
         """Values and places."""
         total = sum(spec.numel for spec in specs.values())
-        count = self._count(total, direction)
+        count = self._count(total, way)
         places = {INDICES: TensorSpec((count,), torch.int32, False)}
         if _has_bitmap(count, total):
             places = {BITMAP: TensorSpec((ceil(total / 8),), torch.uint8, False)}
         return {VALUES: TensorSpec((count,), torch.float32, False), **places}
 
-    def pack(self, values: StateDict, direction: Direction, draw: torch.Generator) -> StateDict:
+    def pack(self, values: StateDict, way: Way, draw: torch.Generator) -> StateDict:
         """Choose; values travel in the order of their places."""
         row_N = torch.cat([value.float().reshape(-1) for value in values.values()])
-        count = self._count(len(row_N), direction)
+        count = self._count(len(row_N), way)
         chosen = self.choose(row_N, count, draw).sort().values
         places = {INDICES: chosen.int()}
         if _has_bitmap(count, len(row_N)):
@@ -63,7 +63,7 @@ class Sparse(Codec):
             places = {BITMAP: torch.from_numpy(np.packbits(is_chosen.numpy()))}
         return {VALUES: row_N[chosen], **places}
 
-    def unpack(self, packed: StateDict, specs: Specs, direction: Direction) -> StateDict:
+    def unpack(self, packed: StateDict, specs: Specs, way: Way) -> StateDict:
         """Zero, but for what was sent.
 
         Raises:
@@ -78,9 +78,9 @@ class Sparse(Codec):
         parts = zip(specs.items(), row_N.split(sizes), strict=True)
         return {key: part.to(spec.dtype).reshape(spec.shape) for (key, spec), part in parts}
 
-    def _count(self, total: int, direction: Direction) -> int:
+    def _count(self, total: int, way: Way) -> int:
         """k."""
-        return ceil(self.density(direction) * total)
+        return ceil(self.density(way) * total)
 
 
 def _has_bitmap(count: int, total: int) -> bool:

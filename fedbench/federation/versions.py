@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fedbench.encoders.tensor_groups import group_of_variant
+
 NOTHING = 0  # version of a group that a client does not hold
 
 
@@ -26,7 +28,7 @@ class Versions:
         self.aggregated: set[str] = set()  # groups whose current values are an aggregate of clients'
         self._risen: set[str] = set()
         self._returned = False  # whether clients' aggregate is among what rose
-        self.published: dict[str, tuple[int, int]] = {}  # the version that clients were sent last, and that before
+        self.published: dict[str, tuple[int, int]] = {}  # variant of a group -> version sent last, and that before
 
     def rise(self, group: str, aggregated: bool) -> None:
         """The server's values of `group` changed, or came into being."""
@@ -36,13 +38,17 @@ class Versions:
         (self.aggregated.add if aggregated else self.aggregated.discard)(group)
         self._held.setdefault(group, np.full(self._num_clients, NOTHING, dtype=np.int32))
 
-    def publish(self, group: str) -> bool:
+    def publish(self, group: str, variant: str) -> bool:
         """Clients are sent the current version from here on. Returns whether they were sent another one so far."""
-        last, _ = self.published.get(group, (NOTHING, NOTHING))
+        last, _ = self.published.get(variant, (NOTHING, NOTHING))
         if last == self.current[group]:
             return False
-        self.published[group] = (self.current[group], last)
+        self.published[variant] = (self.current[group], last)
         return True
+
+    def begin_anew(self, group: str) -> None:
+        """What clients were sent of a group has nothing to do with what they will be sent."""
+        self.published = {name: sent for name, sent in self.published.items() if group_of_variant(name) != group}
 
     def start_round(self) -> None:
         """What rose last is news in this round; what is lacking besides is caught up.

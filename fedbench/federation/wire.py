@@ -13,102 +13,108 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedbench.encoders.tensor_groups import StateDict, on_wire, wire_name
 from fedbench.errors import UserError
-from fedbench.federation.codec import Codec, Direction
+from fedbench.federation.codec import Codec, Direction, Way
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.shipment import Specs, TensorSpec
 from fedbench.random import generator
 
 REMEMBERED = 4096  # forms of groups
 Item = TypeVar("Item", TensorSpec, Tensor)
+Form = tuple[tuple[str, TensorSpec], ...]
 
 
 class Wire:
     """The codecs of a run, in the order in which they pack. Without codecs every group travels as it is."""
 
     def __init__(self, mechanisms: Sequence[Mechanism] = (), seed: int = 0) -> None:
+        """UserError: several codecs have tiers of clients."""
         self.seed = seed
-        codecs = sorted((one for one in mechanisms if isinstance(one, Codec)), key=lambda codec: codec.order)
-        self.codecs: dict[Direction, list[Codec]] = {
-            "download": [codec for codec in codecs if codec.works("download")],
-            "upload": [codec for codec in codecs if codec.works("upload")],
-        }
+        self.codecs = sorted((one for one in mechanisms if isinstance(one, Codec)), key=lambda codec: codec.order)
+        tiered = [codec for codec in self.codecs if codec.num_tiers > 1]
+        if len(tiered) > 1:
+            names = " and ".join(type(codec).__name__ for codec in tiered)
+            raise UserError(f"{names} have tiers of clients; allowed: one codec that has")
+        self.num_tiers = max((codec.num_tiers for codec in self.codecs), default=1)
         self._forms = lru_cache(REMEMBERED)(self._chain)
         self._flops = lru_cache(REMEMBERED)(self._count)
 
-    def packs(self, direction: Direction) -> bool:
-        """Whether anything is packed in this direction."""
-        return bool(self.codecs[direction])
+    def way(self, direction: Direction, client: int) -> Way:
+        """That of a client's payloads."""
+        return Way(direction, client % self.num_tiers)
 
     @property
     def sends_changes(self) -> bool:
         """Whether a download is packed as a change of what a client holds, who therefore keeps it."""
-        codecs = self.codecs["download"]
-        return bool(codecs) and all(codec.download_of == "change" for codec in codecs)
+        return bool(self.codecs) and all(codec.download_of == "change" for codec in self.codecs)
 
     @property
     def has_feedback(self) -> bool:
         """Whether clients keep what their uploads lost."""
-        return any(codec.error_feedback for codec in self.codecs["upload"])
+        return any(codec.error_feedback for codec in self.codecs)
 
-    def specs(self, group: str, specs: Specs, direction: Direction) -> Specs:
-        """The tensors that travel for a group of these."""
-        packed = self._forms(direction, tuple(coded(specs).items()))[-1]
-        return {**{wire_name(group, name): spec for name, spec in packed}, **as_they_are(specs)}
+    def coded(self, group: str, specs: Specs, way: Way) -> Specs:
+        """Of a group's tensors, those that codecs work on: parameters in floating point. None if no codec does."""
+        return _coded(specs) if self._at_work(group, way) else {}
 
-    def pack(
-        self, group: str, values: Mapping[str, Tensor], specs: Specs, direction: Direction, *when: int
-    ) -> StateDict:
+    def specs(self, group: str, specs: Specs, way: Way) -> Specs:
+        """The tensors that travel for a group of these, packed."""
+        packed = self._forms(group, way, _form(specs))[-1]
+        rest = {key: spec for key, spec in specs.items() if key not in _coded(specs)}
+        return {**{wire_name(group, name): spec for name, spec in packed}, **rest}
+
+    def pack(self, group: str, values: Mapping[str, Tensor], specs: Specs, way: Way, *when: int) -> StateDict:
         """The coded entries of a group in the form in which they travel; `when` names the draw.
 
         Raises:
             UserError: a codec packs other tensors than it declared.
         """
-        draw = generator(self.seed, "codec", direction, group, *when)
-        forms = self._forms(direction, tuple(coded(specs).items()))
-        packed = {key: values[key] for key in coded(specs)}
-        for codec, form in zip(self.codecs[direction], forms[1:], strict=True):
+        draw = generator(self.seed, "codec", way.direction, group, way.tier, *when)
+        forms = self._forms(group, way, _form(specs))
+        packed = {key: values[key] for key, _ in forms[0]}
+        for codec, form in zip(self._at_work(group, way), forms[1:], strict=True):
             floats, rest = _parted(packed)
-            packed = rest | codec.pack(floats, direction, draw)
+            packed = rest | codec.pack(floats, way, draw)
             _check(f"{type(codec).__name__}.pack", packed, dict(form))
         return {wire_name(group, name): value for name, value in packed.items()}
 
-    def unpack(self, group: str, arrived: Mapping[str, Tensor], specs: Specs, direction: Direction) -> StateDict:
+    def unpack(self, group: str, arrived: Mapping[str, Tensor], specs: Specs, way: Way) -> StateDict:
         """The coded entries of a group from their form on the wire.
 
         Raises:
             UserError: a codec makes other tensors of it than those that were packed.
         """
-        forms = self._forms(direction, tuple(coded(specs).items()))
+        forms = self._forms(group, way, _form(specs))
         values = {name: arrived[wire_name(group, name)] for name, _ in forms[-1]}
-        for codec, form in zip(reversed(self.codecs[direction]), reversed(forms[:-1]), strict=True):
+        for codec, form in zip(reversed(self._at_work(group, way)), reversed(forms[:-1]), strict=True):
             floats, rest = _parted(dict(form))
             packed = {name: value for name, value in values.items() if name not in rest}
-            values = {key: values[key] for key in rest} | codec.unpack(packed, floats, direction)
+            values = {key: values[key] for key in rest} | codec.unpack(packed, floats, way)
             _check(f"{type(codec).__name__}.unpack", values, dict(form))
         return values
 
-    def flops(self, group: str, specs: Specs, direction: Direction) -> tuple[int, int]:
-        """Of packing a group and of unpacking it, found by doing it once for all groups of these shapes."""
-        if not self.packs(direction) or not coded(specs):
-            return 0, 0
-        return self._flops(direction, tuple(spec for _, spec in sorted(coded(specs).items())))
+    def flops(self, group: str, specs: Specs, way: Way) -> tuple[int, int]:
+        """Of packing a group and of unpacking it, found by doing it once."""
+        return self._flops(group, way, _form(specs))
 
-    def _count(self, direction: Direction, shapes: tuple[TensorSpec, ...]) -> tuple[int, int]:
-        specs = {str(number): spec for number, spec in enumerate(shapes)}
+    def _count(self, group: str, way: Way, form: Form) -> tuple[int, int]:
+        specs = dict(form)
         values = {key: torch.zeros(spec.shape, dtype=spec.dtype) for key, spec in specs.items()}
-        packing, packed = _counted(partial(self.pack, "", values, specs, direction, 0))
-        unpacking, _ = _counted(partial(self.unpack, "", packed, specs, direction))
+        packing, packed = _counted(partial(self.pack, group, values, specs, way, 0))
+        unpacking, _ = _counted(partial(self.unpack, group, packed, specs, way))
         return packing, unpacking
 
-    def _chain(self, direction: Direction, specs: tuple[tuple[str, TensorSpec], ...]) -> list[Any]:
+    def _at_work(self, group: str, way: Way) -> list[Codec]:
+        return [codec for codec in self.codecs if codec.works(way) and codec.covers(group)]
+
+    def _chain(self, group: str, way: Way, form: Form) -> list[Any]:
         """What there is before the first codec, between any two, and behind the last one.
 
         UserError: two codecs call what they make by one name.
         """
-        forms = [specs]
-        for codec in self.codecs[direction]:
+        forms = [form]
+        for codec in self._at_work(group, way):
             floats, rest = _parted(dict(forms[-1]))
-            made = codec.wire(floats, direction)
+            made = codec.wire(floats, way)
             if both := made.keys() & rest.keys():
                 raise UserError(
                     f"{type(codec).__name__} makes {min(both)!r}, as a codec before it does; allowed: one of them"
@@ -117,20 +123,9 @@ class Wire:
         return forms
 
 
-def coded(specs: Specs) -> Specs:
-    """Of a group, the tensors that codecs work on: parameters in floating point."""
-    return {key: spec for key, spec in specs.items() if spec.dtype.is_floating_point and not spec.is_buffer}
-
-
-def as_they_are(specs: Specs) -> Specs:
-    """The others: BatchNorm's statistics and counter."""
-    return {key: spec for key, spec in specs.items() if not (spec.dtype.is_floating_point and not spec.is_buffer)}
-
-
-def _parted(values: Mapping[str, Item]) -> tuple[dict[str, Item], dict[str, Item]]:
-    """What is in floating point, which a codec works on, and what a codec before it made besides."""
-    floats = {name: one for name, one in values.items() if one.dtype.is_floating_point}
-    return floats, {name: one for name, one in values.items() if name not in floats}
+def is_packed(part: Mapping[str, Tensor]) -> bool:
+    """Whether what arrived of a group is in its packed form."""
+    return any(map(on_wire, part))
 
 
 def subtracted(values: StateDict, before: Mapping[str, Tensor]) -> StateDict:
@@ -143,9 +138,18 @@ def added(before: Mapping[str, Tensor], change: StateDict) -> StateDict:
     return {key: before[key] + value if before else value for key, value in change.items()}
 
 
-def is_packed(part: Mapping[str, Tensor]) -> bool:
-    """Whether what arrived of a group is in its packed form."""
-    return any(map(on_wire, part))
+def _coded(specs: Specs) -> dict[str, TensorSpec]:
+    return {key: spec for key, spec in specs.items() if spec.dtype.is_floating_point and not spec.is_buffer}
+
+
+def _form(specs: Specs) -> Form:
+    return tuple(_coded(specs).items())
+
+
+def _parted(values: Mapping[str, Item]) -> tuple[dict[str, Item], dict[str, Item]]:
+    """What is in floating point, which a codec works on, and what a codec before it made besides."""
+    floats = {name: one for name, one in values.items() if one.dtype.is_floating_point}
+    return floats, {name: one for name, one in values.items() if name not in floats}
 
 
 def _check(what: str, values: Mapping[str, Tensor], specs: Specs) -> None:

@@ -14,7 +14,7 @@ from fedbench.config.schema import Config
 from fedbench.conventions import ConventionName
 from fedbench.encoders.tensor_groups import HEADS, block_groups, group_of, groups_of
 from fedbench.federation import Mechanism, StagePlan, Strategy
-from fedbench.federation.codec import Direction
+from fedbench.federation.codec import Direction, Way
 from fedbench.federation.dispatch import declare_packed, specs_by_group
 from fedbench.federation.experiment import check
 from fedbench.federation.naming import strategy_label
@@ -22,7 +22,7 @@ from fedbench.federation.protocol import Visit
 from fedbench.federation.server_rehearsal import ServerWork
 from fedbench.federation.shipment import Shipment, describe
 from fedbench.federation.strategy import active_mechanisms
-from fedbench.federation.wire import Wire, coded
+from fedbench.federation.wire import Wire
 from fedbench.metering.costs import StepCosts
 from fedbench.metering.counting import forward_macs_by_group, paper_epoch_macs
 from fedbench.metering.step import StepCost, trace_edit, trace_step
@@ -244,12 +244,13 @@ class _Stage:
         anew = trains or self.config.federation.client_memory == "none"  # all that a client needs, every round
         return frozenset(groups_of(self.specs)) if anew else self.plan.trained_groups & self.plan.uploaded_groups
 
-    def _packed(self, direction: Direction) -> frozenset[str]:
+    def _packed(self, way: Way) -> frozenset[str]:
         """Groups that are packed in every round of a client that is there in each."""
-        forgets = direction == "download" and self.wire.sends_changes
-        if not self.wire.packs(direction) or (forgets and self.config.federation.client_memory == "none"):
+        forgets = self.config.federation.client_memory == "none"
+        if way.direction == "download" and self.wire.sends_changes and forgets:
             return frozenset()
-        return frozenset(group for group, specs in specs_by_group(self.specs).items() if coded(specs))
+        groups = specs_by_group(self.specs).items()
+        return frozenset(group for group, specs in groups if self.wire.coded(group, specs, way))
 
     def _each(self, total: int) -> Number:
         """The mean over all registered clients, whole if it is."""
@@ -332,10 +333,10 @@ class _Stage:
 
         `exchanged`: groups that travel in a visit, by visit. The mean over them: plans may be narrowed by chance.
         """
-        packed = self._packed(direction)
+        ways = [Way(direction, visit.tier) for visit in self.visits] or [Way(direction)]
         rounds = [
-            declare_packed(self.wire, direction, self.specs, dict.fromkeys(groups, "round"), packed & groups)
-            for groups in exchanged
+            declare_packed(self.wire, way, self.specs, dict.fromkeys(groups, "round"), self._packed(way) & groups)
+            for groups, way in zip(exchanged, ways, strict=True)
         ]
         paper = {rule: _mean([one.counted(rule) for one in rounds], self.rounds) for rule in PAPER_RULES}
         return {"step": self._each(sum(shipment.num_bytes for shipment in shipments)), **paper}

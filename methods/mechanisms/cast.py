@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 
 from fedbench.encoders.tensor_groups import StateDict
-from fedbench.federation import Codec, Direction, Specs
+from fedbench.federation import Codec, Specs, Way
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -22,25 +22,25 @@ class Cast(Codec):
     upload: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Type of a number on the way up."""
 
-    def name(self, direction: Direction) -> str:
+    def name(self, way: Way) -> str:
         """Of the type."""
-        return self.download if direction == "download" else self.upload
+        return self.download if way.direction == "download" else self.upload
 
-    def works(self, direction: Direction) -> bool:
+    def works(self, way: Way) -> bool:
         """Unless numbers are whole."""
-        return self.name(direction) in TYPES
+        return self.name(way) in TYPES
 
-    def wire(self, specs: Specs, direction: Direction) -> Specs:
+    def wire(self, specs: Specs, way: Way) -> Specs:
         """The same tensors in another type."""
-        dtype = TYPES[self.name(direction)]
+        dtype = TYPES[self.name(way)]
         return {key: spec._replace(dtype=dtype) for key, spec in specs.items()}
 
-    def pack(self, values: StateDict, direction: Direction, draw: torch.Generator) -> StateDict:
+    def pack(self, values: StateDict, way: Way, draw: torch.Generator) -> StateDict:
         """Round."""
-        dtype = TYPES[self.name(direction)]
+        dtype = TYPES[self.name(way)]
         largest = torch.finfo(dtype).max
         return {key: value.clamp(-largest, largest).to(dtype) for key, value in values.items()}
 
-    def unpack(self, packed: StateDict, specs: Specs, direction: Direction) -> StateDict:
+    def unpack(self, packed: StateDict, specs: Specs, way: Way) -> StateDict:
         """As they were, without what was rounded."""
         return {key: packed[key].to(spec.dtype) for key, spec in specs.items()}

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedbench.encoders.tensor_groups import StateDict
-from fedbench.federation import Codec, Direction, Specs, TensorSpec
+from fedbench.federation import Codec, Specs, TensorSpec, Way
 
 Rank = Annotated[int, Field(ge=0, le=100_000)]
 
@@ -34,49 +34,49 @@ class LowRank(Codec):
     error_feedback: bool = True
     """Whether a client adds what its upload lost to its next one, as the paper does; it keeps that on its disk."""
 
-    def rank(self, direction: Direction) -> int:
+    def rank(self, way: Way) -> int:
         """Of P and Q."""
-        return self.download if direction == "download" else self.upload
+        return self.download if way.direction == "download" else self.upload
 
-    def works(self, direction: Direction) -> bool:
+    def works(self, way: Way) -> bool:
         """Unless matrices travel whole."""
-        return self.rank(direction) > 0
+        return self.rank(way) > 0
 
-    def wire(self, specs: Specs, direction: Direction) -> Specs:
+    def wire(self, specs: Specs, way: Way) -> Specs:
         """P (m, r) and Q (n, r) for each matrix that is larger."""
         forms: dict[str, TensorSpec] = {}
         for key, spec in specs.items():
-            if self._is_factored(spec.shape, direction):
-                rank, rows = self.rank(direction), spec.shape[0]
+            if self._is_factored(spec.shape, way):
+                rank, rows = self.rank(way), spec.shape[0]
                 forms[f"{key}.p"] = spec._replace(shape=(rows, rank))
                 forms[f"{key}.q"] = spec._replace(shape=(prod(spec.shape[1:]), rank))
             else:
                 forms[key] = spec
         return forms
 
-    def pack(self, values: StateDict, direction: Direction, draw: torch.Generator) -> StateDict:
+    def pack(self, values: StateDict, way: Way, draw: torch.Generator) -> StateDict:
         """P <- orthogonalised M Q, Q <- M^T P."""
         packed: StateDict = {}
         for key, value in values.items():
-            if self._is_factored(value.shape, direction):
-                p, q = self._factors(value.reshape(len(value), -1), self.rank(direction), draw)
+            if self._is_factored(value.shape, way):
+                p, q = self._factors(value.reshape(len(value), -1), self.rank(way), draw)
                 packed |= {f"{key}.p": p, f"{key}.q": q}
             else:
                 packed[key] = value
         return packed
 
-    def unpack(self, packed: StateDict, specs: Specs, direction: Direction) -> StateDict:
+    def unpack(self, packed: StateDict, specs: Specs, way: Way) -> StateDict:
         """P Q^T."""
         return {
             key: (packed[f"{key}.p"] @ packed[f"{key}.q"].T).reshape(spec.shape)
-            if self._is_factored(spec.shape, direction)
+            if self._is_factored(spec.shape, way)
             else packed[key]
             for key, spec in specs.items()
         }
 
-    def _is_factored(self, shape: tuple[int, ...], direction: Direction) -> bool:
+    def _is_factored(self, shape: tuple[int, ...], way: Way) -> bool:
         rows, columns = (shape[0], prod(shape[1:])) if len(shape) > 1 else (1, prod(shape))
-        return self.rank(direction) * (rows + columns) < rows * columns
+        return self.rank(way) * (rows + columns) < rows * columns
 
     def _factors(self, matrix_MN: Tensor, rank: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         q_NR = torch.randn(matrix_MN.shape[1], rank, generator=draw)

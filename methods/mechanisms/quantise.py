@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedbench.encoders.tensor_groups import StateDict
-from fedbench.federation import Codec, Direction, Specs, TensorSpec
+from fedbench.federation import Codec, Specs, TensorSpec, Way
 
 CODES, GRIDS = "codes", "grids"
 
@@ -29,30 +29,30 @@ class Quantise(Codec):
     upload: Literal[1, 2, 4, 8, 32] = 8
     """Bits of a number on the way up."""
 
-    def bits(self, direction: Direction) -> int:
+    def bits(self, way: Way) -> int:
         """Of a number."""
-        return self.download if direction == "download" else self.upload
+        return self.download if way.direction == "download" else self.upload
 
-    def works(self, direction: Direction) -> bool:
+    def works(self, way: Way) -> bool:
         """Unless numbers are whole."""
-        return self.bits(direction) < 32
+        return self.bits(way) < 32
 
-    def wire(self, specs: Specs, direction: Direction) -> Specs:
+    def wire(self, specs: Specs, way: Way) -> Specs:
         """All codes of a group in a row of bytes, and two ends of a grid for each tensor."""
         count = sum(spec.numel for spec in specs.values())
-        codes = TensorSpec((ceil(count * self.bits(direction) / 8),), torch.uint8, False)
+        codes = TensorSpec((ceil(count * self.bits(way) / 8),), torch.uint8, False)
         return {CODES: codes, GRIDS: TensorSpec((len(specs), 2), torch.float32, False)}
 
-    def pack(self, values: StateDict, direction: Direction, draw: torch.Generator) -> StateDict:
+    def pack(self, values: StateDict, way: Way, draw: torch.Generator) -> StateDict:
         """Codes: (x - low) / step, rounded to a neighbour by chance."""
-        top = 2 ** self.bits(direction) - 1
+        top = 2 ** self.bits(way) - 1
         grids = torch.stack([torch.stack(value.aminmax()) for value in values.values()]).float()
         codes = [_codes(value, grid, top, draw) for value, grid in zip(values.values(), grids, strict=True)]
-        return {CODES: _bytes(torch.cat(codes), self.bits(direction)), GRIDS: grids}
+        return {CODES: _bytes(torch.cat(codes), self.bits(way)), GRIDS: grids}
 
-    def unpack(self, packed: StateDict, specs: Specs, direction: Direction) -> StateDict:
+    def unpack(self, packed: StateDict, specs: Specs, way: Way) -> StateDict:
         """low + code * step."""
-        bits = self.bits(direction)
+        bits = self.bits(way)
         sizes = [spec.numel for spec in specs.values()]
         codes = _numbers(packed[CODES], bits, sum(sizes)).split(sizes)
         values: StateDict = {}

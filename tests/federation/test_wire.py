@@ -13,7 +13,7 @@ from fedbench.config import Config
 from fedbench.conformance.witness import Witness
 from fedbench.encoders.tensor_groups import StateDict, by_group, group_of
 from fedbench.errors import UserError
-from fedbench.federation import load_mechanisms
+from fedbench.federation import Way, load_mechanisms
 from fedbench.federation.experiment import prepare
 from fedbench.federation.federation import Federation
 from fedbench.federation.payload import decode, encode
@@ -269,14 +269,14 @@ def test_a_chain_packs_in_its_order_and_unpacks_in_the_other() -> None:
     """Entries are chosen before their numbers are shortened, in whatever order the mechanisms stand."""
     wire = Wire(load_mechanisms({"name": "fedssl", "top_k": {"upload": 0.5}, "quantise": {"upload": 8}}))
     specs = {"w": TensorSpec((4,), torch.float32, False)}
-    travelling = wire.specs("norm", specs, "upload")
+    travelling = wire.specs("norm", specs, Way("upload"))
     assert {name: spec.shape for name, spec in travelling.items()} == {
         "norm/bitmap": (1,),
         "norm/codes": (2,),
         "norm/grids": (1, 2),
     }
-    packed = wire.pack("norm", {"w": torch.tensor([0.1, -3.0, 0.0, 5.0])}, specs, "upload", 0)
-    assert wire.unpack("norm", packed, specs, "upload")["w"].tolist() == [0, -3, 0, 5]
+    packed = wire.pack("norm", {"w": torch.tensor([0.1, -3.0, 0.0, 5.0])}, specs, Way("upload"), 0)
+    assert wire.unpack("norm", packed, specs, Way("upload"))["w"].tolist() == [0, -3, 0, 5]
 
 
 def test_draws_differ_by_group_client_and_round() -> None:
@@ -285,7 +285,7 @@ def test_draws_differ_by_group_client_and_round() -> None:
     values = {"w": torch.linspace(0, 1, 64)}
 
     def codes(group: str, *when: int) -> torch.Tensor:
-        return wire.pack(group, values, specs, "upload", *when)[f"{group}/codes"]
+        return wire.pack(group, values, specs, Way("upload"), *when)[f"{group}/codes"]
 
     first = codes("norm", 0, 0)
     assert torch.equal(first, codes("norm", 0, 0))
@@ -303,13 +303,13 @@ from fedbench.federation import Codec
 
 @dataclass(frozen=True)
 class Mine(Codec):
-    def wire(self, specs, direction):
+    def wire(self, specs, way):
         return {key: spec._replace(dtype=torch.float16)                for key, spec in specs.items()}
 
-    def pack(self, values, direction, draw):
+    def pack(self, values, way, draw):
         PACK
 
-    def unpack(self, packed, specs, direction):
+    def unpack(self, packed, specs, way):
         UNPACK
 """
 PACK = "return {k: v.half() for k, v in values.items()}"

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fedbench.errors import UserError
-from fedbench.federation import Codec, load_mechanisms
+from fedbench.federation import Codec, Way, load_mechanisms
+from fedbench.federation.codec import DIRECTIONS
 from fedbench.federation.shipment import Specs, TensorSpec
 from fedbench.random import generator
 
@@ -29,7 +30,7 @@ def num_bytes(specs: Specs) -> int:
 
 def through(one: Codec, values: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
     specs = {key: TensorSpec(tuple(value.shape), value.dtype, False) for key, value in values.items()}
-    return one.unpack(one.pack(values, "upload", generator(seed)), specs, "upload")
+    return one.unpack(one.pack(values, Way("upload"), generator(seed)), specs, Way("upload"))
 
 
 def random_values(seed: int = 0) -> dict[str, Tensor]:
@@ -39,7 +40,7 @@ def random_values(seed: int = 0) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_quantised_bytes_are_the_bits_of_all_numbers_and_a_grid_for_each_tensor(bits: int) -> None:
-    assert num_bytes(codec("quantise", upload=bits).wire(SPECS, "upload")) == ceil(bits * SIZE / 8) + 3 * 8
+    assert num_bytes(codec("quantise", upload=bits).wire(SPECS, Way("upload"))) == ceil(bits * SIZE / 8) + 3 * 8
 
 
 @pytest.mark.parametrize(("density", "count"), [(0.1, 47), (0.01, 5), (0.5, 232)])
@@ -50,13 +51,13 @@ def test_sparse_bytes_are_the_values_and_the_smaller_way_to_say_where(
     """463 entries: a bitmap has 58 bytes, which 15 indices have not yet."""
     assert count == ceil(density * SIZE)
     expected = 4 * count + min(4 * count, ceil(SIZE / 8))
-    assert num_bytes(codec(name, upload=density).wire(SPECS, "upload")) == expected
+    assert num_bytes(codec(name, upload=density).wire(SPECS, Way("upload"))) == expected
 
 
 def test_low_rank_bytes_are_those_of_two_thin_matrices_where_that_is_less() -> None:
-    specs = codec("low_rank", upload=2).wire(SPECS, "upload")
+    specs = codec("low_rank", upload=2).wire(SPECS, Way("upload"))
     assert num_bytes(specs) == 4 * (2 * (12 + 20) + 2 * (8 + 27) + 7)
-    assert codec("low_rank", upload=8).wire(SPECS, "upload") == {
+    assert codec("low_rank", upload=8).wire(SPECS, Way("upload")) == {
         "matrix": SPECS["matrix"],  # 8 (12 + 20) > 240
         "kernel": SPECS["kernel"],
         "bias": SPECS["bias"],
@@ -64,13 +65,13 @@ def test_low_rank_bytes_are_those_of_two_thin_matrices_where_that_is_less() -> N
 
 
 def test_half_precision_is_half() -> None:
-    assert num_bytes(codec("cast").wire(SPECS, "download")) == 2 * SIZE
+    assert num_bytes(codec("cast").wire(SPECS, Way("download"))) == 2 * SIZE
 
 
 def test_directions_have_fields_of_their_own() -> None:
     one = codec("quantise", download=1, upload=8)
-    assert num_bytes(one.wire(SPECS, "download")) < num_bytes(one.wire(SPECS, "upload"))
-    assert [codec("top_k", download=1.0).works(way) for way in ("download", "upload")] == [False, True]
+    assert num_bytes(one.wire(SPECS, Way("download"))) < num_bytes(one.wire(SPECS, Way("upload")))
+    assert [codec("top_k", download=1.0).works(Way(way)) for way in DIRECTIONS] == [False, True]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])

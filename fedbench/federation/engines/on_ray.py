@@ -88,7 +88,7 @@ class OnRay:
         actor = self._actors[worker]
         lacking = actor.holdings.lacking(visit)
         payload = None if lacking.has_payload else self._put(lacking.payload, lambda: visit.payload)
-        groups = self._put(lacking.groups, lambda: self.server.encode(names(lacking.groups)))
+        groups = self._put(lacking.groups, lambda: self.server.encode(names(lacking.groups), tier=visit.tier))
         request = Request(visit._replace(payload=b""), b"", lacking.payload)
         actor.visit, actor.patience = visit, self._patience.of(visit)
         actor.asked(actor.handle.answer.remote(request, payload, groups))

@@ -135,7 +135,9 @@ class Remote:
         if lacking.has_payload:
             visit = visit._replace(payload=b"")
         with suppress(OSError):  # a broken pipe: `receive` finds it, too
-            self.connection.send(Request(visit, server.encode(names(lacking.groups)), lacking.payload))
+            self.connection.send(
+                Request(visit, server.encode(names(lacking.groups), tier=visit.tier), lacking.payload)
+            )
 
     def receive(self) -> Upload | Failure | Arrival:
         """The answer. EOFError, OSError: the process died."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from fedbench.config.schema import Config
-from fedbench.encoders.tensor_groups import by_group
+from fedbench.encoders.tensor_groups import by_group, group_of_variant, variant
 from fedbench.errors import UserError, is_out_of_memory, memory_words
 from fedbench.federation.client import Upload
 from fedbench.federation.engines.effort import Patience
@@ -22,13 +22,13 @@ from fedbench.federation.versions import NOTHING
 from fedbench.remembered import code_digest
 from fedbench.training.model import build_model
 
-Groups = tuple[tuple[str, int], ...]  # with their versions
-Payload = tuple[tuple[str, int, bool], ...]  # with their versions, and whether they travel packed
+Groups = tuple[tuple[str, int], ...]  # variants of groups with their versions
+Payload = tuple[tuple[str, int, bool], ...]  # the same, and whether they travel packed
 
 
 def names(groups: Groups) -> list[str]:
-    """Without versions."""
-    return [group for group, _ in groups]
+    """Of the groups alone."""
+    return [group_of_variant(name) for name, _ in groups]
 
 
 class Lacking(NamedTuple):
@@ -50,12 +50,12 @@ class Holdings:
 
     def __init__(self) -> None:
         self._round = -1
-        self._known: dict[str, int] = {}  # group -> version
+        self._known: dict[str, int] = {}  # variant of a group -> version
         self._payloads: set[Payload] = set()  # of this round
 
     def _lacks(self, visit: Visit, group: str) -> bool:
         """Whether the worker needs a group that does not come to it, or comes as a change of what it has not."""
-        known, needed = self._known.get(group), visit.versions[group]
+        known, needed = self._known.get(variant(group, visit.tier)), visit.versions[group]
         if group not in visit.groups:
             return known != needed
         base = visit.bases.get(group, NOTHING)
@@ -65,11 +65,11 @@ class Holdings:
         """What to send along with a visit; from now on the worker has it."""
         if visit.round_index != self._round:
             self._round, self._payloads = visit.round_index, set()
-        versions = visit.versions
+        versions = {group: (variant(group, visit.tier), version) for group, version in visit.versions.items()}
         lacking = (group for group in versions if self._lacks(visit, group))
-        payload = tuple((group, versions[group], group in visit.bases) for group in visit.groups)
-        needs = Lacking(tuple((group, versions[group]) for group in lacking), payload, payload in self._payloads)
-        self._known |= versions
+        payload = tuple((*versions[group], group in visit.bases) for group in visit.groups)
+        needs = Lacking(tuple(versions[group] for group in lacking), payload, payload in self._payloads)
+        self._known |= dict(versions.values())
         self._payloads.add(payload)
         return needs
 
@@ -207,8 +207,8 @@ class Attendant:
             self._stage = stage
 
     def _take(self, request: Request) -> None:
-        arrived, versions = by_group(decode(request.groups)), request.visit.versions
-        self.worker.resume({group: (versions[group], values) for group, values in arrived.items()})
+        arrived, versions, tier = by_group(decode(request.groups)), request.visit.versions, request.visit.tier
+        self.worker.resume({variant(group, tier): (versions[group], part) for group, part in arrived.items()})
 
     def _payload(self, request: Request) -> bytes:
         if request.visit.round_index != self._round:
