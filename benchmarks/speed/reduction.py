@@ -17,7 +17,7 @@ import torch
 from fedbench.config import load_config
 from fedbench.encoders.tensor_groups import HEADS, groups_of, select
 from fedbench.federation.dispatch import Dispatch
-from fedbench.federation.payload import encode, received_bytes
+from fedbench.federation.payload import encode
 from fedbench.federation.server import Server
 from fedbench.federation.strategy import ClientUpdate, weighted_mean
 from fedbench.training.model import build_model
@@ -34,8 +34,8 @@ def measure(server: Server, data: bytes, count: int) -> list[float]:
 
     def updates() -> Iterator[ClientUpdate]:
         for client in range(count + 2):
-            state = server.accept(data)
-            assert received_bytes(data, state) == len(data)
+            state, num_bytes = server.accept(data)
+            assert num_bytes == len(data)
             yield ClientUpdate(client, 10 + client, state)
             ends.append(perf_counter())  # it has been added
 
