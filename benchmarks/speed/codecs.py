@@ -3,7 +3,7 @@
     python benchmarks/speed/codecs.py [--repeats 7]
 
 Beside it stands the client's training at the same size; all wall time, one thread at the quick start's size and
-two at ViT-Tiny's. Printed are milliseconds: median and range; and bytes of both payloads' values, 1 without a codec.
+two at ViT-Tiny's. Printed are milliseconds: median and range; and bytes of values both ways, 1 without a codec.
 """
 
 import argparse
