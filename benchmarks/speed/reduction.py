@@ -34,7 +34,7 @@ def measure(server: Server, data: bytes, count: int) -> list[float]:
 
     def updates() -> Iterator[ClientUpdate]:
         for client in range(count + 2):
-            state, num_bytes = server.accept(data)
+            state, _, num_bytes = server.accept(data)
             assert num_bytes == len(data)
             yield ClientUpdate(client, 10 + client, state)
             ends.append(perf_counter())  # it has been added

@@ -4,7 +4,7 @@ A check takes a finished `Trial` and returns what is wrong, or None.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -18,6 +18,7 @@ from fedbench.federation.aggregation import Aggregation, ServerState
 from fedbench.federation.codec import Way
 from fedbench.federation.dispatch import specs_by_group
 from fedbench.federation.experiment import Experiment, prepare
+from fedbench.federation.messages import know_messages, zeros
 from fedbench.federation.payload import encode
 from fedbench.federation.shipment import describe
 from fedbench.federation.strategy import ClientUpdate, Strategy
@@ -332,9 +333,9 @@ def _step_of_training(trial: Trial) -> tuple[LocalTask, LocalStep]:
     config, plan = trial.config, trial.experiment.plans[-1]
     model = build_model(config, plan.depth)
     terms: tuple[Term, ...] = (trial.strategy, *trial.experiment.mechanisms)
-    task = untrained_task(config, model, plan.trained_groups, terms)
+    task = know_messages(untrained_task(config, model, plan.trained_groups, terms))
     received = {key: value.clone() for key, value in model.online_state().items()}
-    task.received = Received(received, task.images.device)
+    task.received = Received(received | _messages(task), task.images.device)
     stage = len(trial.experiment.plans)
     first = VisitHooks(task, stage, False, {})
     first.begin()
@@ -349,6 +350,18 @@ def _step_of_training(trial: Trial) -> tuple[LocalTask, LocalStep]:
     return task, LocalStep(model.training_step(views), views, task.trained, task.received, task.teachers)
 
 
+def _messages(task: LocalTask) -> StateDict:
+    """What the client may have been sent beside the model."""
+    return {
+        key: value + 0.01 if value.is_floating_point() else value
+        for key, value in zeros(task.message_specs).items()
+    }
+
+
+def _term(task: LocalTask, source: Term, step: LocalStep) -> Tensor | None:
+    return source.local_loss(replace(step, provided=task.provided.get(type(source).__name__, {})))
+
+
 def added_loss_changes_no_weight(trial: Trial) -> Finding | None:
     """A term is computed from the weights, trained and received, and leaves both alone."""
     task, step = _step_of_training(trial)
@@ -357,7 +370,7 @@ def added_loss_changes_no_weight(trial: Trial) -> Finding | None:
             {key: value.detach().clone() for key, value in state.items()}
             for state in (step.trained, step.received)
         ]
-        source.local_loss(step)
+        _term(task, source, step)
         for kept, state in zip(before, (step.trained, step.received), strict=True):
             wrong = differing(kept, dict(state), kept)
             if wrong:
@@ -370,7 +383,7 @@ def added_loss_has_a_gradient(trial: Trial) -> Finding | None:
     """A term of the strategy's own, away from the received weights, pulls on the trained parameters alone."""
     task, step = _step_of_training(trial)
     for source in task.terms:
-        term = source.local_loss(step)
+        term = _term(task, source, step)
         finding = None if term is None else _gradient_finding(term, list(task.trained.values()), source)
         if finding:
             return finding

@@ -8,10 +8,9 @@ from collections.abc import Callable
 import torch
 
 from fedbench.conformance.checks import Finding, differing, short
-from fedbench.encoders.tensor_groups import StateDict
+from fedbench.encoders.tensor_groups import Specs, StateDict, TensorSpec
 from fedbench.errors import UserError
 from fedbench.federation.codec import Codec, Way
-from fedbench.federation.shipment import Specs, TensorSpec
 from fedbench.federation.wire import Wire
 from fedbench.random import generator
 

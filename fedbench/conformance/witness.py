@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedbench.config.schema import Config
-from fedbench.encoders.tensor_groups import StateDict
+from fedbench.encoders.tensor_groups import StateDict, is_message
 from fedbench.federation.client import Upload
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.federation import Federation
@@ -141,7 +141,8 @@ class Witness(Observer):
             return decode(upload.data)
 
     def _sent(self, visit: Visit) -> StateDict:
-        sent = [self.federation.server.sent(group, visit.tier) for group in visit.versions]
+        groups = (group for group in visit.versions if not is_message(group))
+        sent = [self.federation.server.sent(group, visit.tier) for group in groups]
         return {key: value for values in sent for key, value in values.items()}
 
     def round_aggregated(self, server: Mapping[str, Tensor]) -> None:

@@ -7,8 +7,13 @@ numbered from 0 in code, and from 1 in the name of a group.
 """
 
 from collections.abc import Iterable, Mapping
+from math import prod
+from typing import NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 StateDict = dict[str, Tensor]
 HEADS = "heads"
@@ -18,7 +23,30 @@ BLOCKS = f"{ENCODER}blocks."
 GIVEN = "given"  # the module in a key whose weights are given
 TARGET = "target_"  # how the target branch's keys begin, before the online branch's key
 TIER = "@"  # stands between a group and the tier of clients whose variant of it is meant
+MESSAGE = "."  # stands between the sender of a message and the group of the model that it belongs to
+ALL = "all"  # stands for that group where a message belongs to none
 PACKED = "/"  # stands between group and name in what a codec made of a group
+
+
+class TensorSpec(NamedTuple):
+    """A tensor of the model without its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    is_buffer: bool
+
+    @property
+    def numel(self) -> int:
+        """Number of its values."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return self.numel * self.dtype.itemsize
+
+
+Specs = Mapping[str, TensorSpec]
 
 
 def block_group(block: int) -> str:
@@ -59,7 +87,7 @@ def group_of(key: str) -> str:
 
 
 def on_wire(key: str) -> bool:
-    """Whether a key is no tensor's of the model, but of what a codec made of a group."""
+    """Whether a key is no tensor's of the model, but of what a codec made of a group, or of a message."""
     return PACKED in key
 
 
@@ -76,6 +104,32 @@ def variant(group: str, tier: int) -> str:
 def group_of_variant(name: str) -> str:
     """`block_4@2` -> `block_4`."""
     return name.partition(TIER)[0]
+
+
+def message_group(sender: str, name: str) -> str:
+    """The group of a message, of a tensor of the model or of none: `Scaffold.block_4`, `FedCA.all`."""
+    return f"{sender}{MESSAGE}{group_of(name) if '.' in name else ALL}"
+
+
+def message_key(sender: str, name: str) -> str:
+    """On the wire: `Scaffold.block_4/encoder.blocks.3.norm1.weight`."""
+    return wire_name(message_group(sender, name), name)
+
+
+def messages_of(sender: str, values: Mapping[str, Value]) -> dict[str, Value]:
+    """A sender's messages among `values` by key on the wire, by their names."""
+    own = f"{sender}{MESSAGE}"
+    return {key.partition(PACKED)[2]: one for key, one in values.items() if on_wire(key) and key.startswith(own)}
+
+
+def is_message(group: str) -> bool:
+    """Whether a group holds what travels beside the model."""
+    return MESSAGE in group
+
+
+def beside(group: str) -> str:
+    """The model's group that a message belongs to: `Scaffold.block_4` -> `block_4`; any other group: itself."""
+    return group.rpartition(MESSAGE)[2]
 
 
 def groups_of(keys: Iterable[str]) -> list[str]:

@@ -1,11 +1,11 @@
 """Federation: plans, strategies, payloads, the client's local training, the server, and the loop over rounds."""
 
+from fedbench.encoders.tensor_groups import Specs, TensorSpec
 from fedbench.federation.aggregation import ServerState
 from fedbench.federation.codec import Codec, Direction, Way
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.server_training import ServerTraining
-from fedbench.federation.shipment import Specs, TensorSpec
 from fedbench.federation.strategy import (
     ClientUpdate,
     GrowingStrategy,

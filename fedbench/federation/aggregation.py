@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fedbench.encoders.tensor_groups import StateDict
+from fedbench.encoders.tensor_groups import StateDict, message_key, messages_of
 from fedbench.errors import UserError
 from fedbench.federation.plan import StagePlan
 
 if TYPE_CHECKING:
     from fedbench.federation.mechanism import Mechanism
+    from fedbench.federation.messages import MessageSum
     from fedbench.federation.strategy import ClientUpdate, Strategy
 
 Memory = dict[str, StateDict]  # plugin -> tensors that it keeps from round to round, by names of its own
@@ -26,6 +27,8 @@ class ServerState:
     Attributes:
         values: its tensors, by key of the model's online state; not to be changed.
         parameters: keys of those that are parameters; the rest are buffers (BatchNorm's statistics and counter).
+        messages: what the plugin's clients were sent beside the model, by name; in `after_messages`.
+        num_clients: registered ones.
         plan: the stage's, which is the `stage`-th (1-based).
         round_index: 0-based over the whole run.
         num_drawn: clients that were drawn for this round, lost ones included.
@@ -40,6 +43,8 @@ class ServerState:
     round_index: int
     num_drawn: int
     memory: StateDict = field(default_factory=dict)
+    messages: Mapping[str, Tensor] = field(default_factory=dict)
+    num_clients: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,23 @@ class Aggregation:
             check_fit(hook, result, server.values)
             aggregate = result
         return aggregate
+
+    def messages(self, total: MessageSum, sent: Mapping[str, Tensor], server: ServerState) -> StateDict:
+        """What the server sends from now on beside the model, by key on the wire, as `sent` so far.
+
+        Raises:
+            UserError: a mechanism returned others than it declared.
+        """
+        new: StateDict = {}
+        for mechanism in self.mechanisms:
+            name = type(mechanism).__name__
+            own = messages_of(name, sent)
+            if own:
+                state = replace(self._with_memory(server, mechanism), messages=own)
+                said = mechanism.after_messages(total.of(name, own), state)
+                check_fit(f"{name}.after_messages", said, own)
+                new |= {message_key(name, key): value for key, value in said.items()}
+        return new
 
     def ends_stage(self, server: ServerState) -> bool:
         """Whether a mechanism ends the stage after this round; each is asked, so that all remember it."""

@@ -13,11 +13,12 @@ from torch import Tensor
 from fedbench.config.schema import Config
 from fedbench.data import Views
 from fedbench.data.pool import Pool
-from fedbench.encoders.tensor_groups import StateDict, by_group, on_wire, select, variant
+from fedbench.encoders.tensor_groups import ALL, StateDict, beside, by_group, group_of, on_wire, select, variant
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.codec import Way
 from fedbench.federation.diagnostics import effective_rank
 from fedbench.federation.dispatch import specs_by_group
+from fedbench.federation.messages import know_messages, zeros
 from fedbench.federation.observer import Observer
 from fedbench.federation.payload import decode, encode, received_bytes
 from fedbench.federation.plan import StagePlan
@@ -98,11 +99,11 @@ class Worker:
     def start_stage(self, model: SSLMethod, plan: StagePlan) -> None:
         """A new working model. Its initial values count for nothing: groups come from payloads only."""
         self._loaded = {}
-        self._specs = specs_by_group(describe(model))
         model.to(self.images.device)
         optimizer = self.config.optimizer
         self.task = LocalTask(model, plan.trained_groups, self.terms, optimizer, self.views, self.images)
         self.task.to(self.images.device)
+        self._specs = specs_by_group({**describe(model), **know_messages(self.task).message_specs})
         self._reference = Received(model.online_state(), self.images.device)  # until the first payload comes
         self.task.received = self._reference
 
@@ -129,6 +130,7 @@ class Worker:
         hooks.begin()
         epochs = self.config.federation.local_epochs
         num_steps = fit(self.fabric, task, indices, epochs, self.config, visit.round_index, visit.client)
+        task.num_steps = num_steps
         hooks.end()
         memory = cuda_memory.read(self.images.device)
         self.observer.visit_ended(visit, task.method)
@@ -165,7 +167,7 @@ class Worker:
                 missing |= values
                 self._loaded[group] = (name, version)
             received |= values
-        self.task.method.load_online(missing)
+        self.task.method.load_online({key: value for key, value in missing.items() if not on_wire(key)})
         self.task.received = self._reference = self._reference.renewed(received)
         return self.task
 
@@ -195,6 +197,7 @@ class Worker:
         for group in visit.plan.trained_groups:
             self._loaded.pop(group, None)  # overwritten by training
         state = select(task.method.online_state(), visit.plan.uploaded_groups)
+        state |= self._messages(task, visit.plan)
         travelling: StateDict = {}
         losing: StateDict = {}
         for group, part in by_group(state).items():
@@ -202,6 +205,13 @@ class Worker:
             travelling |= packed
             losing |= rest
         return encode(travelling), losing
+
+    @staticmethod
+    def _messages(task: LocalTask, plan: StagePlan) -> StateDict:
+        """What the client sends beside the model: zeros where a mechanism sends nothing."""
+        travelling = {*plan.uploaded_groups, ALL}
+        said = zeros(task.message_specs) | task.said
+        return {key: value for key, value in said.items() if beside(group_of(key)) in travelling}
 
     def _packed(self, group: str, ended: StateDict, visit: Visit, lost: StateDict) -> tuple[StateDict, StateDict]:
         """A group as it travels up, as a change of what was received, and what of that is lost."""

@@ -26,8 +26,7 @@ from fedbench.federation.mechanism import Mechanism
 if TYPE_CHECKING:
     import torch
 
-    from fedbench.encoders.tensor_groups import StateDict
-    from fedbench.federation.shipment import Specs
+    from fedbench.encoders.tensor_groups import Specs, StateDict
 
 Direction = Literal["download", "upload"]
 DIRECTIONS: tuple[Direction, ...] = ("download", "upload")

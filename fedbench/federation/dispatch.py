@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
-from fedbench.encoders.tensor_groups import group_of, groups_of, needed_by, variant
+from fedbench.encoders.tensor_groups import ALL, Specs, TensorSpec, beside, group_of, groups_of, needed_by, variant
 from fedbench.federation.codec import Way
 from fedbench.federation.plan import StagePlan
-from fedbench.federation.shipment import Reason, Shipment, Specs, TensorSpec, declare
+from fedbench.federation.shipment import Reason, Shipment, declare
 from fedbench.federation.versions import NOTHING, Versions
 from fedbench.federation.wire import Wire
 
@@ -72,7 +72,7 @@ class Dispatch:
         It needs everything but the blocks that it does not run.
         """
         dropped = needed_by(plan.dropped)
-        needed = [group for group in self.groups if group not in dropped]
+        needed = [group for group in self.groups if beside(group) not in dropped]
         missing = self.versions.missing(client, needed)
         way = self.wire.way("download", client)
         bases = self._bases(client, missing, way)
@@ -112,7 +112,7 @@ class Dispatch:
     def upload(self, plan: StagePlan, client: int = 0) -> Shipment:
         """What a client sends back after a visit of that plan."""
         sent, way = plan.uploaded_groups, self.wire.way("upload", client)
-        groups = [group for group in self.groups if group in sent]
+        groups = [group for group in self.groups if beside(group) in {*sent, ALL}]
         packed = [group for group in groups if self.coded(group, way)]
         shipment = self._declare(way, dict.fromkeys(groups, "round"), frozenset(packed))
         self.codec_flops += shipment.unpack_flops

@@ -17,6 +17,7 @@ from fedbench.encoders.tensor_groups import StateDict, is_target, select
 from fedbench.errors import UserError
 from fedbench.federation.aggregation import Aggregation, Memory, ServerState, check_fit
 from fedbench.federation.mechanism import Mechanism
+from fedbench.federation.messages import know_messages
 from fedbench.federation.plan import StagePlan, finished_blocks
 from fedbench.federation.server_rehearsal import ServerWork, rehearsed
 from fedbench.federation.strategy import ClientUpdate, Strategy
@@ -88,7 +89,7 @@ def _visits(
     config: Config, terms: tuple[Strategy | Mechanism, ...], plan: StagePlan, stage: int, model: SSLMethod
 ) -> None:
     """A client's first visit, and one behind which it finds what it then kept."""
-    task = untrained_task(config, model, plan.trained_groups, terms)
+    task = know_messages(untrained_task(config, model, plan.trained_groups, terms))
     batch, shape = config.optimizer.batch_size, config.encoder.image_shape
 
     def trace(before: KeptBefore) -> KeptBefore:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 
-from fedbench.encoders.tensor_groups import StateDict
+from fedbench.encoders.tensor_groups import StateDict, on_wire
 from fedbench.errors import UserError
 from fedbench.federation.aggregation import Aggregation, ServerState
 from fedbench.federation.checkpoint import Checkpoint
@@ -15,6 +15,7 @@ from fedbench.federation.diagnostics import PairwiseL2, step_norm
 from fedbench.federation.engines import build_engine, build_worker
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.mechanism import Mechanism
+from fedbench.federation.messages import MessageSum
 from fedbench.federation.observer import Observer
 from fedbench.federation.participation import Participation, participation
 from fedbench.federation.protocol import Course, Draw, Visit
@@ -81,7 +82,7 @@ class Federation:
         plan = self.course.plan
         model = build_model(self.config, plan.depth)
         initial = self.strategy.start_stage(stage, model.online_state(), self.server.state)
-        self.server.start_stage(plan, describe(model), initial, self.course.anew)
+        self.server.start_stage(plan, self.course.specs(describe(model)), initial, self.course.anew)
         self._start_training(model)
 
     def _start_training(self, model: SSLMethod) -> None:
@@ -116,7 +117,7 @@ class Federation:
 
     def aggregate(self, returning: Iterator[tuple[Visit, Upload]]) -> None:
         """See `Executor`."""
-        before, distances = dict(self.server.state), PairwiseL2()
+        before, distances, said = dict(self.server.state), PairwiseL2(), MessageSum()
 
         def updates() -> Iterator[ClientUpdate]:
             for visit, upload in returning:
@@ -124,6 +125,7 @@ class Federation:
                 self.observer.update_arrived(visit, upload, update, self.server.state)
                 if update is not None:
                     distances.add(update.state)
+                    said.add(update.messages)
                     yield update
 
         stream = updates()
@@ -135,6 +137,8 @@ class Federation:
                 "they are read"
             )
         self.server.apply(values, aggregated=True)
+        if values:
+            self.server.say(self.aggregation.messages(said, self.server.messages, self._server_state(before)))
         self.record.pairwise_l2 = distances.mean()
         self.record.server_step_norm = step_norm(before, values) if values else 0.0
         self.observer.round_aggregated(self.server.state)
@@ -142,9 +146,11 @@ class Federation:
     def _server_state(self, values: StateDict) -> ServerState:
         """What plugins on the server are told of the round, but for their own memory."""
         record, specs = self.record, self.course.dispatch.specs
-        parameters = frozenset(key for key, spec in specs.items() if not spec.is_buffer)
+        parameters = frozenset(key for key, spec in specs.items() if not spec.is_buffer and not on_wire(key))
         drawn = len(record.participation.drawn)
-        return ServerState(values, parameters, self.course.plan, record.stage, record.round_index, drawn)
+        clients = self.config.federation.num_clients
+        where = self.course.plan, record.stage, record.round_index, drawn
+        return ServerState(values, parameters, *where, num_clients=clients)
 
     def ends_stage(self) -> bool:
         """See `Executor`."""
@@ -162,7 +168,7 @@ class Federation:
                 return None
         where = f"round {visit.round_index}, client {visit.client}, upload"
         compare(where, visit.upload, len(upload.data), accepted.num_bytes)
-        return ClientUpdate(visit.client, upload.num_samples, accepted.state)
+        return ClientUpdate(visit.client, upload.num_samples, accepted.state, accepted.messages)
 
     def server_step(self) -> None:
         """See `Executor`."""
@@ -203,7 +209,7 @@ class Federation:
         self.course.ends = facts.get("ends", self.course.ends)  # an older checkpoint: as planned
         plan, dispatch = self.course.plan, self.course.dispatch
         model = build_model(self.config, plan.depth)
-        dispatch.resume_stage(plan, describe(model))
+        dispatch.resume_stage(plan, self.course.specs(describe(model)))
         self.server.restore(facts, checkpoint.tensors)
         self._start_training(model)
         self.worker.resume(self.server.known())

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fedbench.config.schema import Config
-    from fedbench.encoders.tensor_groups import StateDict
+    from fedbench.encoders.tensor_groups import Specs, StateDict
     from fedbench.federation.aggregation import ServerState
     from fedbench.federation.server_training import ServerTraining
     from fedbench.federation.strategy import ClientUpdate
@@ -62,6 +62,21 @@ class Mechanism:
     def visit_plan(self, plan: StagePlan, turn: Turn) -> StagePlan:
         """The plan narrowed for one client in one round: less is run (and needed), trained or uploaded."""
         return plan
+
+    def messages(self, trained: Specs) -> Specs:
+        """Tensors that travel beside the model, down and up: zeros on the server until it has others.
+
+        Each is named as the tensor under training (in `trained`) that it belongs to and with which it travels, or
+        by a name without a dot. A visit finds them in `visit.messages`, and sends others with `visit.send`.
+        """
+        return {}
+
+    def after_messages(self, total: StateDict, server: ServerState) -> StateDict:
+        """What the server sends from now on: from the sum of what the round's clients sent, by name.
+
+        `server.messages`: what it sent so far.
+        """
+        return total
 
     def receive(self, update: ClientUpdate, server: ServerState) -> ClientUpdate:
         """A client's update as it goes into the aggregate: scaled, or with another weight."""

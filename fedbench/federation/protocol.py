@@ -9,8 +9,10 @@ from itertools import accumulate
 from typing import NamedTuple, Protocol, TypeVar
 
 from fedbench.config.schema import Config
+from fedbench.encoders.tensor_groups import Specs
 from fedbench.federation.dispatch import Dispatch
 from fedbench.federation.mechanism import Mechanism
+from fedbench.federation.messages import message_specs
 from fedbench.federation.participation import Choose, Participation, participation
 from fedbench.federation.plan import StagePlan, finished_blocks
 from fedbench.federation.shipment import Shipment
@@ -136,6 +138,11 @@ class Course:
     def finished(self) -> tuple[int, ...]:
         """Blocks that this stage trains and no later one does."""
         return finished_blocks(self.plans, self.stage)
+
+    def specs(self, model: Specs) -> Specs:
+        """All tensors that travel in this stage: the model's, and messages beside it."""
+        said = message_specs(self.narrowing.mechanisms, model, self.plan.trained_groups)
+        return {**model, **said}
 
     def rounds(self, executor: Executor[Result]) -> Iterator[int]:
         """The rounds that are left; yields the index of each when it is over."""

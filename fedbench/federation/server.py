@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fedbench.encoders.tensor_groups import (
+    Specs,
     StateDict,
     by_group,
     group_of,
@@ -20,14 +21,14 @@ from fedbench.federation.aggregation import Memory
 from fedbench.federation.codec import Way
 from fedbench.federation.diagnostics import flatten
 from fedbench.federation.dispatch import Dispatch
+from fedbench.federation.messages import zeros
 from fedbench.federation.payload import decode, encode, received_bytes
 from fedbench.federation.plan import StagePlan
-from fedbench.federation.shipment import Specs
 from fedbench.federation.versions import NOTHING
 from fedbench.federation.wire import added, is_packed, subtracted
 
 # kinds of tensors in a checkpoint
-STATE, HELD, MEMORY, SENT, PACKED = "state/", "held/", "memory/", "sent/", "packed/"
+STATE, HELD, MEMORY, SENT, PACKED, SAID = "state/", "held/", "memory/", "sent/", "packed/", "said/"
 
 
 class RejectedError(Exception):
@@ -35,9 +36,14 @@ class RejectedError(Exception):
 
 
 class Accepted(NamedTuple):
-    """An upload: the values that the client ended with as far as the server knows them, and the bytes counted."""
+    """An upload: the values that the client ended with as far as the server knows them, and the bytes counted.
+
+    Attributes:
+        messages: by key on the wire.
+    """
 
     state: StateDict
+    messages: StateDict
     num_bytes: int
 
 
@@ -54,6 +60,7 @@ class Server:
 
     def __init__(self, dispatch: Dispatch) -> None:
         self.state: StateDict = {}
+        self.messages: StateDict = {}  # by key on the wire
         self.memory: Memory = {}  # what plugins keep
         self.dispatch = dispatch
         self._sent: dict[str, Sent] = {}  # by variant, only of groups that are packed on the way down
@@ -71,6 +78,9 @@ class Server:
         self.state = {
             key: (value if group_of(key) in new else old[key]).detach().clone() for key, value in initial.items()
         }
+        said = {key: spec for key, spec in specs.items() if on_wire(key)}
+        kept = {key: value for key, value in self.messages.items() if key in said and group_of(key) not in new}
+        self.messages = zeros(said) | kept
 
     def accept(self, data: bytes, client: int = 0) -> Accepted:
         """An upload, decoded.
@@ -85,14 +95,16 @@ class Server:
         state: StateDict = {}
         for group, part in by_group(arrived).items():
             state |= self._unpacked(group, part, client) if is_packed(part) else part
+        known = self.state | self.messages
         for key, value in state.items():
-            if key not in self.state or self.state[key].shape != value.shape:
+            if key not in known or known[key].shape != value.shape:
                 raise RejectedError(f"{key} is not a tensor of the model")
         if not flatten(state).sum().isfinite():  # else all are: one by one takes longer than to decode them
             for key, value in state.items():
                 if not value.isfinite().all():
                     raise RejectedError(f"{key} is not finite")
-        return Accepted(state, received_bytes(data, arrived))
+        messages = {key: state.pop(key) for key in list(state) if on_wire(key)}
+        return Accepted(state, messages, received_bytes(data, arrived))
 
     def _unpacked(self, group: str, part: StateDict, client: int) -> StateDict:
         """What a client ended with: what it was sent, and the change that it sent back."""
@@ -116,8 +128,15 @@ class Server:
             values: by key of the model's online state.
             aggregated: whether they are the clients' aggregate, or the server's own doing.
         """
-        changed = {group_of(key) for key, value in values.items() if not torch.equal(self.state[key], value)}
-        self.state.update({key: value.detach().to("cpu", copy=True) for key, value in values.items()})
+        self._update(self.state, values, aggregated)
+
+    def say(self, messages: Mapping[str, Tensor]) -> None:
+        """Send other messages from now on, by key on the wire."""
+        self._update(self.messages, messages, aggregated=False)
+
+    def _update(self, own: StateDict, values: Mapping[str, Tensor], aggregated: bool) -> None:
+        changed = {group_of(key) for key, value in values.items() if not torch.equal(own[key], value)}
+        own.update({key: value.detach().to("cpu", copy=True) for key, value in values.items()})
         self.dispatch.changed(changed, aggregated)
 
     def encode(self, groups: Sequence[str], packed: Collection[str] = (), tier: int = 0) -> bytes:
@@ -134,7 +153,7 @@ class Server:
         return self._encoded[key]
 
     def _travelling(self, groups: Sequence[str], packed: Collection[str], tier: int) -> StateDict:
-        state = select(self.state, groups)
+        state = select(self.state | self.messages, groups)
         for group in groups:
             if self.dispatch.coded(group, Way("download", tier)):
                 sent = self._publish(group, tier)
@@ -173,7 +192,7 @@ class Server:
         """Variant of a group -> version and values of what some client may hold."""
         dispatch, known = self.dispatch, dict[str, tuple[int, StateDict]]()
         for group in dispatch.groups:
-            values = select(self.state, {group})
+            values = select(self.state | self.messages, {group})
             for tier in range(dispatch.wire.num_tiers):
                 sent = self._sent.get(variant(group, tier))
                 if sent is not None:
@@ -194,13 +213,15 @@ class Server:
         }
         sent = {f"{SENT}{name}/{key}": v for name, one in self._sent.items() for key, v in one.values.items()}
         packed = {f"{PACKED}{name}/{key}": v for name, one in self._sent.items() for key, v in one.packed.items()}
-        return {"versions": versions.facts()}, {**values, **held, **memory, **sent, **packed}
+        said = {f"{SAID}{key}": value for key, value in self.messages.items()}
+        return {"versions": versions.facts()}, {**values, **held, **memory, **sent, **packed, **said}
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Go on from a snapshot, in a stage that the dispatch knows."""
         held = {key.removeprefix(HELD): v.numpy() for key, v in tensors.items() if key.startswith(HELD)}
         self.dispatch.versions.restore(facts["versions"], held)
         self.state = {key.removeprefix(STATE): v for key, v in tensors.items() if key.startswith(STATE)}
+        self.messages = {key.removeprefix(SAID): v for key, v in tensors.items() if key.startswith(SAID)}
         for key, value in tensors.items():
             if key.startswith(MEMORY):
                 plugin, name = key.removeprefix(MEMORY).split("/", 1)

@@ -8,13 +8,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import Literal, NamedTuple
 
 import torch
 
 from fedbench.conventions import ConventionName
-from fedbench.encoders.tensor_groups import ENVELOPE, group_of, is_block
+from fedbench.encoders.tensor_groups import ENVELOPE, Specs, TensorSpec, group_of, is_block
 from fedbench.errors import AccountingError
 from fedbench.ssl import SSLMethod
 
@@ -35,27 +34,6 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-
-
-class TensorSpec(NamedTuple):
-    """A tensor of the model without its values."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    is_buffer: bool
-
-    @property
-    def numel(self) -> int:
-        """Number of its values."""
-        return prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its values."""
-        return self.numel * self.dtype.itemsize
-
-
-Specs = Mapping[str, TensorSpec]
 
 
 def describe(model: SSLMethod) -> dict[str, TensorSpec]:

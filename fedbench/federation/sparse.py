@@ -10,9 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedbench.encoders.tensor_groups import StateDict
+from fedbench.encoders.tensor_groups import Specs, StateDict, TensorSpec
 from fedbench.federation.codec import Codec, Way
-from fedbench.federation.shipment import Specs, TensorSpec
 
 VALUES, INDICES, BITMAP = "values", "indices", "bitmap"
 Density = Annotated[float, Field(gt=0, le=1)]

@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -54,11 +54,13 @@ class ClientUpdate:
         client: its number, 0-based.
         num_samples: |D^n|.
         state: the uploaded tensors, by key of the model's online state.
+        messages: what travelled beside them, by key on the wire.
     """
 
     client: int
     num_samples: int
     state: StateDict
+    messages: StateDict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedbench.encoders.tensor_groups import StateDict, on_wire, wire_name
+from fedbench.encoders.tensor_groups import Specs, StateDict, TensorSpec, group_of, is_message, on_wire, wire_name
 from fedbench.errors import UserError
 from fedbench.federation.codec import Codec, Direction, Way
 from fedbench.federation.mechanism import Mechanism
-from fedbench.federation.shipment import Specs, TensorSpec
 from fedbench.random import generator
 
 REMEMBERED = 4096  # forms of groups
@@ -53,8 +52,11 @@ class Wire:
         return any(codec.error_feedback for codec in self.codecs)
 
     def coded(self, group: str, specs: Specs, way: Way) -> Specs:
-        """Of a group's tensors, those that codecs work on: parameters in floating point. None if no codec does."""
-        return _coded(specs) if self._at_work(group, way) else {}
+        """Of a group's tensors, those that codecs work on: parameters in floating point. None if no codec does.
+
+        Messages travel as they are.
+        """
+        return _coded(specs) if self._at_work(group, way) and not is_message(group) else {}
 
     def specs(self, group: str, specs: Specs, way: Way) -> Specs:
         """The tensors that travel for a group of these, packed."""
@@ -124,8 +126,8 @@ class Wire:
 
 
 def is_packed(part: Mapping[str, Tensor]) -> bool:
-    """Whether what arrived of a group is in its packed form."""
-    return any(map(on_wire, part))
+    """Whether what arrived of a group of the model is in its packed form."""
+    return any(on_wire(key) and not is_message(group_of(key)) for key in part)
 
 
 def subtracted(values: StateDict, before: Mapping[str, Tensor]) -> StateDict:

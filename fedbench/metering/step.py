@@ -32,7 +32,7 @@ class StepCost:
         flops_by_phase: `forward with gradient` (online branch), `forward without gradient` (shared frozen blocks,
             target branch, teachers), `backward`.
         memory: bytes at the peak: `parameters`, `frozen copies` (target branch, teachers, and the received
-            values where a term reads them), `gradients`, `optimizer state`, `batch`, `activations`.
+            values and messages where a term reads them), `gradients`, `optimizer state`, `batch`, `activations`.
         around_flops: FLOPs of `begin_visit` and `end_visit`, once a visit.
         keeps: what the client keeps behind the visit, by plugin and part; blocks are named by their position among
             those that are run.
@@ -130,7 +130,8 @@ def measure_step(task: LocalTask, views: tuple[Tensor, ...], precision: str) -> 
         meter.flops.clear()
         take_step(fabric, task, optimizer, partial(task.step_loss, views), meter.enter)
         meter.label("gradients", (weight.grad for weight in trained if weight.grad is not None))
-        meter.hold_used("frozen copies", task.received.stored.values())
+        provided = (tensor for values in task.provided.values() for tensor in values.values())
+        meter.hold_used("frozen copies", [*task.received.stored.values(), *provided])
     return StepCost(sum(meter.flops.values()), meter.peak_bytes, dict(meter.flops), meter.peak())
 
 
@@ -152,7 +153,9 @@ def _fake_copy(task: LocalTask) -> LocalTask:
     replaced: dict[int, object] = {number: _fake(tensor) for number, tensor in real.items()}
     own = task.method.state_dict(keep_vars=True)
     received = {key: _fake(value) for key, value in own.items() if not is_target(key)}
+    received |= {key: torch.empty(spec.shape, dtype=spec.dtype) for key, spec in task.message_specs.items()}
     replaced[id(task.received)] = Received(received, torch.device("cpu"))
+    replaced |= {id(task.provided): {}, id(task.said): {}}  # of a visit that was
     shared = (task.images, task.generator, task.views, task.terms, task.optimizer_config)
     untouched = (*shared, task.losses, task.projections)  # by a step of `step_loss`
     replaced |= {id(value): value for value in untouched}

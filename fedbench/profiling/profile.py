@@ -17,6 +17,7 @@ from fedbench.federation import Mechanism, StagePlan, Strategy
 from fedbench.federation.codec import Direction, Way
 from fedbench.federation.dispatch import declare_packed, specs_by_group
 from fedbench.federation.experiment import check
+from fedbench.federation.messages import know_messages
 from fedbench.federation.naming import strategy_label
 from fedbench.federation.protocol import Visit
 from fedbench.federation.server_rehearsal import ServerWork
@@ -303,7 +304,7 @@ class _Stage:
         precision, shape = self.config.precision, self.image_shape
 
         def trace() -> StepCost:
-            task = untrained_task(self.config, self.model, plan.trained_groups, terms)
+            task = know_messages(untrained_task(self.config, self.model, plan.trained_groups, terms))
             return trace_step(task, batch, shape, precision, plan.run, plan.trained_groups, self.stage, before)
 
         model = (self._alike, self.stage, bool(terms))

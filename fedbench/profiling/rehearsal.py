@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from fedbench.config.schema import Config
+from fedbench.encoders.tensor_groups import Specs, is_message
 from fedbench.federation import Mechanism, ServerTraining, StagePlan, Strategy
 from fedbench.federation.participation import Participation
 from fedbench.federation.protocol import Course, Visit
 from fedbench.federation.server_rehearsal import ServerWork, rehearsed
 from fedbench.federation.server_training import works_on_server
-from fedbench.federation.shipment import Specs
 
 
 class RehearsedRound(NamedTuple):
@@ -35,7 +35,8 @@ class Rehearsal:
 
     def start_stage(self, stage: int) -> None:
         """See `Executor`."""
-        self.course.dispatch.start_stage(self.course.plan, self.specs[stage - 1], self.course.anew)
+        specs = self.course.specs(self.specs[stage - 1])
+        self.course.dispatch.start_stage(self.course.plan, specs, self.course.anew)
 
     def start_round(self, round_index: int, stage: int, drawn: Participation) -> None:
         """See `Executor`."""
@@ -52,10 +53,13 @@ class Rehearsal:
 
     def aggregate(self, returning: Iterator[tuple[Visit, None]]) -> None:
         """See `Executor`."""
-        dispatch, changed = self.course.dispatch, set[str]()
+        dispatch, changed, messages = self.course.dispatch, set[str](), set[str]()
         for visit, _ in returning:
+            assert visit.upload is not None
             changed |= visit.plan.uploaded_groups & visit.plan.trained_groups
+            messages |= {entry.group for entry in visit.upload.entries if is_message(entry.group)}
         dispatch.changed(changed & set(dispatch.groups), aggregated=True)
+        dispatch.changed(messages, aggregated=False)
 
     def server_step(self) -> None:
         """See `Executor`."""

@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Protocol
@@ -17,7 +17,7 @@ from fedbench.config.schema import Config, OptimizerConfig
 from fedbench.data import Views, build_views
 from fedbench.data.pool import Pool
 from fedbench.encoders.encoder import Encoder, SharedPrefix
-from fedbench.encoders.tensor_groups import select
+from fedbench.encoders.tensor_groups import Specs, StateDict, select
 from fedbench.random import generator, stream
 from fedbench.ssl import SSLMethod, StepOutput
 from fedbench.training.model import freeze_all_but
@@ -62,6 +62,7 @@ class LocalStep:
         received: the global model's tensors as this client received them, by key of the online state; detached,
             on the model's device.
         teachers: the frozen models of this visit, by name (`LocalVisit.freeze`).
+        provided: what the term's own `begin_visit` made for it, by name (`LocalVisit.provide`).
     """
 
     output: StepOutput
@@ -69,6 +70,7 @@ class LocalStep:
     trained: Mapping[str, Tensor]
     received: Mapping[str, Tensor]
     teachers: Mapping[str, Teacher]
+    provided: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Received(Mapping[str, Tensor]):
@@ -149,6 +151,10 @@ class LocalTask(LightningModule):
         self.received = Received({}, images.device)
         self.all_teachers = nn.ModuleDict()  # that a visit ever had
         self.teachers: dict[str, Teacher] = {}  # of this visit
+        self.provided: dict[str, StateDict] = {}  # by term, of this visit
+        self.message_specs: Specs = {}  # what travels beside the model, by key on the wire
+        self.said: StateDict = {}  # of that, what this visit sends
+        self.num_steps = 1  # of this visit, where it has trained
         self.prefix: SharedPrefix | None = None
         self.trained_groups: Set[str] = frozenset()
         self.trained: dict[str, nn.Parameter] = {}
@@ -210,10 +216,15 @@ class LocalTask(LightningModule):
         """The SSL method's output over views (B, C, H, W), and the sum of the added terms."""
         output = self.method.training_step(views)
         step = LocalStep(output, views[: self.method.num_views], self.trained, self.received, self.teachers)
-        added = [term for term in (source.local_loss(step) for source in self.terms) if term is not None]
+        terms = (source.local_loss(self._own(step, source)) for source in self.terms)
+        added = [term for term in terms if term is not None]
         if self.prefix is not None:
             self.prefix.forget()
         return output, torch.stack(added).sum() if added else output["loss"].new_zeros(())
+
+    def _own(self, step: LocalStep, source: Term) -> LocalStep:
+        own = self.provided.get(type(source).__name__)
+        return replace(step, provided=own) if own else step
 
     def step_loss(self, views: tuple[Tensor, ...]) -> Tensor:
         """What a step minimises."""

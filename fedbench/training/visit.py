@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedbench.encoders.tensor_groups import StateDict, in_other_block, select
+from fedbench.encoders.tensor_groups import StateDict, in_other_block, message_key, messages_of, select
 from fedbench.errors import UserError
 from fedbench.ssl import SSLMethod
 from fedbench.training.local import LocalTask, Term, device_of
@@ -53,8 +53,11 @@ class LocalVisit:
         same_stage: whether what was kept comes from a visit of this stage; False where nothing was.
     """
 
-    def __init__(self, task: LocalTask, stage: int, same_stage: bool, kept: dict[str, StateDict]) -> None:
-        self.stage, self.same_stage = stage, same_stage
+    def __init__(
+        self, task: LocalTask, name: str, stage: int, same_stage: bool, kept: dict[str, StateDict]
+    ) -> None:
+        """`name`: of the plugin."""
+        self.stage, self.same_stage, self._name = stage, same_stage, name
         self._task, self._kept = task, kept
         self.replaced: set[str] = set()  # parts that were kept anew
 
@@ -70,6 +73,45 @@ class LocalVisit:
     def target(self) -> StateDict:
         """The target branch's tensors of these groups, by the online branch's key; empty if there is no target."""
         return select(self._task.method.target_state(), self._task.trained_groups)
+
+    @property
+    def received(self) -> StateDict:
+        """What the client received of the tensors under training, by key, on its device."""
+        return {key: self._task.received[key] for key in self.trained}
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of this visit's steps."""
+        return self._task.optimizer_config.lr * self._task.lr_scale
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that were taken, in `end_visit`."""
+        return self._task.num_steps
+
+    @property
+    def messages(self) -> StateDict:
+        """What the client received beside the model, by name, on its device (`Mechanism.messages`)."""
+        keys = messages_of(self._name, {key: key for key in self._task.received.stored})
+        return {name: self._task.received[key] for name, key in keys.items()}
+
+    def send(self, values: Mapping[str, Tensor]) -> None:
+        """Send messages to the server, with the upload; zeros travel where nothing is sent.
+
+        Raises:
+            UserError: one is not declared by `messages`, or not in that shape and type.
+        """
+        declared = messages_of(self._name, self._task.message_specs)
+        for name, value in values.items():
+            spec = declared.get(name)
+            if spec is None or tuple(value.shape) != tuple(spec.shape) or value.dtype != spec.dtype:
+                has = "nothing of that name" if spec is None else f"{tuple(spec.shape)}, {spec.dtype}"
+                raise UserError(f"send({name!r}) of {tuple(value.shape)}, {value.dtype}; declared: {has}")
+        self._task.said |= {message_key(self._name, name): value.detach() for name, value in values.items()}
+
+    def provide(self, values: Mapping[str, Tensor]) -> None:
+        """Have `step.provided` in this visit's steps: tensors on the model's device, by name, without gradient."""
+        self._task.provided[self._name] = dict(values)
 
     def kept(self, part: str) -> StateDict:
         """What was kept as `part` and can be used now: entries of the groups under training whose shape is the
@@ -135,14 +177,14 @@ class VisitHooks:
         self.task, self.stored = task, kept
         self.plugins: tuple[Term | SSLMethod, ...] = (*task.terms, task.method)
         self.visits = {
-            name: LocalVisit(task, stage, same_stage, dict(kept.get(name, {})))
+            name: LocalVisit(task, name, stage, same_stage, dict(kept.get(name, {})))
             for name in (type(plugin).__name__ for plugin in self.plugins)
         }
 
     @torch.no_grad()
     def begin(self) -> None:
         """Behind the download, before the first step."""
-        self.task.teachers = {}
+        self.task.teachers, self.task.provided, self.task.said = {}, {}, {}
         for plugin, visit in zip(self.plugins, self.visits.values(), strict=True):
             plugin.begin_visit(visit)
         self.task.put_away_teachers()

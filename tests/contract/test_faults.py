@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedbench.config import Config
 from fedbench.conformance import CHECKS, Trial
-from fedbench.encoders.tensor_groups import StateDict, group_of, select
+from fedbench.encoders.tensor_groups import Specs, StateDict, group_of, select
 from fedbench.errors import AccountingError
 from fedbench.federation import (
     ClientUpdate,
@@ -30,7 +30,7 @@ from fedbench.federation.payload import decode
 from fedbench.federation.protocol import Visit
 from fedbench.federation.record import RoundRecord
 from fedbench.federation.server import Server
-from fedbench.federation.shipment import Specs, declare
+from fedbench.federation.shipment import declare
 from fedbench.training import local as local_module
 from fedbench.training.local import LocalTask
 

@@ -1,10 +1,10 @@
 import torch
 
+from fedbench.encoders.tensor_groups import TensorSpec
 from fedbench.federation.dispatch import Dispatch
 from fedbench.federation.payload import decode
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.server import Server
-from fedbench.federation.shipment import TensorSpec
 from fedbench.federation.versions import Versions
 
 STAGE_1 = {

@@ -4,10 +4,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbench.encoders.tensor_groups import ENVELOPE, group_of
+from fedbench.encoders.tensor_groups import ENVELOPE, TensorSpec, group_of
 from fedbench.federation.payload import decode as decode_payload
 from fedbench.federation.payload import encode, received_bytes
-from fedbench.federation.shipment import DTYPES, TensorSpec, declare
+from fedbench.federation.shipment import DTYPES, declare
 
 NAMES = st.sampled_from(
     [

@@ -11,7 +11,7 @@ from exhaustive import exhaustive
 
 from fedbench.config import Config
 from fedbench.conformance.witness import Witness
-from fedbench.encoders.tensor_groups import StateDict, by_group, group_of
+from fedbench.encoders.tensor_groups import StateDict, TensorSpec, by_group, group_of
 from fedbench.errors import UserError
 from fedbench.federation import Way, load_mechanisms
 from fedbench.federation.experiment import prepare
@@ -19,7 +19,6 @@ from fedbench.federation.federation import Federation
 from fedbench.federation.payload import decode, encode
 from fedbench.federation.record import RoundRecord
 from fedbench.federation.server import RejectedError
-from fedbench.federation.shipment import TensorSpec
 from fedbench.federation.versions import NOTHING
 from fedbench.federation.wire import Wire, is_packed
 from fedbench.profiling.profile import profile

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedbench.encoders.tensor_groups import Specs, TensorSpec
 from fedbench.errors import UserError
 from fedbench.federation import Codec, Way, load_mechanisms
 from fedbench.federation.codec import DIRECTIONS
-from fedbench.federation.shipment import Specs, TensorSpec
 from fedbench.random import generator
 
 SHAPES = {"matrix": (12, 20), "kernel": (8, 3, 3, 3), "bias": (7,)}
