@@ -31,6 +31,7 @@ class ServerState:
         num_drawn: clients that were drawn for this round, lost ones included.
         memory: the plugin's own tensors from one round to the next, by names of its choice: they are in the
             checkpoint, on the CPU, and survive stages.
+        seed: of the run; what is drawn is drawn from `generator(seed, own name, round_index, ...)`.
     """
 
     values: Mapping[str, Tensor]
@@ -40,6 +41,7 @@ class ServerState:
     round_index: int
     num_drawn: int
     memory: StateDict = field(default_factory=dict)
+    seed: int = 0
 
 
 @dataclass(frozen=True)

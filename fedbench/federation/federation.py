@@ -14,7 +14,7 @@ from fedbench.federation.costs import RunCosts
 from fedbench.federation.diagnostics import PairwiseL2, step_norm
 from fedbench.federation.engines import build_engine, build_worker
 from fedbench.federation.experiment import Experiment
-from fedbench.federation.mechanism import Mechanism
+from fedbench.federation.mechanism import Mechanism, figures
 from fedbench.federation.observer import Observer
 from fedbench.federation.participation import Participation, participation
 from fedbench.federation.payload import received_bytes
@@ -145,7 +145,8 @@ class Federation:
         record, specs = self.record, self.course.dispatch.specs
         parameters = frozenset(key for key, spec in specs.items() if not spec.is_buffer)
         drawn = len(record.participation.drawn)
-        return ServerState(values, parameters, self.course.plan, record.stage, record.round_index, drawn)
+        where = (self.course.plan, record.stage, record.round_index)
+        return ServerState(values, parameters, *where, drawn, seed=self.config.seed)
 
     def ends_stage(self) -> bool:
         """See `Executor`."""
@@ -187,6 +188,7 @@ class Federation:
         """See `Executor`."""
         for _, training in self._at_work():
             self.record.add_server(training.num_steps, self.costs.of_server(training, self.record.stage))
+        self.record.figures = figures(self.mechanisms, self.config, self.record.round_index + 1)
         self.record.seconds["round"] = perf_counter() - self._round_start
         self.observer.round_ended(self.record, self.server.state)
 

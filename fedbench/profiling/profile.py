@@ -6,7 +6,7 @@ largest of any client.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from fedbench.config.load import config_hash
@@ -15,6 +15,7 @@ from fedbench.conventions import ConventionName
 from fedbench.encoders.tensor_groups import HEADS, block_groups, group_of, groups_of
 from fedbench.federation import Mechanism, StagePlan, Strategy
 from fedbench.federation.experiment import check
+from fedbench.federation.mechanism import figures
 from fedbench.federation.naming import strategy_label
 from fedbench.federation.protocol import Visit
 from fedbench.federation.server_rehearsal import ServerWork
@@ -78,6 +79,7 @@ class Profile:
     stages: tuple[StageProfile, ...]
     sizes: Sizes
     unknown: tuple[str, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)  # what mechanisms tell of the whole run
 
     @property
     def server_flops(self) -> int:
@@ -136,7 +138,8 @@ def profile(
     sizes, stages = _stages(config, samples, server_samples, costs or StepCosts())
     kept: dict[int, KeptBySpecs] = {}  # by client
     profiles = tuple(stage.profile(sizes, trace, kept) for stage in stages)
-    return Profile(strategy_label(config), profiles, sizes, _unknown(config))
+    told = figures(active_mechanisms(config.strategy).values(), config, config.federation.rounds)
+    return Profile(strategy_label(config), profiles, sizes, _unknown(config), told)
 
 
 def _unknown(config: Config) -> tuple[str, ...]:
