@@ -17,6 +17,7 @@ from torch import Tensor
 
 import fedbench
 from fedbench.config import Config
+from fedbench.conformance.checks import Trial, server_takes_the_aggregate
 from fedbench.conformance.witness import Witness
 from fedbench.errors import UserError
 from fedbench.federation import (
@@ -233,6 +234,11 @@ def test_the_server_keeps_its_buffers_of_the_heads(tiny: Tiny) -> None:
     buffers = [key for key in end if is_buffer(key)]
     assert buffers
     assert all(torch.equal(start[key], end[key]) for key in buffers)
+
+
+def test_the_noise_of_a_run_is_that_of_its_seed(tiny: Tiny) -> None:
+    """The check aggregates each round's updates anew, with the configuration's seed."""
+    assert server_takes_the_aggregate(Trial(tiny(strategy=dp(), federation={"rounds": 1}, seed=3))) is None
 
 
 @pytest.mark.dry_run
