@@ -14,7 +14,7 @@ from fedbench.config.load import PLUGINS
 from fedbench.files import cache_folder, user_path, write_atomically
 
 PACKAGES = ("fedbench.methods", "fedbench.configs", "fedbench.published")
-LIBRARIES = ("torch", "torchvision", "timm", "lightly", "lightning")  # what a traced step is made of
+LIBRARIES = ("torch", "torchvision", "timm", "lightly", "lightning", "opacus")  # what its figures are made with
 
 
 def remembered(configs: Sequence[Config], options: Sequence[Any], compute: Callable[[], str]) -> str:

@@ -211,7 +211,8 @@ def server_state(trial: Trial, visit: Observation, num_drawn: int = 3) -> Server
     specs = trial.witness.federation.course.dispatch.specs
     parameters = frozenset(key for key in visit.server if key not in specs or not specs[key].is_buffer)
     plan = trial.experiment.plans[visit.stage - 1]
-    return ServerState(visit.server, parameters, plan, visit.stage, visit.round_index, num_drawn)
+    where = (plan, visit.stage, visit.round_index)
+    return ServerState(visit.server, parameters, *where, num_drawn, seed=trial.config.seed)
 
 
 def aggregate(trial: Trial, updates: Iterable[ClientUpdate]) -> StateDict:

@@ -34,6 +34,7 @@ class ServerState:
         num_drawn: clients that were drawn for this round, lost ones included.
         memory: the plugin's own tensors from one round to the next, by names of its choice: they are in the
             checkpoint, on the CPU, and survive stages.
+        seed: of the run; what is drawn is drawn from `generator(seed, own name, round_index, ...)`.
     """
 
     values: Mapping[str, Tensor]
@@ -45,6 +46,7 @@ class ServerState:
     memory: StateDict = field(default_factory=dict)
     messages: Mapping[str, Tensor] = field(default_factory=dict)
     num_clients: int = 0
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from fedbench.federation.costs import RunCosts
 from fedbench.federation.diagnostics import PairwiseL2, step_norm
 from fedbench.federation.engines import build_engine, build_worker
 from fedbench.federation.experiment import Experiment
-from fedbench.federation.mechanism import Mechanism
+from fedbench.federation.mechanism import Mechanism, figures
 from fedbench.federation.messages import MessageSum
 from fedbench.federation.observer import Observer
 from fedbench.federation.participation import Participation, participation
@@ -148,9 +148,8 @@ class Federation:
         record, specs = self.record, self.course.dispatch.specs
         parameters = frozenset(key for key, spec in specs.items() if not spec.is_buffer and not on_wire(key))
         drawn = len(record.participation.drawn)
-        clients = self.config.federation.num_clients
-        where = self.course.plan, record.stage, record.round_index, drawn
-        return ServerState(values, parameters, *where, num_clients=clients)
+        clients, where = self.config.federation.num_clients, (self.course.plan, record.stage, record.round_index)
+        return ServerState(values, parameters, *where, drawn, num_clients=clients, seed=self.config.seed)
 
     def ends_stage(self) -> bool:
         """See `Executor`."""
@@ -193,6 +192,7 @@ class Federation:
         for _, training in self._at_work():
             self.record.add_server(training.num_steps, self.costs.of_server(training, self.record.stage))
         self.record.server_flops += self.course.dispatch.codec_flops
+        self.record.figures = figures(self.mechanisms, self.config, self.record.round_index + 1)
         self.record.seconds["round"] = perf_counter() - self._round_start
         self.observer.round_ended(self.record, self.server.state)
 

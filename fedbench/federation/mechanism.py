@@ -14,7 +14,7 @@ configuration: `strategy: {name: fedssl, proximal: {mu: 0.1}}`. A whole one:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -98,3 +98,15 @@ class Mechanism:
 
     def end_stage(self, server: ServerTraining) -> None:
         """What the server does with the model when a stage is over, after its last round's `server_step`."""
+
+    def figures(self, config: Config, rounds: int) -> Mapping[str, float]:
+        """What it tells of a run after its first `rounds` rounds, such as `privacy/epsilon`.
+
+        It stands in each round's record, the summary and the profile, so it must follow from the configuration.
+        """
+        return {}
+
+
+def figures(mechanisms: Iterable[Mechanism], config: Config, rounds: int) -> dict[str, float]:
+    """What all of them tell of a run after its first `rounds` rounds."""
+    return {key: value for one in mechanisms for key, value in one.figures(config, rounds).items()}

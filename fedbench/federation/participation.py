@@ -19,6 +19,14 @@ class Participation:
     lost_after: frozenset[int]
 
 
+def num_drawn(config: Config, round_index: int) -> tuple[int, int]:
+    """How many clients are drawn in a round, unless the strategy chooses them, and of how many that are there."""
+    federation = config.federation
+    late = federation.late_clients if round_index < federation.late_round else 0
+    there = federation.num_clients - late
+    return min(federation.participants or there, there), there
+
+
 Choose = Callable[[int, int], Sequence[int] | None]  # `Strategy.clients`
 
 
@@ -30,9 +38,7 @@ def participation(config: Config, round_index: int, choose: Choose = lambda *_: 
         UserError: the strategy chose a client that is not there, or one twice.
     """
     federation = config.federation
-    late = federation.late_clients if round_index < federation.late_round else 0
-    there = federation.num_clients - late
-    count = min(federation.participants or there, there)
+    count, there = num_drawn(config, round_index)
     draw = generator(config.seed, "participants", round_index)
     chosen = choose(round_index, there)
     if chosen is not None and not (set(chosen) <= set(range(there)) and len(set(chosen)) == len(chosen)):

@@ -34,6 +34,7 @@ class RoundRecord:
         server_step_norm: L2 norm of what the round changed in the server's model, without calibration.
         server_flops: of the server's own training, in `server_steps` steps, and of its edits;
             `server_peak_memory_bytes` of the step or edit that needs most.
+        figures: what mechanisms tell of the run so far.
         seconds: wall time by what was done; `training` is summed over the clients.
     """
 
@@ -53,6 +54,7 @@ class RoundRecord:
     server_flops: int = 0
     server_steps: int = 0
     server_peak_memory_bytes: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, client: int, download: Shipment, upload: Upload, cost: StepCost, codec_flops: int = 0) -> None:
@@ -205,5 +207,6 @@ class RoundRecord:
             "client/peak_memory_bytes": self.peak_memory_bytes,
             "client/memory_source": self.memory_source,
             **{f"client/{key}": value for key, value in largest(self.cuda_memory.values()).items()},
+            **self.figures,
             **{f"seconds/{part}": value for part, value in self.seconds.items()},
         }

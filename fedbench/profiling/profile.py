@@ -6,7 +6,7 @@ largest of any client.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 from fedbench.config.load import config_hash
@@ -17,6 +17,7 @@ from fedbench.federation import Mechanism, StagePlan, Strategy
 from fedbench.federation.codec import Direction, Way
 from fedbench.federation.dispatch import declare_packed, specs_by_group
 from fedbench.federation.experiment import check
+from fedbench.federation.mechanism import figures
 from fedbench.federation.messages import know_messages
 from fedbench.federation.naming import strategy_label
 from fedbench.federation.protocol import Visit
@@ -82,6 +83,7 @@ class Profile:
     stages: tuple[StageProfile, ...]
     sizes: Sizes
     unknown: tuple[str, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)  # what mechanisms tell of the whole run
 
     @property
     def server_flops(self) -> int:
@@ -140,7 +142,8 @@ def profile(
     sizes, stages = _stages(config, samples, server_samples, costs or StepCosts())
     kept: dict[int, KeptBySpecs] = {}  # by client
     profiles = tuple(stage.profile(sizes, trace, kept) for stage in stages)
-    return Profile(strategy_label(config), profiles, sizes, _unknown(config))
+    told = figures(active_mechanisms(config.strategy).values(), config, config.federation.rounds)
+    return Profile(strategy_label(config), profiles, sizes, _unknown(config), told)
 
 
 def _unknown(config: Config) -> tuple[str, ...]:

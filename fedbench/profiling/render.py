@@ -77,6 +77,7 @@ def _total(one: Profile, rule: ConventionName) -> dict[str, Number]:
         "total_flops": one.total_flops,
         "paper_gflops": one.paper_gflops,
         "paper_comm_gb": one.paper_comm_gb,
+        **one.figures,
     }
 
 
@@ -134,10 +135,16 @@ def to_text(profiles: Sequence[Profile], convention: ConventionName) -> str:
             f"the server has {max(first.sizes.server.values(), default=0)} images under {first.strategy}.",
             f"Samples per client: {first.sizes.source}.",
             *(f"{one.strategy}: {what}." for one in profiles for what in one.unknown),
+            *(f"{one.strategy}: {_figures(one)}." for one in profiles if one.figures),
             "MB = 10^6 bytes, MiB = 2^20 bytes; (0.50x): this row / `fedssl`.",
         ),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _figures(one: Profile) -> str:
+    """`privacy/epsilon 12.9, privacy/delta 1e-05`."""
+    return ", ".join(f"{key} {value:.4g}" for key, value in one.figures.items())
 
 
 def _totals(profiles: Sequence[Profile], rule: ConventionName, flops: str) -> str:

@@ -59,6 +59,7 @@ COSTS: list[Column] = [
     ("server MiB", lambda row: known(row.server_peak_memory_bytes, MIB)),
     ("down MB", lambda row: with_ratio(row.download_bytes / MB, row.download_ratio)),
     ("up MB", lambda row: with_ratio(row.upload_bytes / MB, row.upload_ratio)),
+    ("epsilon (delta)", lambda row: privacy(row)),
 ]
 
 
@@ -143,6 +144,7 @@ def _columns(
     silent = {
         "settings": not any(settings(row) for row in rows),
         "tuned": not any(row.tuned for row in rows),
+        "epsilon (delta)": not any(row.epsilon is not None for row in rows),
         **dict.fromkeys(OF_FEATURES, not any(row.effective_rank is not None for row in rows)),
     }
     shown = [[column for column in columns if not silent.get(column[0])] for columns in (left, right)]
@@ -164,6 +166,11 @@ def difference(row: Row) -> str:
 def known(value: float | None, unit: int, ratio: float | None = None) -> str:
     """A figure in a unit of so many base units, with its ratio; `-` where it was not noted."""
     return "-" if value is None else with_ratio(value / unit, ratio)
+
+
+def privacy(row: Row) -> str:
+    """What it has spent, `12.9 (1e-05)`; `-` where nothing bounds it."""
+    return "-" if row.epsilon is None else f"{row.epsilon:.3g} ({row.delta:g})"
 
 
 def place(row: Row) -> str:
@@ -197,6 +204,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "GFLOPs = 10^9 FLOPs, 1 multiply-add = 2 FLOPs; MiB = 2^20 bytes; MB = 10^6 bytes.",
         "(0.50x): this row / the `fedssl` row of the same SSL method that agrees in all that costs depend on.",
         f"Seeds {_list(seeds)}; data {first.data_hash}, judged on {judged}; wall time on {machines}.",
+        *protection(rows),
         *without_ratio(rows),
         *kernels(rows),
         *code(rows),
@@ -210,6 +218,16 @@ def features(rows: Sequence[Row]) -> list[str]:
     return [
         "Features of test images, the encoder frozen: effective rank (1: all on a line, collapsed); uniformity "
         "(0: all alike; lower: more even on a sphere), alignment of two views (0: the same), Wang and Isola 2020."
+    ]
+
+
+def protection(rows: Sequence[Row]) -> list[str]:
+    """What epsilon bounds, where there is one."""
+    if all(row.epsilon is None for row in rows):
+        return []
+    return [
+        "epsilon (delta): of one run, bounds what all models that its server sends out tell of one client to "
+        "those who do not know the seed; of these figures themselves it says nothing. -: no bound."
     ]
 
 

@@ -80,6 +80,8 @@ class Row:
     download_ratio: float | None
     upload_bytes: float
     upload_ratio: float | None
+    epsilon: float | None  # what a client's privacy is bounded by, of the whole run; None: by nothing
+    delta: float | None  # at which it holds
     seconds: float  # wall time of the whole run
     convention: str
     data_hash: str  # of pre-training
@@ -211,6 +213,8 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
         download_ratio=_ratio(cell, table, "client/download_bytes"),
         upload_bytes=cell.mean("client/upload_bytes"),
         upload_ratio=_ratio(cell, table, "client/upload_bytes"),
+        epsilon=cell.known_mean("privacy/epsilon"),
+        delta=cell.known_mean("privacy/delta"),
         seconds=cell.mean("seconds"),
         convention=cell.label("convention"),
         data_hash=str(manifest["data_hash"]),

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
-from fedbench.reporting.leaderboard import difference, known, percent, place
+from fedbench.reporting.leaderboard import difference, known, percent, place, privacy
 from fedbench.reporting.pareto import front_names
 from fedbench.reporting.ranking import Row
 from fedbench.tables import GFLOPS, MB, MIB, number
 
+PRIVACY = "epsilon (delta)"
 Best = Literal["ascending", "descending"]
 
 
@@ -61,6 +62,7 @@ COSTS = (
     cost("memory MiB", "peak_memory_bytes", MIB, "peak_memory_ratio"),
     cost("down MB", "download_bytes", MB, "download_ratio"),
     cost("up MB", "upload_bytes", MB, "upload_ratio"),
+    Column(PRIVACY, lambda row: privacy(row), lambda row: row.epsilon),
     cost("steps", "local_steps", 1),
     Column("wall s", lambda row: number(row.seconds), lambda row: row.seconds),
 )
@@ -73,7 +75,8 @@ def grid(rows: Sequence[Row]) -> dict[str, Any]:
     columns = [
         column
         for column in (STRATEGY, *ACCURACY, *COSTS, front)
-        if column.title not in ("variant", "tuned") or any(map(column.shown, rows))
+        if column.title not in ("variant", "tuned", PRIVACY)
+        or any(column.shown(row) not in ("", "-") for row in rows)
     ]
     lines = [
         {"cells": [{"shown": one.shown(row), "order": one.order(row)} for one in columns], "runs": links(row)}

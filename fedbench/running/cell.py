@@ -25,6 +25,7 @@ from fedbench.federation.checkpoint import Checkpoint
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.federation import Federation
+from fedbench.federation.mechanism import figures
 from fedbench.federation.naming import strategy_label
 from fedbench.federation.record import LEDGER_COLUMNS
 from fedbench.files import exclusive
@@ -180,6 +181,7 @@ def cell_rounds(experiment: Experiment, out: Path) -> Generator[dict[str, Any], 
                     raise stopping.StoppedError
             encoder = _current_encoder(federation)
             summary = _describe(experiment) | _costs(config, directory.rounds()) | _evaluate(experiment, encoder)
+            summary |= figures(experiment.mechanisms, config, federation.course.rounds_done)
             summary["seconds"] = before + perf_counter() - start
             directory.finish(summary, encoder.state_dict())
             checkpoint.remove(directory.path)

@@ -24,6 +24,7 @@ LIBRARIES = (
     "torchmetrics",
     "numpy",
     "ptflops",
+    "opacus",
     "safetensors",
     "scikit-learn",
     "pydantic",

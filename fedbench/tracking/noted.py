@@ -114,6 +114,8 @@ class NotedSummary(Noted):
     total_flops: Figure | None = Field(default=None, alias="total/flops")
     effective_rank: Figure | None = Field(default=None, alias="features/effective_rank")
     alignment: Figure | None = Field(default=None, alias="features/alignment")
+    epsilon: Figure | None = Field(default=None, alias="privacy/epsilon")
+    delta: Figure | None = Field(default=None, alias="privacy/delta")
     uniformity: float | None = Field(default=None, alias="features/uniformity")
 
     @model_validator(mode="before")

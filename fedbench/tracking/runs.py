@@ -35,7 +35,7 @@ HOW = (
 LEFT_OUT = ("seed", "probe.", "evaluation.", "tuning", *HOW)
 NAMES = ("strategy.name", "ssl.name", "encoder.name")  # of plugins, perhaps with a folder in front
 UNFINISHED = "it is not finished"
-LATER = (  # figures that older runs have not
+LATER = (  # figures that not every run has
     "client/local_steps",
     "server/flops",
     "server/peak_memory_bytes",
@@ -43,6 +43,8 @@ LATER = (  # figures that older runs have not
     "features/effective_rank",
     "features/uniformity",
     "features/alignment",
+    "privacy/epsilon",
+    "privacy/delta",
 )
 
 

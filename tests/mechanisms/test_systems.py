@@ -47,6 +47,7 @@ ACTIVE: list[tuple[str, dict[str, Any]]] = [
     ("fedu", {}),
     ("fedu", {"mu": 0.0}),
     ("fedema", {}),
+    ("dp_fedavg", {}),
 ]
 
 

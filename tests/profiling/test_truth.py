@@ -121,6 +121,8 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
             "strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}},
             "encoder": {"transforms": ["lora"]},
         },
+        {"strategy": {"name": "lw_fedssl@v3", "dp_fedavg": True}, "federation": UNRELIABLE},
+        {"strategy": {"name": f"{__name__}:UploadsMore", "dp_fedavg": True}},
         exhaustive({"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["cola"]}}),
         exhaustive({"strategy": "prog_fedssl", "encoder": {"transforms": ["cola", "shared_mlp"]}}),
         exhaustive(

@@ -10,6 +10,7 @@ from forged import rewrite
 from fedbench.reporting.leaderboard import leaderboard, read_runs, render
 from fedbench.reporting.pareto import PANELS, front
 from fedbench.reporting.ranking import Row, by_table, drawn
+from fedbench.reporting.sorted_table import grid
 from fedbench.tracking.run_directory import RunDirectory
 
 Fake = Callable[..., RunDirectory]
@@ -187,3 +188,19 @@ def test_a_row_without_a_ratio_says_why(
     told = " ".join(render([row]).split())
     assert ("Without a ratio" in told) == bool(why)
     assert why in told
+
+
+def test_what_a_run_has_spent_of_privacy_is_told_where_it_is_known(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.8)
+    ((row,),) = tables(runs)
+    assert row.epsilon is None
+    assert "epsilon" not in render([row])
+    fake_run("prog_fedssl", 0.8, figures={"privacy/epsilon": 12.34, "privacy/delta": 1e-5})
+    ((one, other),) = tables(runs)
+    assert {(row.epsilon, row.delta) for row in (one, other)} == {(None, None), (12.34, 1e-5)}
+    text = " ".join(render([one, other]).split())  # notes are wrapped
+    assert all(words in text for words in ("epsilon (delta)", "12.3 (1e-05)", "those who do not know the seed"))
+    columns = {column.title: number for number, column in enumerate(grid([one, other])["columns"])}
+    shown = {row["cells"][columns["epsilon (delta)"]]["shown"] for row in grid([one, other])["rows"]}
+    assert shown == {"-", "12.3 (1e-05)"}
+    assert "epsilon (delta)" not in {column.title for column in grid([row])["columns"]}
