@@ -265,6 +265,7 @@ class OwnWeights(Strategy):
         (dp("fedcybgd"), r"strategy=fedcybgd chooses clients by a rule of its own"),
         (dp(f"{__name__}:OwnWeights"), "weighs updates by a rule of its own"),
         ({**dp(), "l_dawa": True}, "LDAWA changes updates too"),
+        ({**dp(), "scaffold": True}, "Scaffold sends tensors that nobody clips"),
     ],
 )
 def test_what_would_void_the_bound_is_refused(tiny: Tiny, strategy: dict[str, Any], words: str) -> None:
