@@ -48,6 +48,7 @@ ACCURACY: list[Column] = [
     ("rank of features", lambda row: known(row.effective_rank, 1)),
     ("uniformity", lambda row: "-" if row.uniformity is None else f"{row.uniformity:.2f}"),
     ("alignment", lambda row: "-" if row.alignment is None else f"{row.alignment:.2f}"),
+    ("density %", lambda row: "-" if row.density is None else percent(row.density)),
     ("local steps", lambda row: known(row.local_steps, 1)),
     ("wall s", lambda row: number(row.seconds)),
 ]
@@ -143,6 +144,7 @@ def _columns(
     silent = {
         "settings": not any(settings(row) for row in rows),
         "tuned": not any(row.tuned for row in rows),
+        "density %": not any(row.density is not None for row in rows),
         **dict.fromkeys(OF_FEATURES, not any(row.effective_rank is not None for row in rows)),
     }
     shown = [[column for column in columns if not silent.get(column[0])] for columns in (left, right)]
@@ -207,9 +209,11 @@ def features(rows: Sequence[Row]) -> list[str]:
     """What is said of how features lie, where that is known."""
     if all(row.effective_rank is None for row in rows):
         return []
+    gates = any(row.density is not None for row in rows)
     return [
         "Features of test images, the encoder frozen: effective rank (1: all on a line, collapsed); uniformity "
-        "(0: all alike; lower: more even on a sphere), alignment of two views (0: the same), Wang and Isola 2020."
+        "(0: all alike; lower: more even on a sphere), alignment of two views (0: the same), Wang and Isola 2020.",
+        *(["Density: of gated channels, the share that inference needs; FLOPs are of all."] if gates else []),
     ]
 
 

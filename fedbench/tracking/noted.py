@@ -115,6 +115,7 @@ class NotedSummary(Noted):
     effective_rank: Figure | None = Field(default=None, alias="features/effective_rank")
     alignment: Figure | None = Field(default=None, alias="features/alignment")
     uniformity: float | None = Field(default=None, alias="features/uniformity")
+    density: Figure | None = Field(default=None, alias="features/density")
 
     @model_validator(mode="before")
     @classmethod

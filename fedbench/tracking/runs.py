@@ -43,6 +43,7 @@ LATER = (  # figures that older runs have not
     "features/effective_rank",
     "features/uniformity",
     "features/alignment",
+    "features/density",
 )
 
 

@@ -208,9 +208,11 @@ class LocalTask(LightningModule):
 
     def step_losses(self, views: tuple[Tensor, ...]) -> tuple[StepOutput, Tensor]:
         """The SSL method's output over views (B, C, H, W), and the sum of the added terms."""
-        output = self.method.training_step(views)
+        with self.method.encoder.ways.noting() as noted:
+            output = self.method.training_step(views)
         step = LocalStep(output, views[: self.method.num_views], self.trained, self.received, self.teachers)
         added = [term for term in (source.local_loss(step) for source in self.terms) if term is not None]
+        added += self.method.encoder.ways.losses(noted)
         if self.prefix is not None:
             self.prefix.forget()
         return output, torch.stack(added).sum() if added else output["loss"].new_zeros(())
