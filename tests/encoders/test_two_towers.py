@@ -69,13 +69,14 @@ def test_each_tower_computes_what_it_computes_alone_on_its_rendering() -> None:
     first, second = both(images()).chunk(2, dim=1)
     assert torch.equal(first, alone(images()))
     assert torch.equal(second, alone(edges(images())))
-    before = first.detach()
-    with torch.no_grad():
-        for key, weight in both.named_parameters():
-            if ".second." in key:
-                weight.add_(1)
-    assert torch.equal(both(images())[:, :16], before)
-    assert not torch.equal(both(images())[:, 16:], second)
+    for part in ("stem.second.", "blocks.1.second.", "norm.second."):
+        other = initial_encoder(vit("two_towers"), 3, seed=1)
+        with torch.no_grad():
+            for key, weight in other.named_parameters():
+                if key.startswith(part):
+                    weight.mul_(2)
+        assert torch.equal(other(images())[:, :16], first)
+        assert not torch.equal(other(images())[:, 16:], second)
 
 
 def test_edges_are_the_length_of_the_gradient() -> None:
@@ -95,17 +96,18 @@ def test_edges_are_the_length_of_the_gradient() -> None:
     assert torch.isfinite(gradient).all()
 
 
-def test_the_kth_blocks_of_both_towers_are_one_group_trained_frozen_and_sent_together(
-    tiny: Callable[..., Config],
-) -> None:
-    plain, towers = (initial_encoder(vit(*words), 3, seed=1) for words in ((), ("two_towers",)))
-    sizes = [
-        {group: sum(value.numel() for value in part.values()) for group, part in by_group(state).items()}
-        for state in (
-            {f"encoder.{key}": value for key, value in one.state_dict().items()} for one in (plain, towers)
-        )
-    ]
+@pytest.mark.parametrize("before", [(), ("shared_mlp",)])
+def test_every_group_has_twice_the_values(before: tuple[str, ...]) -> None:
+    sizes = []
+    for words in (before, (*before, "two_towers")):
+        state = initial_encoder(vit(*words), 3, seed=1).state_dict()
+        groups = by_group({f"encoder.{key}": value for key, value in state.items()})
+        sizes.append({group: sum(value.numel() for value in part.values()) for group, part in groups.items()})
     assert sizes[1] == {group: 2 * size for group, size in sizes[0].items()}
+    assert ("shared" in sizes[1]) == bool(before)
+
+
+def test_the_kth_blocks_of_both_towers_are_trained_frozen_and_sent_together(tiny: Callable[..., Config]) -> None:
     config = tiny({"encoder": {"transforms": ["two_towers"]}}, ssl="clip", strategy="lw_fedssl")
     plan = prepare(config).plans[1]
     model = build_model(config, plan.depth)
