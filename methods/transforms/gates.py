@@ -123,6 +123,10 @@ class Gates(Transform):
     def apply(self, encoder: Encoder) -> None:
         """Put gates into the MLPs and, if there is a dense way, a second one beside each norm."""
         check_order(encoder, "gates")
+        if self.judged == DENSE and not self.dense:
+            raise UserError(
+                "encoder.transforms: gates with judged=dense has no dense way; allowed: with dense=true"
+            )
         mlps: list[Any] = [getattr(block, "mlp", None) for block in encoder.blocks]
         if not all(isinstance(getattr(mlp, "fc1", None), nn.Linear) for mlp in mlps):
             raise UserError(

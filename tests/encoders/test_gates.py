@@ -239,6 +239,8 @@ def test_gates_that_nobody_would_use_are_refused(tiny: Callable[..., Config]) ->
             outline(vit(*transforms))
     with pytest.raises(UserError, match="gates in front of what replaces its layers"):
         outline(vit("cola", "gates"))
+    with pytest.raises(UserError, match="gates with judged=dense has no dense way; allowed"):
+        outline(vit({"name": "gates", "judged": "dense"}))
     with pytest.raises(UserError, match="gates behind"):
         outline(vit("shared_mlp", "gates"))
     check(tiny({"encoder": {"transforms": ["gates", "cola", "shared_mlp"]}}))
