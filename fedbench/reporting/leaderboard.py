@@ -181,11 +181,12 @@ def notes(rows: Sequence[Row]) -> list[str]:
     seeds = sorted({seed for row in rows for seed in row.seeds})
     sources = ", ".join(sorted({row.memory_source for row in rows if row.memory_source}))
     machines = ", ".join(sorted({row.machine for row in rows}))
+    own = f" ({first.protocol_settings})" if first.protocol_settings else ""
     return [
         *gaps(rows),
         *references(rows),
         *training(rows),
-        f"Protocol `{first.protocol}`: {PROTOCOLS[first.protocol]} ({first.protocol_settings}). Mean ± sample "
+        f"Protocol `{first.protocol}`: {PROTOCOLS[first.protocol]}{own}. Mean ± sample "
         "standard deviation over seeds. Floor: the same protocol on the untrained encoder; gain: points above it.",
         *features(rows),
         f"Convention `{first.convention}`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
