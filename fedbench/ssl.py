@@ -58,10 +58,14 @@ class SSLMethod(LightningModule):
     Attributes:
         num_views: random views of an image that a step wants.
         takes_crops: whether it wants the small views of `augmentation.local_crops` too.
+        chooses_way: whether it says which way a view goes through an encoder that has several (`Encoder.ways`).
+        needs: entries of `encoder.transforms` without which it cannot work.
     """
 
     num_views: ClassVar[int] = 2
     takes_crops: ClassVar[bool] = False
+    chooses_way: ClassVar[bool] = False
+    needs: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()

@@ -5,14 +5,21 @@ from typing import Any
 
 from exhaustive import crossed
 
-from fedbench.plugins import builtin_files
+from fedbench.plugins import builtin_files, load_plugin
+from fedbench.ssl import SSLMethod
 
 OF_THE_PAPER = ("byol", "moco_v3", "simclr")
 
-NEEDS_TOKENS = {"mae"}  # encoders that are vision transformers
-NO_PROJECTIONS = {"mae"}  # of two views: without what aligns them
-ALIGNING = {"lw_fedssl@v3", "alignment", "moon", "feddecorr"}  # strategies and mechanisms
+NEEDS_TOKENS = {"mae", "gated_vicreg"}  # encoders that are vision transformers
+NO_PROJECTIONS = {"mae", "clip"}  # of two views: without what aligns them
+ALIGNING = {"lw_fedssl@v3", "alignment", "moon", "feddecorr", "fedu2"}  # strategies and mechanisms
 TARGET_AND_PREDICTOR = {"byol", "moco_v3"}  # what FedU asks for
+
+
+def needed(ssl: str) -> dict[str, Any]:
+    """Sections of a configuration without which a method cannot work."""
+    transforms = [dict(one) for one in load_plugin("ssl", ssl, SSLMethod).needs]
+    return {"encoder": {"transforms": transforms}} if transforms else {}
 
 
 def fits(pair: tuple[str, str]) -> bool:

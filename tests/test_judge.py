@@ -11,7 +11,7 @@ import pytest
 from fedbench.cli import main
 from fedbench.config import Config
 from fedbench.federation.experiment import prepare
-from fedbench.reporting.leaderboard import leaderboard
+from fedbench.reporting.leaderboard import leaderboard, render
 from fedbench.running.cell import cell_name, run_cell
 from fedbench.tracking.runs import gather
 
@@ -59,6 +59,27 @@ def test_what_was_added_stands_in_a_table_of_its_own(run: Path) -> None:
     tables = [(row.protocol, row.protocol_settings) for row in rows]
     assert len(set(tables)) == len({row.table for row in rows}) == len(rows) == 3
     assert ("knn", "k=3 temperature=0.07") in tables
+
+
+def test_retrieval_is_judged_between_two_towers_and_refused_without(
+    tiny: Tiny, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run), "--protocol", "retrieval"]) == 2
+    assert "retrieval is between two towers, and the encoder has one" in capsys.readouterr().err
+    towers = prepare(tiny({"encoder": {"transforms": ["two_towers"]}}, ssl="clip", federation={"rounds": 1}))
+    run_cell(towers, tmp_path / "towers")
+    place = tmp_path / "towers" / cell_name(towers)
+    assert main(["evaluate", str(place), "--protocol", "retrieval"]) == 0
+    (content,) = written(place)
+    own = [
+        content["figures"][f"probe/retrieval_{name}"] for name in ("top1", "first_to_second", "second_to_first")
+    ]
+    assert own[0] == pytest.approx((own[1] + own[2]) / 2)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "| retrieval " in line]
+    assert [cell.strip() for cell in line.split("|")][4:7] == [f"{100 * own[0]:.1f}", "-", "-"]
+    (row,) = [row for row in leaderboard(gather([place])[0]) if row.protocol == "retrieval"]
+    assert row.top1_mean == own[0]
+    assert "no label is read. Mean" in " ".join(render([row]).split())
 
 
 def test_other_data_are_named_and_never_mixed(run: Path, other_data: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from golden_losses import FILE, SSL_METHODS, config
+from golden_losses import FILE, FURTHER, SSL_METHODS, config
+from ssl_methods import fits, needed
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fedbench.cli import main
@@ -75,9 +76,10 @@ class Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("ssl", SSL_METHODS)
+@pytest.mark.parametrize("ssl", [*SSL_METHODS, *FURTHER])
 def test_no_operator_without_portable_bits_reaches_a_result(tiny: Callable[..., Config], tmp_path: Path, ssl: str):
-    experiment = prepare(tiny(strategy="lw_fedssl@v3", ssl=ssl, federation={"rounds": 3}))
+    strategy = "lw_fedssl@v3" if fits(("lw_fedssl@v3", ssl)) else "lw_fedssl@v4"
+    experiment = prepare(tiny(needed(ssl), strategy=strategy, ssl=ssl, federation={"rounds": 3}))
     federation = Federation(experiment, tmp_path)
     with Operators() as seen:
         list(federation.rounds())

@@ -76,15 +76,18 @@ def check_plugin(name: str, fields: Mapping[str, Any]) -> list[Row]:
         return rows  # what a federation would show of it is harder to read
     for strategy in COMPANIONS:
         mechanism = {name: dict(fields)} if kind == "mechanisms" else {}
-        found = check_strategy({"name": strategy, **mechanism}, _section(kind, {"name": name, **fields}))
+        found = check_strategy({"name": strategy, **mechanism}, _sections(kind, {"name": name, **fields}))
         rows += [(f"{strategy}, {situation}", *rest) for situation, *rest in found]  # type: ignore[misc]
     return rows
 
 
-def _section(kind: Kind, plugin: dict[str, Any]) -> dict[str, Any]:
-    """Where a plugin stands in a configuration, beside the strategy."""
-    sections = {"ssl": {"ssl": plugin}, "encoders": {"encoder": plugin}}
-    return sections.get(kind, {"encoder": {"transforms": [plugin]}} if kind == "transforms" else {})
+def _sections(kind: Kind, plugin: dict[str, Any]) -> dict[str, Any]:
+    """Where a plugin stands in a configuration, beside the strategy, and what it cannot do without."""
+    if kind == "ssl":
+        needs = [dict(one) for one in load_plugin("ssl", plugin["name"], SSLMethod).needs]
+        return {"ssl": plugin, **({"encoder": {"transforms": needs}} if needs else {})}
+    sections = {"encoders": {"encoder": plugin}, "transforms": {"encoder": {"transforms": [plugin]}}}
+    return sections.get(kind, {})
 
 
 def check_alone(name: str, fields: Mapping[str, Any]) -> list[Row]:
@@ -95,7 +98,7 @@ def check_alone(name: str, fields: Mapping[str, Any]) -> list[Row]:
     """
     ssl: dict[str, Any] = {**TINY["ssl"], "name": name, **fields}
     crops = 1 if load_plugin("ssl", name, SSLMethod).takes_crops else 0
-    config = load_config(TINY, {"ssl": ssl, "augmentation": {"local_crops": crops}})
+    config = load_config(TINY, _sections("ssl", ssl), {"augmentation": {"local_crops": crops}})
     rows: list[Row] = []
     for what, look in SSL_CHECKS.items():
         try:

@@ -101,11 +101,13 @@ class Outline:
         num_blocks: of the whole encoder.
         num_weights: of the whole encoder.
         keeps_shape: whether every block gives back the shape that it takes, so that it can be left out.
+        num_towers: networks side by side.
     """
 
     num_blocks: int
     num_weights: int
     keeps_shape: bool
+    num_towers: int
 
 
 def outline(config: EncoderConfig) -> Outline:
@@ -151,6 +153,7 @@ def _look(config: EncoderConfig) -> Outline:
         len(encoder.blocks),
         sum(weight.numel() for weight in encoder.parameters()),
         len(set(shapes)) == 1,
+        encoder.num_towers,
     )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fedbench.encoders.tensor_groups import block_group
+from fedbench.encoders.ways import Ways
 
 
 class Encoder(nn.Module):
@@ -35,6 +36,8 @@ class Encoder(nn.Module):
         self.widths = tuple(widths)
         self.active: Sequence[int] = range(len(blocks))  # blocks that are run; depth dropout leaves some out
         self.prefix: SharedPrefix | None = None  # runs the first blocks, together with others
+        self.ways = Ways()
+        self.num_towers = 1  # networks side by side; a feature is theirs, one behind the other
 
     @property
     def feature_dim(self) -> int:
@@ -89,7 +92,7 @@ class SharedPrefix:
 
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
-        self._known: list[tuple[Tensor, int, Tensor]] = []  # view, its version, its hidden states
+        self._known: list[tuple[Tensor, int, str, Tensor]] = []  # view, its version, way, its hidden states
 
     def run(self, encoder: Encoder, images: Tensor) -> Tensor:
         """Hidden states behind the frozen blocks, (B, C, H, W) -> whatever the blocks exchange.
@@ -98,12 +101,13 @@ class SharedPrefix:
         """
         if torch.is_grad_enabled() and images.requires_grad:
             return encoder.encode(images, 0, self.num_blocks)
-        for view, version, hidden in self._known:
-            if view is images and version == images._version:
+        way = encoder.ways.taken
+        for view, version, taken, hidden in self._known:
+            if view is images and version == images._version and taken == way:
                 return hidden
         with torch.no_grad():
             hidden = encoder.encode(images, 0, self.num_blocks)
-        self._known.append((images, images._version, hidden))
+        self._known.append((images, images._version, way, hidden))
         return hidden
 
     def forget(self) -> None:

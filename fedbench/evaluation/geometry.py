@@ -20,18 +20,22 @@ LIMIT = 2000  # images, drawn by the seed: two million pairs, six thousand forwa
 def describe_features(encoder: Encoder, images: Tensor, views: Views, seed: int) -> dict[str, float]:
     """`alignment`, `uniformity` and `effective_rank` of the features of an encoder, which stays as it is.
 
+    And the figures that its layers have of their own (`Ways.figures`).
+
     Args:
         images: uint8 (N, C, H, W); at most `LIMIT` of them are used.
         views: the augmentation whose pairs of views should lie together; it draws from a stream of `seed`.
     """
     order = torch.randperm(len(images), generator=generator(seed, "evaluation images"))
     chosen = images[order[:LIMIT]]
-    features = extract_features(encoder, chosen)
+    with encoder.ways.noting() as noted:
+        features = extract_features(encoder, chosen)
     first, second = _features_of_views(encoder, chosen, views, seed)
     return {
         "alignment": alignment(first, second),
         "uniformity": uniformity(features),
         "effective_rank": effective_rank(features),
+        **encoder.ways.figures(noted),
     }
 
 

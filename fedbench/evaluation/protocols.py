@@ -13,6 +13,7 @@ from fedbench.evaluation.candidate import Candidate
 from fedbench.evaluation.finetune import finetune
 from fedbench.evaluation.knn import knn
 from fedbench.evaluation.linear import few_label, linear
+from fedbench.evaluation.retrieval import recall, retrieval
 from fedbench.evaluation.scores import scores
 from fedbench.protocols import ProtocolName
 
@@ -23,6 +24,7 @@ PREDICT: Mapping[ProtocolName, Protocol] = {
     "knn": knn,
     "few_label_1": partial(few_label, percent=1),
     "few_label_10": partial(few_label, percent=10),
+    "retrieval": retrieval,
 }
 
 
@@ -33,13 +35,16 @@ def evaluate(
 
     Returns:
         For each protocol `<protocol>_top1`, `_per_class_mean`, `_macro_precision`, `_macro_recall`, `_macro_f1`,
-        as fractions.
+        as fractions; for `retrieval` what `recall` gives.
     """
     candidate = Candidate.on(encoder, dataset)
     figures: dict[str, float] = {}
     for name in protocols:
         predicted = PREDICT[name](candidate, config).cpu()
-        found = scores(predicted, candidate.test_labels, candidate.num_classes)
+        if name == "retrieval":
+            found = recall(predicted)
+        else:
+            found = scores(predicted, candidate.test_labels, candidate.num_classes)
         figures |= {f"{name}_{figure}": value for figure, value in found.items()}
     return figures
 
@@ -47,7 +52,8 @@ def evaluate(
 def description(name: ProtocolName, dataset: Dataset, config: Config) -> dict[str, Any]:
     """What a protocol's figures depend on besides the encoder: its settings, and the data that it judged on."""
     sections: Mapping[str, Section] = {"knn": config.evaluation.knn, "finetune": config.evaluation.finetune}
-    settings = sections.get(name, config.probe).model_dump(mode="json")
+    section = sections.get(name, config.probe)
+    settings = {} if name == "retrieval" else section.model_dump(mode="json")
     scored = {} if config.evaluation.split == "test" else {"split": config.evaluation.split}
     return {
         "protocol": name,

@@ -89,6 +89,7 @@ def check(config: Config, tried: bool = False) -> tuple[Strategy, list[Mechanism
     plans = line_up(plans)
     rounds_per_stage = _rounds_per_stage(config, strategy, num_stages)
     choose_device(config.accelerator)
+    check_judged(config)
     crops = config.augmentation.local_crops
     if crops and not load_ssl(config.ssl)[0].takes_crops:
         raise UserError(
@@ -97,6 +98,15 @@ def check(config: Config, tried: bool = False) -> tuple[Strategy, list[Mechanism
     if not tried:
         dry_run(config, strategy, mechanisms, plans)
     return strategy, mechanisms, plans, rounds_per_stage
+
+
+def check_judged(config: Config) -> None:
+    """UserError: a protocol cannot judge the encoder."""
+    if "retrieval" in config.evaluation.protocols and outline(config.encoder).num_towers != 2:
+        raise UserError(
+            "evaluation.protocols: retrieval is between two towers, and the encoder has one; allowed: with "
+            "encoder.transforms=[two_towers], or other protocols"
+        )
 
 
 def _plugins(config: Config) -> tuple[Strategy, list[Mechanism]]:

@@ -322,7 +322,8 @@ class _Stage:
 
     def _paper_macs(self) -> dict[ConventionName, Number]:
         """Of a client that takes part in every round; with depth dropout, on average over its visits."""
-        views = 1 if self.model.target_encoder is not None else 2  # [LW] Table 2: SimCLR's figures are of both
+        # [LW] Table 2: SimCLR's figures are of both views; a method of one view has no second one
+        views = 1 if self.model.target_encoder is not None else self.model.num_views
         epochs = self.rounds * self.config.federation.local_epochs * views
         plans = [visit.plan for visit in self.visits] or [self.plan]
         return {

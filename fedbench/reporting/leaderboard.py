@@ -48,6 +48,7 @@ ACCURACY: list[Column] = [
     ("rank of features", lambda row: known(row.effective_rank, 1)),
     ("uniformity", lambda row: "-" if row.uniformity is None else f"{row.uniformity:.2f}"),
     ("alignment", lambda row: "-" if row.alignment is None else f"{row.alignment:.2f}"),
+    ("density %", lambda row: "-" if row.density is None else percent(row.density)),
     ("local steps", lambda row: known(row.local_steps, 1)),
     ("wall s", lambda row: number(row.seconds)),
 ]
@@ -145,6 +146,7 @@ def _columns(
         "settings": not any(settings(row) for row in rows),
         "tuned": not any(row.tuned for row in rows),
         "epsilon (delta)": not any(row.epsilon is not None for row in rows),
+        "density %": not any(row.density is not None for row in rows),
         **dict.fromkeys(OF_FEATURES, not any(row.effective_rank is not None for row in rows)),
     }
     shown = [[column for column in columns if not silent.get(column[0])] for columns in (left, right)]
@@ -186,11 +188,12 @@ def notes(rows: Sequence[Row]) -> list[str]:
     seeds = sorted({seed for row in rows for seed in row.seeds})
     sources = ", ".join(sorted({row.memory_source for row in rows if row.memory_source}))
     machines = ", ".join(sorted({row.machine for row in rows}))
+    own = f" ({first.protocol_settings})" if first.protocol_settings else ""
     return [
         *gaps(rows),
         *references(rows),
         *training(rows),
-        f"Protocol `{first.protocol}`: {PROTOCOLS[first.protocol]} ({first.protocol_settings}). Mean ± sample "
+        f"Protocol `{first.protocol}`: {PROTOCOLS[first.protocol]}{own}. Mean ± sample "
         "standard deviation over seeds. Floor: the same protocol on the untrained encoder; gain: points above it.",
         *features(rows),
         f"Convention `{first.convention}`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
@@ -215,9 +218,11 @@ def features(rows: Sequence[Row]) -> list[str]:
     """What is said of how features lie, where that is known."""
     if all(row.effective_rank is None for row in rows):
         return []
+    gates = any(row.density is not None for row in rows)
     return [
         "Features of test images, the encoder frozen: effective rank (1: all on a line, collapsed); uniformity "
-        "(0: all alike; lower: more even on a sphere), alignment of two views (0: the same), Wang and Isola 2020."
+        "(0: all alike; lower: more even on a sphere), alignment of two views (0: the same), Wang and Isola 2020.",
+        *(["Density: of gated channels, the share that inference needs; FLOPs are of all."] if gates else []),
     ]
 
 

@@ -65,6 +65,7 @@ class Row:
     effective_rank: float | None  # of the trained encoder's features of test images; mean over the seeds
     uniformity: float | None  # the lower, the more evenly they lie on the sphere; 0: all alike
     alignment: float | None  # squared distance of an image's two views there; the lower, the nearer
+    density: float | None  # share of gated channels that the trained encoder opens for test images
     local_steps: float | None  # of one client
     flops: float  # 1 multiply-add = 2
     flops_ratio: float | None
@@ -198,6 +199,7 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
         effective_rank=cell.known_mean("features/effective_rank"),
         uniformity=cell.known_mean("features/uniformity"),
         alignment=cell.known_mean("features/alignment"),
+        density=cell.known_mean("features/density"),
         local_steps=cell.known_mean("client/local_steps"),
         flops=cell.mean("client/flops"),
         flops_ratio=_ratio(cell, table, "client/flops"),

@@ -14,7 +14,7 @@ from fedbench.data import Dataset, load_dataset
 from fedbench.errors import UserError
 from fedbench.escaping import in_markdown, printable
 from fedbench.evaluation import description, evaluate, untrained_encoder
-from fedbench.federation.experiment import choose_device
+from fedbench.federation.experiment import check_judged, choose_device
 from fedbench.numerics import require, settle
 from fedbench.pretrained import load_encoder
 from fedbench.protocols import PROTOCOLS, ProtocolName
@@ -79,6 +79,7 @@ def _case(run: Run, protocols: Sequence[str], data: Tree, overrides: Tree) -> Ca
         trained, {"evaluation": wanted}, {"evaluation": {"data": data} if data else {}}, overrides
     )
     require(config)
+    check_judged(config)
     choose_device(config.accelerator)
     assert config.evaluation.data is not None
     split, before = config.evaluation.split, trained.get("evaluation", {}).get("split", "test")
@@ -112,15 +113,15 @@ def _judge(case: Case, name: ProtocolName) -> list[str]:
     file = case.path / f"evaluation-{name}-{data}-{digest(facts)[:8]}.json"
     content = {**facts, "seed": config.seed, "figures": figures, **_circumstances(case, device.type)}
     write_json(file, sealed(content))
-    keys = [f"probe/{name}_{figure}" for figure in ("top1", "per_class_mean", "macro_f1")]
-    floor = figures[f"untrained/{name}_top1"]
-    shown = [f"{100 * value:.1f}" for value in (*(figures[key] for key in keys), floor)]
+    top1, floor = figures[f"probe/{name}_top1"], figures[f"untrained/{name}_top1"]
+    of_classes = [figures.get(f"probe/{name}_{figure}") for figure in ("per_class_mean", "macro_f1")]
+    shown = ["-" if value is None else f"{100 * value:.1f}" for value in (top1, *of_classes, floor)]
     return [
         in_markdown(case.path.name),
         name,
         in_markdown(case.dataset.name),
         *shown,
-        f"{100 * (figures[keys[0]] - floor):+.1f}",
+        f"{100 * (top1 - floor):+.1f}",
     ]
 
 

@@ -117,6 +117,7 @@ class NotedSummary(Noted):
     epsilon: Figure | None = Field(default=None, alias="privacy/epsilon")
     delta: Figure | None = Field(default=None, alias="privacy/delta")
     uniformity: float | None = Field(default=None, alias="features/uniformity")
+    density: Figure | None = Field(default=None, alias="features/density")
 
     @model_validator(mode="before")
     @classmethod

@@ -45,6 +45,7 @@ LATER = (  # figures that not every run has
     "features/alignment",
     "privacy/epsilon",
     "privacy/delta",
+    "features/density",
 )
 
 

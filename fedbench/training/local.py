@@ -214,10 +214,12 @@ class LocalTask(LightningModule):
 
     def step_losses(self, views: tuple[Tensor, ...]) -> tuple[StepOutput, Tensor]:
         """The SSL method's output over views (B, C, H, W), and the sum of the added terms."""
-        output = self.method.training_step(views)
+        with self.method.encoder.ways.noting() as noted:
+            output = self.method.training_step(views)
         step = LocalStep(output, views[: self.method.num_views], self.trained, self.received, self.teachers)
         terms = (source.local_loss(self._own(step, source)) for source in self.terms)
         added = [term for term in terms if term is not None]
+        added += self.method.encoder.ways.losses(noted)
         if self.prefix is not None:
             self.prefix.forget()
         return output, torch.stack(added).sum() if added else output["loss"].new_zeros(())

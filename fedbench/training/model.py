@@ -53,6 +53,11 @@ def _check(model: SSLMethod, encoder: Encoder, name: str) -> None:
             f"ssl={name}: its encoder is not the configured one; allowed: the one that it is handed, by "
             "super().__init__(encoder)"
         )
+    if len(encoder.ways.names) > 1 and not model.chooses_way:
+        raise UserError(
+            f"ssl={name} takes one way through an encoder, and encoder.transforms makes "
+            f"{' and '.join(encoder.ways.names)}; allowed: an SSL method that takes each, or one way alone"
+        )
     owner: dict[int, str] = {}  # memory -> the first key there
     for key, value in model.state_dict(keep_vars=True).items():
         first = owner.setdefault(value.untyped_storage().data_ptr(), key) if value.numel() else key

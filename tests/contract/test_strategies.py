@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 from exhaustive import all_but, exhaustive
-from ssl_methods import pairs
+from ssl_methods import needed, pairs
 from tiny_config import UNEVEN
 
 from fedbench.config import Config, config_names
@@ -23,7 +23,7 @@ def failures(trial: Trial) -> dict[str, str]:
 
 @pytest.mark.parametrize(("strategy", "ssl"), pairs(STRATEGIES, "lw_fedssl"))
 def test_a_strategy_keeps_the_contract(tiny: Callable[..., Config], strategy: str, ssl: str) -> None:
-    assert failures(Trial(tiny({"strategy": strategy, "ssl": ssl}))) == {}
+    assert failures(Trial(tiny(needed(ssl), strategy=strategy, ssl=ssl))) == {}
 
 
 ON_STAGES = [name for name in STRATEGIES if name != "fedmae"]  # which refuses blocks of several shapes

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from small import REAL, Trained
-from ssl_methods import OF_THE_PAPER, fits, methods
+from ssl_methods import OF_THE_PAPER, fits, methods, needed
 
 from fedbench.plugins import builtin_files
 
@@ -48,7 +48,7 @@ def test_the_device_computes_what_the_cpu_does_and_no_step_waits(
     if (mechanism, strategy) in REFUSED or not (fits((mechanism, ssl)) and fits((strategy, ssl))):
         pytest.skip(f"{mechanism}, {strategy} and {ssl} do not go together")
     trees = with_mechanism(strategy, mechanism)
-    device, cpu = train(trees, ssl=ssl), train(trees, ssl=ssl, accelerator="cpu")
+    device, cpu = (train(trees, needed(ssl), ssl=ssl, accelerator=kind) for kind in ("auto", "cpu"))
     assert device.federation.experiment.device.type != "cpu"
     assert same(device, cpu)
     assert all(trained.waits == 0 and trained.copies <= 1 for trained in device.crossed)  # 1: an epoch's order

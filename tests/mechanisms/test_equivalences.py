@@ -21,6 +21,7 @@ WEIGHTLESS: list[dict[str, Any]] = [
     {"alignment": {"alpha": 0}},
     {"moon": {"mu": 0}},
     {"feddecorr": {"beta": 0}},
+    {"fedu2": {"weight": 0}},
     {"depth_dropout": {"max_depth": 3}},
 ]
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from fedbench.methods.mechanisms.alignment import Alignment
 from fedbench.methods.mechanisms.feddecorr import FedDecorr
+from fedbench.methods.mechanisms.fedu2 import FedU2
 from fedbench.methods.mechanisms.moon import Moon
 from fedbench.methods.mechanisms.proximal import Proximal
 from torch import Tensor
@@ -105,3 +107,71 @@ def test_feddecorr_lies_between_no_correlation_and_collapse_and_has_a_gradient_a
     for z, value in ((whitened, 1 / 3), (same, 1.0), (constant, 0.0)):
         assert term(z).item() == pytest.approx(value, abs=1e-4)
         assert torch.isfinite(torch.autograd.grad(term(z), z)[0]).all()
+
+
+def directions(number: int, size: int = 6) -> Tensor:
+    draw = torch.Generator().manual_seed(number)
+    return F.normalize(torch.randn(size, 3, dtype=torch.float64, generator=draw), dim=1)
+
+
+def price(plan: list[list[float]], x: Tensor, y: Tensor, term: FedU2) -> float:
+    """<P, C> + rho KL(P 1, a) + rho KL(P^T 1, b) + epsilon KL(P, a b^T), in loops; KL of unequal masses."""
+
+    def kl(p: float, q: float) -> float:
+        return p * math.log(p / q) - p + q
+
+    size, total = len(plan), 0.0
+    for i in range(size):
+        total += term.rho * (kl(sum(plan[i]), 1 / size) + kl(sum(row[i] for row in plan), 1 / size))
+        for j in range(size):
+            total += plan[i][j] * (1 - (x[i] @ y[j]).item()) + term.epsilon * kl(plan[i][j], 1 / size**2)
+    return total
+
+
+def test_transport_is_the_cheapest_plan_and_its_price() -> None:
+    term, x, y = FedU2(epsilon=0.2, rho=0.7, iterations=500), directions(0), directions(1)
+    f, g = term.potentials(1 - x @ y.T)
+    plan = (((f[:, None] + g - 1 + x @ y.T) / 0.2).exp() / 36).tolist()
+    cheapest = price(plan, x, y, term)
+    assert term.transport(x, y).item() == pytest.approx(cheapest, rel=1e-9)
+    draw = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        noise = (0.1 * torch.randn(6, 6, generator=draw)).exp().tolist()
+        other = [[p * q for p, q in zip(row, by, strict=True)] for row, by in zip(plan, noise, strict=True)]
+        assert price(other, x, y, term) > cheapest
+
+
+def test_the_fedu2_term_is_zero_where_projections_lie_like_the_points_and_grows_towards_collapse() -> None:
+    term, points_ = FedU2(), directions(1, 64)
+    assert term.divergence(points_.flip(0), points_).item() == pytest.approx(0.0, abs=1e-9)
+    spread, other = directions(2, 64), directions(3, 64)
+    flat = F.normalize(other * torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64), dim=1)
+    found = [term.divergence(z, points_).item() for z in (spread, flat, other[:1].expand(64, 3))]
+    assert 0 < 3 * found[0] < found[1] < found[2]
+
+
+def test_the_fedu2_gradient_is_that_of_finite_differences_and_leads_away_from_collapse() -> None:
+    x, y = directions(0).requires_grad_(), directions(1)
+    term = FedU2(epsilon=0.2, iterations=300)
+    assert torch.autograd.gradcheck(lambda z: term.divergence(F.normalize(z, dim=1), y), (x,), atol=1e-6)
+    z = torch.ones(16, 3, dtype=torch.float64) + 0.1 * directions(4, 16)
+    z.requires_grad_()
+    torch.manual_seed(0)
+    for _ in range(60):
+        (gradient,) = torch.autograd.grad(FedU2().term(z), z)
+        assert torch.isfinite(gradient).all()
+        with torch.no_grad():
+            z -= 5 * gradient
+    assert F.normalize(z, dim=1).mean(0).norm() < 0.3  # 1 where all are one point
+
+
+def test_fedu2_is_its_weight_times_the_mean_over_views_and_without_it_nothing_is_drawn() -> None:
+    z1, z2 = points(0), points(1)
+    step: Any = SimpleNamespace(output={"projections": (z1, z2)})
+    torch.manual_seed(3)
+    expected = 0.7 * (FedU2().term(z1) + FedU2().term(z2)) / 2
+    torch.manual_seed(3)
+    torch.testing.assert_close(FedU2(weight=0.7).local_loss(step), expected)
+    state = torch.get_rng_state()
+    assert FedU2(weight=0.0).local_loss(step) is None
+    assert torch.equal(torch.get_rng_state(), state)

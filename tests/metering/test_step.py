@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from local_task import local_task
-from ssl_methods import fits
+from ssl_methods import fits, needed
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,7 +43,7 @@ def block_flops(width: int, tokens: int, batch: int) -> int:
 @pytest.mark.parametrize("ssl", builtin_files("ssl"))
 @pytest.mark.parametrize(("strategy", "stage"), [("fedssl", 1), ("lw_fedssl", 2)])
 def test_flops_are_those_of_a_real_step(tiny: Tiny, ssl: str, strategy: str, stage: int, precision: str) -> None:
-    config = tiny(strategy=strategy, ssl=ssl, precision=precision, augmentation={"blur": [0, 0]})
+    config = tiny(needed(ssl), strategy=strategy, ssl=ssl, precision=precision, augmentation={"blur": [0, 0]})
     task = task_of(config, stage)
     fabric = build_fabric(config.precision, torch.device("cpu"))
     with FlopCounterMode(display=False) as counter:
@@ -74,7 +74,7 @@ def test_the_traced_step_costs_what_the_same_step_on_real_tensors_costs(
 ) -> None:
     if not fits((strategy, ssl)):
         pytest.skip(f"{strategy} refuses {ssl}")
-    config = tiny(strategy=strategy, ssl=ssl)
+    config = tiny(needed(ssl), strategy=strategy, ssl=ssl)
     task = task_of(config, stage=1)
     cost = traced(config, stage=1)
     real = measure_step(task, tuple(map(torch.randn, task.views.shapes(8, SHAPE))), config.precision)

@@ -54,6 +54,13 @@ def test_table_2_rounded(strategy: str, gflops: int, comm_gb: float) -> None:
     assert round(one.paper_comm_gb, 2) == comm_gb
 
 
+def test_a_method_of_one_view_is_counted_by_one(tiny: Tiny) -> None:
+    """Two towers without heads: six rounds of an epoch, all trained; the rule of one view, once."""
+    config = tiny({"encoder": {"transforms": ["two_towers"]}}, ssl="clip")
+    macs = forward_macs_by_group(build_model(config, 3), (1, 8, 8))
+    assert profile(config, trace=False).total("flops", "paper-v4") == 6 * 3 * sum(macs.values())
+
+
 def test_simclr_is_counted_by_both_views() -> None:
     """Table 2: 1169, 278 and 635 GFLOPs; ours are within 0.2 per cent."""
     heads = HEAD_MACS - (256 * 512 + 512 * 256)

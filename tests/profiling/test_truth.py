@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from exhaustive import exhaustive
-from ssl_methods import fits, pairs
+from ssl_methods import fits, needed, pairs
 from tiny_config import UNEVEN
 
 from fedbench.budgets import parse_budgets
@@ -33,6 +33,7 @@ UNRELIABLE = {
     "late_round": 3,
 }
 
+GATED = {"encoder": {"transforms": [{"name": "gates", "dense": True}]}, "ssl": "gated_vicreg"}
 LORA = {"encoder": {"transforms": ["lora"]}}
 
 
@@ -92,7 +93,7 @@ def counted(config: Config) -> dict[str, float]:
 def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> None:
     if not fits((strategy, ssl)):
         pytest.skip(f"{strategy} refuses {ssl}")
-    config = tiny(strategy=strategy, ssl=ssl)
+    config = tiny(needed(ssl), strategy=strategy, ssl=ssl)
     assert predicted(profile(config)) == counted(config)
 
 
@@ -123,6 +124,10 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
         },
         {"strategy": {"name": "lw_fedssl@v3", "dp_fedavg": True}, "federation": UNRELIABLE},
         {"strategy": {"name": f"{__name__}:UploadsMore", "dp_fedavg": True}},
+        {"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["gates"]}, "federation": UNRELIABLE},
+        {"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["two_towers"]}},
+        exhaustive({"strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}}, **GATED}),
+        exhaustive({"strategy": "lw_fedssl@v3", **GATED}),
         exhaustive({"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["cola"]}}),
         exhaustive({"strategy": "prog_fedssl", "encoder": {"transforms": ["cola", "shared_mlp"]}}),
         exhaustive(

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from ssl_methods import needed
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -19,7 +20,8 @@ SSL = SSLConfig(hidden_dim=12, output_dim=6, temperature=0.3, momentum=0.9)
 def build(name: str, **keys: object) -> SSLMethod:
     torch.manual_seed(1)
     cls, config = load_ssl(SSLConfig.model_validate({**SSL.model_dump(), "name": name, **keys}))
-    method = cls(build_encoder(ENCODER, 1), config)  # type: ignore[call-arg]
+    encoder = EncoderConfig.model_validate(ENCODER.model_dump() | needed(name).get("encoder", {}))
+    method = cls(build_encoder(encoder, 1), config)  # type: ignore[call-arg]
     if method.target_encoder is not None:  # a target that differs from the online branch
         for parameter in [*method.target_encoder.parameters(), *method.target_projection_head.parameters()]:  # type: ignore[union-attr]
             parameter.data.add_(0.1 * torch.randn_like(parameter))
@@ -141,7 +143,8 @@ def test_a_method_trains_under_a_plain_lightning_trainer(name: str) -> None:
     method = build(name)
     assert isinstance(method, LightningModule)
     method.configure_optimizers = lambda: torch.optim.SGD(method.parameters(), lr=0.1)  # type: ignore[method-assign]
-    before = method.encoder.norm.bias.detach().clone()
+    *_, bias = method.encoder.norm.parameters()
+    before = bias.detach().clone()
     batches = DataLoader([views()], batch_size=None)  # type: ignore[arg-type]
     Trainer(max_epochs=1, accelerator="cpu", barebones=True).fit(method, batches)
-    assert not torch.equal(before, method.encoder.norm.bias.detach())
+    assert not torch.equal(before, bias.detach())

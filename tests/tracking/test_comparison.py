@@ -157,6 +157,16 @@ def test_how_features_lie_is_told_where_it_is_known(fake_run: Fake, runs: Path) 
     assert {one.effective_rank, other.effective_rank} == {None, 7.25}
     text = render([one, other])
     assert all(word in text for word in ("rank of features", "uniformity", "7.25", "-1.50", "0.50"))
+    assert "density" not in text.lower()
+
+
+def test_the_density_of_gates_is_told_beside_the_flops(fake_run: Fake, runs: Path) -> None:
+    fake_run("fedssl", 0.8, figures={"features/effective_rank": 7.25, "features/density": 0.312})
+    fake_run("prog_fedssl", 0.8)
+    ((one, other),) = tables(runs)
+    assert {one.density, other.density} == {None, 0.312}
+    text = render([one, other])
+    assert all(word in text for word in ("density %", "31.2", "the share that inference needs; FLOPs are of all"))
 
 
 def test_a_title_says_what_an_encoder_has(fake_run: Fake, runs: Path) -> None:
