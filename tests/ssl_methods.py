@@ -11,7 +11,8 @@ from fedbench.ssl import SSLMethod
 OF_THE_PAPER = ("byol", "moco_v3", "simclr")
 
 NEEDS_TOKENS = {"mae", "gated_vicreg"}  # encoders that are vision transformers
-NO_PROJECTIONS = {"mae", "clip"}  # of two views: without what aligns them
+ONE_WIDTH = {"clip"}  # encoders whose blocks have one
+NO_PROJECTIONS = {"mae"}  # of two views: without what aligns them
 ALIGNING = {"lw_fedssl@v3", "alignment", "moon", "feddecorr", "fedu2"}  # strategies and mechanisms
 TARGET_AND_PREDICTOR = {"byol", "moco_v3"}  # what FedU asks for
 

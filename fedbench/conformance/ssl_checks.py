@@ -40,14 +40,13 @@ def parameters_are_registered(config: Config) -> Finding | None:
 def every_view_reaches_the_loss(config: Config) -> Finding | None:
     """Another view 2, and the loss is another one; so for each view that the method asks for.
 
-    Another one: the views in another order; where there is a single one, whose order may not matter, mirrored.
+    Another one: the samples in another order and mirrored, for some losses do not depend on a view's order.
     """
     model = _model(config)
     views = _views(config, model)
     before = _value(model, views)
-    axis = 0 if len(views) > 1 else -1
     for number, view in enumerate(views):
-        if _value(model, (*views[:number], view.flip(axis), *views[number + 1 :])) == before:
+        if _value(model, (*views[:number], view.flip(0, -1), *views[number + 1 :])) == before:
             return Finding(
                 f"a loss over {len(views)} views (num_views is how many a step wants)",
                 f"the loss is the same whatever view {number + 1} shows",

@@ -201,6 +201,16 @@ def test_view_one_is_gated_and_view_two_is_dense(tiny: Callable[..., Config]) ->
     torch.testing.assert_close(output["loss"], vicreg(z1, z2, model.config))
 
 
+def test_which_way_is_judged_changes_no_bit_of_training(tiny: Callable[..., Config]) -> None:
+    finals = []
+    for judged in ("gated", "dense"):
+        transforms = [{**BOTH, "judged": judged}]
+        config = tiny({"encoder": {"transforms": transforms}}, ssl="gated_vicreg", federation={"rounds": 2})
+        finals.append(Witness(prepare(config)).final[-1])
+    assert finals[0].keys() == finals[1].keys()
+    assert all(torch.equal(value, finals[1][key]) for key, value in finals[0].items())
+
+
 def test_what_frozen_blocks_make_of_a_view_is_known_by_the_way_that_it_went() -> None:
     encoder = initial_encoder(vit(BOTH), 3, seed=1).eval()
     force(encoder, -1e9, slice(32))

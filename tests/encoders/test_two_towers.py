@@ -48,20 +48,23 @@ def clip(tiny: Callable[..., Config], *transforms: Any, **ssl: Any) -> Any:
 
 
 def test_the_loss_equals_its_naive_double(tiny: Callable[..., Config]) -> None:
-    model = clip(tiny, "two_towers", temperature=0.3)
-    features = model.encoder(images())
-    expected = naive_clip(features[:, :16], features[:, 16:], 0.3)
-    assert model.training_step((images(),))["loss"].item() == pytest.approx(expected, rel=1e-5)
-    assert not torch.allclose(features[:, :16], features[:, 16:])
+    first, second = images(), images().roll(1, dims=3)
+    for across in (False, True):
+        model = clip(tiny, "two_towers", temperature=0.3, across_views=across)
+        (a1, b1), (a2, b2) = (model.encoder(view).chunk(2, dim=1) for view in (first, second))
+        pairs = [(a1, b2), (a2, b1)] if across else [(a1, b1), (a2, b2)]
+        expected = sum(naive_clip(a, b, 0.3) for a, b in pairs) / 2
+        assert model.training_step((first, second))["loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_equal_towers_on_equal_views_have_the_loss_of_one_tower(tiny: Callable[..., Config]) -> None:
-    model = clip(tiny, SAME)
-    z = initial_encoder(vit(), 3, seed=0)(images())
-    assert torch.equal(model.training_step((images(),))["loss"], info_nce(z, z, model.temperature))
-    first, second = model.encoder(images()).chunk(2, dim=1)
-    assert torch.equal(first, z)
-    assert torch.equal(second, z)
+    tower, (first, second) = initial_encoder(vit(), 3, seed=0), (images(), images().flip(3))
+    z1, z2 = tower(first), tower(second)
+    for across in (False, True):
+        model = clip(tiny, SAME, temperature=0.3, across_views=across)
+        assert torch.equal(model.training_step((first, first))["loss"], info_nce(z1, z1, 0.3))
+    both = model.training_step((first, second))["loss"]
+    torch.testing.assert_close(both, (info_nce(z1, z2, 0.3) + info_nce(z2, z1, 0.3)) / 2)
 
 
 def test_each_tower_computes_what_it_computes_alone_on_its_rendering() -> None:

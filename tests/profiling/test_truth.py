@@ -128,6 +128,7 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
         {"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["two_towers"]}},
         exhaustive({"strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}}, **GATED}),
         exhaustive({"strategy": "lw_fedssl@v3", **GATED}),
+        exhaustive({"strategy": {"name": "lw_fedssl", "fedu2": True}}),
         exhaustive({"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["cola"]}}),
         exhaustive({"strategy": "prog_fedssl", "encoder": {"transforms": ["cola", "shared_mlp"]}}),
         exhaustive(
