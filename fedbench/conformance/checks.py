@@ -13,7 +13,7 @@ from torch import Tensor
 from fedbench.config.schema import Config
 from fedbench.conformance.witness import Observation, Witness
 from fedbench.encoders import num_blocks
-from fedbench.encoders.tensor_groups import HEADS, StateDict, by_group, group_of, on_wire
+from fedbench.encoders.tensor_groups import HEADS, Specs, StateDict, by_group, group_of, on_wire
 from fedbench.federation.aggregation import Aggregation, ServerState
 from fedbench.federation.codec import Way
 from fedbench.federation.dispatch import specs_by_group
@@ -24,7 +24,6 @@ from fedbench.federation.shipment import describe
 from fedbench.federation.strategy import ClientUpdate, Strategy
 from fedbench.federation.versions import NOTHING
 from fedbench.federation.wire import Wire, added
-from fedbench.ssl import SSLMethod
 from fedbench.training.local import LocalStep, LocalTask, Received, Term, untrained_task
 from fedbench.training.model import build_model
 from fedbench.training.visit import VisitHooks
@@ -47,15 +46,19 @@ class Trial:
         self.experiment: Experiment = prepare(config)
         self.strategy: Strategy = self.experiment.strategy
         self.witness = Witness(self.experiment)
+        self._specs: dict[int, dict[str, Specs]] = {}
 
     @property
     def wire(self) -> Wire:
         """The codecs."""
         return self.witness.federation.course.wire
 
-    def model(self, stage: int) -> SSLMethod:
-        """Of a stage, without its values."""
-        return build_model(self.config, self.experiment.plans[stage - 1].depth)
+    def specs(self, stage: int) -> dict[str, Specs]:
+        """The tensors of each group of a stage's model."""
+        if stage not in self._specs:
+            model = build_model(self.config, self.experiment.plans[stage - 1].depth)
+            self._specs[stage] = specs_by_group(describe(model))
+        return self._specs[stage]
 
     @property
     def visits(self) -> list[Observation]:
@@ -126,18 +129,20 @@ def upload_is_what_was_trained(trial: Trial) -> Finding | None:
                 "only what was trained is uploaded", f"uploaded, not trained: {short(idle)}", where(visit)
             )
         wrong = differing(
-            visit.upload, visit.after, _as_they_are(trial, trial.wire.way("upload", visit.client), visit.upload)
+            visit.upload,
+            visit.after,
+            _as_they_are(trial, trial.wire.way("upload", visit.client), visit.stage, visit.upload),
         )
         if wrong:
             return Finding("uploaded values are the trained ones", f"differ: {short(wrong)}", where(visit))
     return None
 
 
-def _as_they_are(trial: Trial, way: Way, state: StateDict) -> list[str]:
+def _as_they_are(trial: Trial, way: Way, stage: int, state: StateDict) -> list[str]:
     """Keys of what does not travel packed on this way, where values may be lost on purpose."""
-    groups = trial.witness.federation.course.dispatch.by_group
-    packed = [trial.wire.coded(group, specs, way) for group, specs in groups.items()]
-    return [key for key in state if not any(key in specs for specs in packed)]
+    ways = (way, way._replace(direction="download"))  # what the download lost is made up for in the upload
+    coded = [trial.wire.coded(group, specs, one) for one in ways for group, specs in trial.specs(stage).items()]
+    return [key for key in state if not any(key in specs for specs in coded)]
 
 
 def clients_start_from_payloads_alone(trial: Trial) -> Finding | None:
@@ -157,8 +162,9 @@ def clients_start_from_payloads_alone(trial: Trial) -> Finding | None:
         unequal = differing(visit.sent, visit.before, needed)
         if unequal:
             return Finding("all clients start from the server's model", f"differ: {short(unequal)}", where(visit))
-        if not trial.wire.sends_changes:  # where it is sent changes, a client keeps what it received
-            store.update({key: value for key, value in visit.after.items() if key in store})
+        way = trial.wire.way("download", visit.client)  # of what it is sent changes of it keeps what it received
+        trained = {key: value for key, value in visit.after.items() if key in store}
+        store.update({k: v for k, v in trained.items() if not trial.wire.sends_changes(group_of(k), way)})
     return None
 
 
@@ -169,7 +175,7 @@ def _unpacked(trial: Trial, visit: Observation, store: StateDict) -> StateDict:
         if group not in visit.bases:
             values |= part
             continue
-        specs = specs_by_group(describe(trial.model(visit.stage)))[group]
+        specs = trial.specs(visit.stage)[group]
         before = store if visit.bases[group] != NOTHING else {}
         way = trial.wire.way("download", visit.client)
         values |= added(before, trial.wire.unpack(group, part, specs, way))
@@ -298,7 +304,7 @@ def growing_keeps_earlier_blocks(trial: Trial) -> Finding | None:
         before = trial.witness.final[previous]  # a codec's losses are final for a block that is handed over
         kept = [
             key
-            for key in _as_they_are(trial, trial.wire.way("download", visit.client), before)
+            for key in _as_they_are(trial, trial.wire.way("download", visit.client), visit.stage - 1, before)
             if group_of(key) not in discarded
         ]
         wrong = differing(trial.witness.final[previous], visit.server, kept)

@@ -70,6 +70,11 @@ def is_given(key: str) -> bool:
     return f".{GIVEN}." in key
 
 
+def is_given_group(group: str) -> bool:
+    """Whether a group's tensors stay as they were given."""
+    return group.startswith(f"{GIVEN}_")
+
+
 def is_block(group: str) -> bool:
     """Whether a group is a block's."""
     return group.startswith("block_")

@@ -123,7 +123,8 @@ class Worker:
         task.method.rebuild_target()
         self.observer.visit_started(visit, task.method)
         same_stage, kept = self.states.load(visit.client, visit.round_index, visit.stage)
-        lost = kept.pop(WIRE, {}).get("lost", {})
+        feedback = kept.pop(WIRE, {})
+        lost = feedback.get("lost", {}) if same_stage else {}
         same_stage &= bool(kept)
         hooks = VisitHooks(task, visit.stage, same_stage, kept)
         cuda_memory.start(self.images.device)
@@ -135,8 +136,8 @@ class Worker:
         memory = cuda_memory.read(self.images.device)
         self.observer.visit_ended(visit, task.method)
         data, lost = self._encode(task, visit, lost)
-        feedback: Kept = {WIRE: {"lost": lost}} if lost else {}
-        self.states.save(visit.client, visit.round_index, visit.stage, hooks.kept | feedback)
+        own: Kept = {WIRE: {"lost": lost}} if lost or feedback else {}
+        self.states.save(visit.client, visit.round_index, visit.stage, hooks.kept | own)
         loss, added_loss = (task.losses / num_steps).tolist()
         return Upload(
             data,
@@ -192,18 +193,18 @@ class Worker:
     def _encode(self, task: LocalTask, visit: Visit, lost: StateDict) -> tuple[bytes, StateDict]:
         """The payload up, and what it loses where the client is to add that to the next one.
 
-        `lost`: by the one before.
+        `lost`: by those before it in this stage.
         """
         for group in visit.plan.trained_groups:
             self._loaded.pop(group, None)  # overwritten by training
         state = select(task.method.online_state(), visit.plan.uploaded_groups)
         state |= self._messages(task, visit.plan)
         travelling: StateDict = {}
-        losing: StateDict = {}
+        losing = dict(lost)  # a group that is not sent now has its loss until it is
         for group, part in by_group(state).items():
             packed, rest = self._packed(group, part, visit, lost)
             travelling |= packed
-            losing |= rest
+            losing = {key: value for key, value in losing.items() if key not in part} | rest
         return encode(travelling), losing
 
     @staticmethod
@@ -222,11 +223,12 @@ class Worker:
         _, received = self._received[variant(group, visit.tier)]
         ended = {key: value.detach().cpu() for key, value in ended.items()}
         change = subtracted({key: ended[key] for key in coded}, received)
-        if self.wire.has_feedback:
+        has_feedback = self.wire.has_feedback(group, way)
+        if has_feedback:
             change = {key: _topped_up(value, lost.get(key)) for key, value in change.items()}
         packed = self.wire.pack(group, change, specs, way, visit.round_index, visit.client)
         rest = {key: value for key, value in ended.items() if key not in change}
-        if not self.wire.has_feedback:
+        if not has_feedback:
             return packed | rest, {}
         losing = subtracted(change, self.wire.unpack(group, packed, specs, way))
         return packed | rest, {key: value for key, value in losing.items() if value.isfinite().all()}

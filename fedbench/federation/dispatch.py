@@ -39,6 +39,7 @@ class Dispatch:
         self.wire = wire or Wire()
         self.versions = Versions(num_clients)
         self.specs: Specs = {}
+        self.by_group: dict[str, Specs] = {}
         self.groups: list[str] = []  # of the current stage's model, in the order of its state
         self.codec_flops = 0  # of the server in this round: what it packs once for all, and each upload
         self._declared: dict[object, Shipment] = {}
@@ -84,8 +85,8 @@ class Dispatch:
 
     def _bases(self, client: int, missing: Iterable[str], way: Way) -> dict[str, int]:
         """Of the groups that a client lacks, those that can be sent packed."""
-        bases = {}
-        for group in missing:
+        bases: dict[str, int] = {}
+        for group in missing if self.wire.codecs else ():
             if not self.coded(group, way):
                 continue
             is_new = self.versions.publish(group, variant(group, way.tier))
@@ -93,7 +94,7 @@ class Dispatch:
             if base is None:
                 continue
             if is_new:
-                self.codec_flops += self.wire.flops(group, self.by_group[group], way)[0]
+                self.codec_flops += sum(self.wire.flops(group, self.by_group[group], way))
             if base in (NOTHING, self.versions.held_by(client, group)):
                 bases[group] = base
         return bases
@@ -104,10 +105,10 @@ class Dispatch:
 
     def base(self, group: str, tier: int) -> int | None:
         """The version of which what clients are sent is a change; `NOTHING`: of none; None: it is not packed."""
-        before = self.versions.published[variant(group, tier)][1]
-        if not self.wire.sends_changes:
+        if not self.wire.sends_changes(group, Way("download", tier)):
             return NOTHING
-        return None if before == NOTHING else before
+        before = self.versions.published[variant(group, tier)][1]
+        return before if before != NOTHING and self.clients_keep else None
 
     def upload(self, plan: StagePlan, client: int = 0) -> Shipment:
         """What a client sends back after a visit of that plan."""
@@ -124,9 +125,9 @@ class Dispatch:
         Where it is sent changes, it keeps what it received of those groups on its disk.
         """
         gone = set(plan.trained_groups if self.clients_keep else self.groups)
-        if self.clients_keep and self.wire.sends_changes:
+        if self.clients_keep and self.wire.codecs:
             way = self.wire.way("download", client)
-            gone = {group for group in gone if group in self.by_group and not self.coded(group, way)}
+            gone = {group for group in gone if not self.wire.sends_changes(group, way)}
         self.versions.forget(client, [group for group in self.groups if group in gone])
 
     def changed(self, groups: Iterable[str], aggregated: bool) -> None:
@@ -167,6 +168,9 @@ def declare_packed(
     travelling = {key: spec for key, spec in specs.items() if group_of(key) not in packed}
     for group in packed:
         travelling |= wire.specs(group, groups[group], way)
-    flops = [wire.flops(group, groups[group], way) for group in packed]
-    packing, unpacking = (sum(ends) for ends in zip(*flops, strict=True)) if flops else (0, 0)
+    packing = unpacking = 0
+    for group in packed:
+        pack, unpack = wire.flops(group, groups[group], way)
+        unpacking += unpack
+        packing += pack + unpack * (way.direction == "upload" and wire.has_feedback(group, way))
     return replace(declare(travelling, reasons), pack_flops=packing, unpack_flops=unpacking)

@@ -56,7 +56,10 @@ class Sent(NamedTuple):
 
 
 class Server:
-    """Holds one copy of the model's online state, on the CPU, and no copy per client."""
+    """Holds one copy of the model's online state, on the CPU, and no copy per client.
+
+    Where codecs pack what clients are sent: also what clients have of it, for each tier of them.
+    """
 
     def __init__(self, dispatch: Dispatch) -> None:
         self.state: StateDict = {}
@@ -78,6 +81,9 @@ class Server:
         self.state = {
             key: (value if group_of(key) in new else old[key]).detach().clone() for key, value in initial.items()
         }
+        for group in self._sent:  # nobody returned since: there is no later version
+            if group in self.dispatch.groups:
+                self._take_over(group, self._sent[group])
         said = {key: spec for key, spec in specs.items() if on_wire(key)}
         kept = {key: value for key, value in self.messages.items() if key in said and group_of(key) not in new}
         self.messages = zeros(said) | kept
@@ -94,7 +100,7 @@ class Server:
             raise RejectedError(f"does not decode: {error}") from error
         state: StateDict = {}
         for group, part in by_group(arrived).items():
-            state |= self._unpacked(group, part, client) if is_packed(part) else part
+            state |= self._unpacked(group, part, client) if is_packed(part) else self._changed(group, part, client)
         known = self.state | self.messages
         for key, value in state.items():
             if key not in known or known[key].shape != value.shape:
@@ -107,19 +113,26 @@ class Server:
         return Accepted(state, messages, received_bytes(data, arrived))
 
     def _unpacked(self, group: str, part: StateDict, client: int) -> StateDict:
-        """What a client ended with: what it was sent, and the change that it sent back."""
+        """The server's values and the change that a client sent: what its download lost is not lost here."""
         wire, specs = self.dispatch.wire, self.dispatch.by_group.get(group, {})
         way = wire.way("upload", client)
         declared = wire.specs(group, specs, way)
         for key in part.keys() | declared.keys():
-            if key not in part or key not in declared or declared[key].shape != part[key].shape:
+            if key not in part or key not in declared or declared[key][:2] != (part[key].shape, part[key].dtype):
                 raise RejectedError(f"{key} does not fit what is declared of {group}")
         try:
             change = wire.unpack(group, part, specs, way)
         except (UserError, RuntimeError, IndexError, ValueError) as error:  # indices that point nowhere
             raise RejectedError(f"{group} cannot be unpacked: {error}") from error
         rest = {key: value for key, value in part.items() if not on_wire(key)}
-        return added(self.sent(group, way.tier), change) | rest
+        return added(self.state, change) | rest
+
+    def _changed(self, group: str, ended: StateDict, client: int) -> StateDict:
+        """The same of a group that came as it is; the client's own values, if it was sent the server's."""
+        sent = self._sent.get(variant(group, self.dispatch.wire.way("download", client).tier))
+        lossy = {key: v for key, v in sent.values.items() if not torch.equal(v, self.state[key])} if sent else {}
+        fitting = [key for key, value in lossy.items() if key in ended and ended[key].shape == value.shape]
+        return ended | {key: self.state[key] + (ended[key] - lossy[key]) for key in fitting}
 
     def apply(self, values: Mapping[str, Tensor], aggregated: bool) -> None:
         """Take over new values; the version of a group rises if one of its values changed.
@@ -184,9 +197,16 @@ class Server:
         before = self._sent[variant(group, way.tier)].values if base != NOTHING else {}
         packed = wire.pack(group, subtracted(values, before), specs, way, version)
         received = added(before, wire.unpack(group, packed, specs, way))
-        if self.dispatch.is_finished(group) and wire.num_tiers == 1:
-            self.state |= received  # there is no next version: what is trained on top has it as clients do
-        return Sent(version, received, packed)
+        sent = Sent(version, received, packed)
+        self._take_over(group, sent)
+        return sent
+
+    def _take_over(self, group: str, sent: Sent) -> None:
+        """A finished group has no next version to make up for a loss: what is trained on top has it as clients."""
+        dispatch = self.dispatch
+        is_last = dispatch.is_finished(group) and dispatch.versions.current[group] == sent.version
+        if is_last and dispatch.wire.num_tiers == 1:
+            self.state |= sent.values
 
     def known(self) -> dict[str, tuple[int, StateDict]]:
         """Variant of a group -> version and values of what some client may hold."""
@@ -211,9 +231,15 @@ class Server:
             for plugin, tensors in self.memory.items()
             for name, value in tensors.items()
         }
-        sent = {f"{SENT}{name}/{key}": v for name, one in self._sent.items() for key, v in one.values.items()}
-        packed = {f"{PACKED}{name}/{key}": v for name, one in self._sent.items() for key, v in one.packed.items()}
-        said = {f"{SAID}{key}": value for key, value in self.messages.items()}
+        sent, packed = (
+            {
+                f"{kind}{name}/{key}": value.contiguous()
+                for name, one in self._sent.items()
+                for key, value in getattr(one, part).items()
+            }
+            for kind, part in ((SENT, "values"), (PACKED, "packed"))
+        )
+        said = {f"{SAID}{key}": value.contiguous() for key, value in self.messages.items()}
         return {"versions": versions.facts()}, {**values, **held, **memory, **sent, **packed, **said}
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -74,7 +74,8 @@ class Shipment:
     """One payload as declared: which groups, for what reason, how many bytes.
 
     Attributes:
-        pack_flops, unpack_flops: of what codecs do with it, at either end.
+        pack_flops, unpack_flops: of what codecs do with it, at either end; with error feedback to pack an upload
+            has what the client unpacks of it.
     """
 
     entries: tuple[Entry, ...]

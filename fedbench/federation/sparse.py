@@ -60,7 +60,8 @@ class Sparse(Codec):
             is_chosen = torch.zeros(len(row_N), dtype=torch.bool)
             is_chosen[chosen] = True
             places = {BITMAP: torch.from_numpy(np.packbits(is_chosen.numpy()))}
-        return {VALUES: row_N[chosen], **places}
+        flaw = 0 * row_N.sum()  # not a number where any entry is none: the receiver is to see it
+        return {VALUES: row_N[chosen] + flaw, **places}
 
     def unpack(self, packed: StateDict, specs: Specs, way: Way) -> StateDict:
         """Zero, but for what was sent.

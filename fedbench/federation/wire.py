@@ -5,13 +5,22 @@ On the wire a packed tensor is called `GROUP/NAME`; what travels as it is has it
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedbench.encoders.tensor_groups import Specs, StateDict, TensorSpec, group_of, is_message, on_wire, wire_name
+from fedbench.encoders.tensor_groups import (
+    Specs,
+    StateDict,
+    TensorSpec,
+    group_of,
+    is_given_group,
+    is_message,
+    on_wire,
+    wire_name,
+)
 from fedbench.errors import UserError
 from fedbench.federation.codec import Codec, Direction, Way
 from fedbench.federation.mechanism import Mechanism
@@ -41,22 +50,18 @@ class Wire:
         """That of a client's payloads."""
         return Way(direction, client % self.num_tiers)
 
-    @property
-    def sends_changes(self) -> bool:
-        """Whether a download is packed as a change of what a client holds, who therefore keeps it."""
-        return bool(self.codecs) and all(codec.download_of == "change" for codec in self.codecs)
+    def sends_changes(self, group: str, way: Way) -> bool:
+        """Whether a group is packed on its way down as a change of what a client holds, who therefore keeps it."""
+        codecs = self._at_work(group, way)
+        return bool(codecs) and all(codec.download_of == "change" for codec in codecs)
 
-    @property
-    def has_feedback(self) -> bool:
-        """Whether clients keep what their uploads lost."""
-        return any(codec.error_feedback for codec in self.codecs)
+    def has_feedback(self, group: str, way: Way) -> bool:
+        """Whether clients keep what their uploads of a group lost."""
+        return any(codec.error_feedback for codec in self._at_work(group, way))
 
     def coded(self, group: str, specs: Specs, way: Way) -> Specs:
-        """Of a group's tensors, those that codecs work on: parameters in floating point. None if no codec does.
-
-        Messages travel as they are.
-        """
-        return _coded(specs) if self._at_work(group, way) and not is_message(group) else {}
+        """Of a group's tensors, those that codecs work on: parameters in floating point. None if no codec does."""
+        return _coded(specs) if self._at_work(group, way) else {}
 
     def specs(self, group: str, specs: Specs, way: Way) -> Specs:
         """The tensors that travel for a group of these, packed."""
@@ -106,9 +111,12 @@ class Wire:
         return packing, unpacking
 
     def _at_work(self, group: str, way: Way) -> list[Codec]:
+        """Messages and given weights, which are sent once, travel as they are."""
+        if is_message(group) or is_given_group(group):
+            return []
         return [codec for codec in self.codecs if codec.works(way) and codec.covers(group)]
 
-    def _chain(self, group: str, way: Way, form: Form) -> list[Any]:
+    def _chain(self, group: str, way: Way, form: Form) -> list[Form]:
         """What there is before the first codec, between any two, and behind the last one.
 
         UserError: two codecs call what they make by one name.

@@ -250,11 +250,12 @@ class _Stage:
 
     def _packed(self, way: Way) -> frozenset[str]:
         """Groups that are packed in every round of a client that is there in each."""
-        forgets = self.config.federation.client_memory == "none"
-        if way.direction == "download" and self.wire.sends_changes and forgets:
-            return frozenset()
-        groups = specs_by_group(self.specs).items()
-        return frozenset(group for group, specs in groups if self.wire.coded(group, specs, way))
+        forgets = way.direction == "download" and self.config.federation.client_memory == "none"
+        return frozenset(
+            group
+            for group, specs in specs_by_group(self.specs).items()
+            if self.wire.coded(group, specs, way) and not (forgets and self.wire.sends_changes(group, way))
+        )
 
     def _each(self, total: int) -> Number:
         """The mean over all registered clients, whole if it is."""

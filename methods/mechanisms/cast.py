@@ -39,7 +39,8 @@ class Cast(Codec):
         """Round."""
         dtype = TYPES[self.name(way)]
         largest = torch.finfo(dtype).max
-        return {key: value.clamp(-largest, largest).to(dtype) for key, value in values.items()}
+        finite = {key: value.clamp(-largest, largest) for key, value in values.items()}
+        return {key: torch.where(v.isinf(), v, finite[key]).to(dtype) for key, v in values.items()}
 
     def unpack(self, packed: StateDict, specs: Specs, way: Way) -> StateDict:
         """As they were, without what was rounded."""

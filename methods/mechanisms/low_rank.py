@@ -81,6 +81,6 @@ class LowRank(Codec):
     def _factors(self, matrix_MN: Tensor, rank: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         q_NR = torch.randn(matrix_MN.shape[1], rank, generator=draw)
         for _ in range(self.iterations):
-            p_MR = torch.linalg.qr(matrix_MN @ q_NR).Q
+            p_MR = torch.linalg.qr(matrix_MN @ q_NR).Q.contiguous()
             q_NR = matrix_MN.T @ p_MR
         return p_MR, q_NR

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from fedbench.errors import UserError
 from fedbench.federation import Way, load_mechanisms
 from fedbench.federation.experiment import prepare
 from fedbench.federation.federation import Federation
+from fedbench.federation.participation import Choose, Participation, participation
 from fedbench.federation.payload import decode, encode
 from fedbench.federation.record import RoundRecord
 from fedbench.federation.server import RejectedError
 from fedbench.federation.versions import NOTHING
 from fedbench.federation.wire import Wire, is_packed
 from fedbench.profiling.profile import profile
+from fedbench.running.cell import cell_name, run_cell
+from fedbench.tracking.run_directory import RunDirectory
 
 Tiny = Callable[..., Config]
 TOP_K = {"top_k": {"error_feedback": True}}
@@ -200,6 +204,56 @@ def test_error_feedback_sends_later_what_was_not_sent(tiny: Tiny) -> None:
     assert kept < lost
 
 
+def test_a_loss_on_the_way_down_is_none_of_the_aggregate(tiny: Tiny) -> None:
+    """The server's values plus the mean change, though clients had been sent a tenth of them."""
+    codec = {"top_k": {"download": 0.1, "upload": 1.0, "download_of": "values"}}
+    witness = Witness(prepare(tiny(with_codec("fedssl", codec))))
+    key = "encoder.blocks.0.attn.qkv.weight"
+    for round_index, after in enumerate(witness.aggregated):
+        visits = [visit for visit in witness.visits if visit.round_index == round_index]
+        mean = sum(visit.after[key] - visit.before[key] for visit in visits) / len(visits)
+        assert torch.allclose(after[key], visits[0].server[key] + mean, atol=1e-6)
+        assert not torch.allclose(visits[0].server[key], visits[0].before[key], atol=1e-3)
+
+
+def test_a_block_is_taken_over_as_clients_have_it_though_nobody_returned_since(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny(with_codec("lw_fedssl@v4", {"top_k": True}))
+
+    def lost_in_the_second(config: Config, round_index: int, choose: Choose) -> Participation:
+        drawn = participation(config, round_index, choose)
+        return replace(drawn, lost_after=frozenset(drawn.drawn)) if round_index == 1 else drawn
+
+    federation = Federation(prepare(config), tmp_path, draw=lost_in_the_second)
+    rounds = federation.rounds()
+    for _ in range(3):
+        next(rounds)
+    server = federation.server
+    own = {key: value for key, value in server.state.items() if group_of(key) == "block_1"}
+    assert equal(own, server.sent("block_1"))
+
+
+def test_losses_are_kept_of_what_a_visit_does_not_send_and_no_longer_than_a_stage(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    dropping = {"depth_dropout": {"max_depth": 2}, "top_k": {"error_feedback": True}}
+    cases = {"fedssl": {"block_1", "block_2", "block_3"}, "lw_fedssl@v4": {"block_3"}}
+    for strategy, blocks in cases.items():
+        config = tiny(with_codec(strategy, dropping), federation={"num_clients": 1, "rounds": 12})
+        with closing(Federation(prepare(config), tmp_path / strategy)) as federation:
+            for _ in federation.rounds():
+                pass
+            _, kept = federation.worker.states.load(0, 99, 1)
+        assert {group_of(key) for key in kept["wire"]["lost"]} - {"stem", "norm", "heads"} == blocks
+
+
+def test_a_checkpoint_of_factors_is_written_and_read(tiny: Tiny, tmp_path: Path) -> None:
+    """Whose memory need not lie in rows."""
+    config = tiny(with_codec("fedssl", {"low_rank": True}), federation={"rounds": 3})
+    directory = RunDirectory(tmp_path / cell_name(prepare(config)))
+    run_cell(prepare(config), tmp_path)
+    assert directory.summary()["all_clients/upload_bytes"] > 0
+
+
 def test_a_client_keeps_what_its_payload_lost_and_no_hook_of_a_plugin_sees_it(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(with_codec("fedssl", {"low_rank": True}), federation={"num_clients": 2, "rounds": 2})
     with closing(Federation(prepare(config), tmp_path)) as federation:
@@ -238,6 +292,7 @@ def test_batchnorms_statistics_and_counter_travel_as_they_are(tiny: Tiny) -> Non
         ("heads/values", torch.ones(3), "does not fit what is declared"),
         ("nowhere/values", torch.ones(3), "does not fit what is declared of nowhere"),
         ("heads/more", torch.ones(3), "does not fit what is declared"),
+        ("heads/indices", torch.zeros(14, dtype=torch.int64), "does not fit what is declared"),
     ],
 )
 def test_an_upload_in_another_form_is_rejected(

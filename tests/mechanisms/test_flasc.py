@@ -63,7 +63,7 @@ def test_down_go_the_largest_values_and_up_the_largest_changes(adapted: Any) -> 
             server, received, after, arrived = (
                 in_row(state, block) for state in (visit.server, visit.before, visit.after, visit.upload)
             )
-            for whole, part, density in ((server, received, 0.3), (after - received, arrived - received, 0.1)):
+            for whole, part, density in ((server, received, 0.3), (after - received, arrived - server, 0.1)):
                 count = ceil(density * len(whole))
                 assert (part != 0).sum() <= count
                 left = whole[part == 0].abs().max()
