@@ -32,7 +32,7 @@ docs: setup
 	$(BIN)/python -m mkdocs build --strict
 
 # A run killed twenty times, and one under every fault of disk, memory and processes, must end with the same bits; 100,000
-# damaged inputs of each kind must end in a sentence. About an hour.
+# damaged inputs of each kind must end in a sentence. About an hour; benchmarks/results/stress.md has its tables.
 stress: setup
 	FEDBENCH_KILLS=20 $(BIN)/python -m pytest tests/test_resume.py -k killed
 	$(BIN)/python tests/faults/inject.py
