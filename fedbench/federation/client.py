@@ -205,6 +205,8 @@ class Worker:
             packed, rest = self._packed(group, part, visit, lost)
             travelling |= packed
             losing = {key: value for key, value in losing.items() if key not in part} | rest
+        if self.wire.codecs or task.message_specs:  # they are on the CPU, and a payload is made in one place
+            travelling = {key: value.detach().cpu() for key, value in travelling.items()}
         return encode(travelling), losing
 
     @staticmethod
