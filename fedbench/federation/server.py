@@ -233,7 +233,9 @@ class Server:
         }
         sent, packed = (
             {
-                f"{kind}{name}/{key}": value.contiguous()
+                f"{kind}{name}/{key}": value.clone(
+                    memory_format=torch.contiguous_format
+                )  # it may be the state's own
                 for name, one in self._sent.items()
                 for key, value in getattr(one, part).items()
             }
