@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "benchmarks"
-ELSEWHERE = {"flower.py", "pfl_peer.py", "run.py"}  # import what `peers/requirements*.txt` install
+ELSEWHERE = {"flower.py", "pfl_peer.py", "run.py", "two_nodes.py"}  # import what `peers/requirements*.txt` install
 SCRIPTS = sorted(path for path in ROOT.rglob("*.py") if path.name not in ELSEWHERE)
 
 

@@ -158,9 +158,9 @@ def test_weights_that_arrive_uncounted_are_caught(tiny: Tiny, monkeypatch: pytes
         whole = download(self, client, active)
         return replace(whole, groups=("heads",), shipment=declare(self.specs, {"heads": "round"}))
 
-    def noted(self: Server, groups: Any) -> bytes:
+    def noted(self: Server, groups: Any, *form: Any) -> bytes:
         served.append(self)
-        return encode(self, groups)
+        return encode(self, groups, *form)
 
     def by_reference(self: Worker, visit: Visit) -> LocalTask:
         assert self.task is not None

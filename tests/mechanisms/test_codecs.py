@@ -77,11 +77,11 @@ def test_directions_have_fields_of_their_own() -> None:
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_stochastic_rounding_is_right_on_average_and_off_by_a_step_at_most(bits: int) -> None:
     values = {"w": torch.linspace(-1, 2, 50)}
-    step = 3 / (2**bits - 1)
-    draws = torch.stack([through(codec("quantise", upload=bits), values, seed)["w"] for seed in range(2000)])
+    step, one, times = 3 / (2**bits - 1), codec("quantise", upload=bits), 1000
+    draws = torch.stack([through(one, values, seed)["w"] for seed in range(times)])
     assert (draws - values["w"]).abs().max() <= step * (1 + 1e-5)
     assert draws[:, [0, -1]].sub(torch.tensor([-1.0, 2.0])).abs().max() == 0  # the ends of the grid
-    spread = step / 2 / 2000**0.5  # of the mean, at most: a coin between two neighbours
+    spread = step / 2 / times**0.5  # of the mean, at most: a coin between two neighbours
     assert (draws.mean(0) - values["w"]).abs().max() < 5 * spread
 
 
@@ -99,8 +99,8 @@ def test_top_k_keeps_the_largest_over_the_whole_group() -> None:
 
 
 def test_random_k_keeps_each_entry_as_often_as_any_other() -> None:
-    values = {"w": torch.arange(1.0, 21)}
-    kept = torch.stack([through(codec("random_k", upload=0.25), values, seed)["w"] for seed in range(1000)])
+    values, one = {"w": torch.arange(1.0, 21)}, codec("random_k", upload=0.25)
+    kept = torch.stack([through(one, values, seed)["w"] for seed in range(1000)])
     assert set((kept != 0).sum(1).tolist()) == {5}
     assert torch.equal(kept.amax(0), values["w"])
     assert ((kept != 0).float().mean(0) - 0.25).abs().max() < 0.07  # five standard deviations
