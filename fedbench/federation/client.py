@@ -89,9 +89,7 @@ class Worker:
         self.wire = wire
         self.fabric = build_fabric(config.precision, images.device)
         self.task: LocalTask | None = None
-        self._received: dict[
-            str, tuple[int, StateDict]
-        ] = {}  # by variant: version and CPU values, as last decoded
+        self._received: dict[str, tuple[int, StateDict]] = {}  # by variant: version, and values as last decoded
         self._payload: bytes | None = None  # the latest
         self._received_bytes = 0  # of it
         self._loaded: dict[str, tuple[str, int]] = {}  # group -> variant and version in the working model

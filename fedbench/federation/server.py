@@ -231,11 +231,9 @@ class Server:
             for plugin, tensors in self.memory.items()
             for name, value in tensors.items()
         }
-        sent, packed = (
+        sent, packed = (  # copies: what was sent may be the state's own tensors
             {
-                f"{kind}{name}/{key}": value.clone(
-                    memory_format=torch.contiguous_format
-                )  # it may be the state's own
+                f"{kind}{name}/{key}": value.clone(memory_format=torch.contiguous_format)
                 for name, one in self._sent.items()
                 for key, value in getattr(one, part).items()
             }

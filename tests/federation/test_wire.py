@@ -10,6 +10,7 @@ import pytest
 import torch
 from exhaustive import exhaustive
 from safetensors.torch import load_file
+from same_run import assert_a_stop_changes_nothing, assert_processes_change_nothing, equal, run
 
 from fedbench.config import Config
 from fedbench.conformance.witness import Witness
@@ -20,7 +21,6 @@ from fedbench.federation.experiment import prepare
 from fedbench.federation.federation import Federation
 from fedbench.federation.participation import Choose, Participation, participation
 from fedbench.federation.payload import decode, encode
-from fedbench.federation.record import RoundRecord
 from fedbench.federation.server import RejectedError
 from fedbench.federation.versions import NOTHING
 from fedbench.federation.wire import Wire, is_packed
@@ -45,16 +45,6 @@ UNRELIABLE = {"num_clients": 5, "participants": 3, "dropout_before": 0.2, "dropo
 
 def with_codec(strategy: str, codec: dict[str, Any]) -> dict[str, Any]:
     return {"strategy": {"preset": strategy, **codec} if "@" in strategy else {"name": strategy, **codec}}
-
-
-def run(config: Config, folder: Path) -> tuple[StateDict, list[RoundRecord]]:
-    with closing(Federation(prepare(config), folder)) as federation:
-        records = list(federation.rounds())
-        return federation.server.state, records
-
-
-def equal(one: StateDict, other: StateDict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
 @pytest.mark.parametrize(
@@ -99,11 +89,7 @@ def test_a_codec_that_leaves_all_as_it_is_changes_no_bit_and_no_byte(
 def test_two_processes_end_with_the_bits_of_none(
     tiny: Tiny, tmp_path: Path, strategy: str, codec: dict[str, Any]
 ) -> None:
-    case = with_codec(strategy, codec) | {"federation": UNRELIABLE}
-    alone, records = run(tiny(case), tmp_path / "a")
-    shared, again = run(tiny(case, engine="processes", workers=2), tmp_path / "b")
-    assert equal(alone, shared)
-    assert [one.ledger() for one in records] == [one.ledger() for one in again]
+    assert_processes_change_nothing(tiny(with_codec(strategy, codec), federation=UNRELIABLE), tmp_path)
 
 
 @pytest.mark.parametrize("stop", [1, 2, exhaustive(3), exhaustive(5)])
@@ -112,17 +98,7 @@ def test_a_run_goes_on_from_any_round_with_the_same_bits(
     tiny: Tiny, tmp_path: Path, stop: int, codec: dict[str, Any]
 ) -> None:
     config = tiny(with_codec("lw_fedssl@v4", codec), federation=UNRELIABLE)
-    whole, records = run(config, tmp_path / "a")
-    with closing(Federation(prepare(config), tmp_path / "b")) as first:
-        rounds = first.rounds()
-        for _ in range(stop):
-            next(rounds)
-        saved = first.checkpoint("cell")
-    with closing(Federation(prepare(config), tmp_path / "b")) as second:
-        second.resume(saved)
-        again = list(second.rounds())
-    assert equal(whole, second.server.state)
-    assert [one.ledger() for one in again] == [one.ledger() for one in records[stop:]]
+    assert_a_stop_changes_nothing(config, tmp_path, stop)
 
 
 def visits_of(config: Config) -> Iterator[Any]:

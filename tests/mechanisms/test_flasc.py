@@ -1,7 +1,6 @@
 """FLASC: sparse adapters on given weights, in tiers."""
 
 from collections.abc import Callable
-from contextlib import closing
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 import torch
 from fedbench.methods.mechanisms.flasc import FLASC
 from safetensors.torch import save_file
+from same_run import assert_a_stop_changes_nothing, assert_processes_change_nothing, run
 
 from fedbench.config import Config
 from fedbench.conformance.witness import Witness
@@ -17,8 +17,7 @@ from fedbench.encoders import initial_encoder
 from fedbench.encoders.tensor_groups import StateDict, group_of
 from fedbench.errors import UserError
 from fedbench.federation.experiment import prepare
-from fedbench.federation.federation import Federation
-from fedbench.federation.record import LEDGER_COLUMNS, RoundRecord
+from fedbench.federation.record import LEDGER_COLUMNS
 from fedbench.federation.wire import Wire
 from fedbench.profiling.profile import profile
 
@@ -38,12 +37,6 @@ def adapted(tiny: Tiny, tmp_path: Path) -> Callable[..., Config]:
         return tiny({"strategy": strategy, "encoder": encoder, "federation": federation})
 
     return build
-
-
-def run(config: Config, folder: Path) -> tuple[StateDict, list[RoundRecord]]:
-    with closing(Federation(prepare(config), folder)) as federation:
-        records = list(federation.rounds())
-        return federation.server.state, records
 
 
 def in_row(state: StateDict, block: int) -> torch.Tensor:
@@ -85,19 +78,11 @@ def test_bytes_of_a_block_are_those_of_the_formula(adapted: Any, tmp_path: Path)
                 assert values == 4 * count + min(4 * count, ceil(size / 8))
 
 
-@pytest.mark.parametrize("engine", [{}, {"engine": "processes", "workers": 2}], ids=["one", "two processes"])
-def test_clients_of_several_tiers_have_each_their_own_density(
-    tiny: Tiny, adapted: Any, tmp_path: Path, engine: dict[str, Any]
-) -> None:
+def test_clients_of_several_tiers_have_each_their_own_density(adapted: Any, tmp_path: Path) -> None:
     """Though one worker serves them in turn, and one server sends the same version."""
     flasc = {"tiers": [1.0, 0.5, 0.05]}
     config = adapted(flasc, num_clients=4, participants=3)
-    alone, records = run(config, tmp_path / "a")
-    if engine:
-        shared, again = run(config.model_copy(update=engine), tmp_path / "b")
-        assert all(torch.equal(alone[key], shared[key]) for key in alone)
-        assert [one.ledger() for one in records] == [one.ledger() for one in again]
-        return
+    _, records = run(config, tmp_path)
     for visit in Witness(prepare(config)).visits:
         received = in_row(visit.before, 2)
         density = flasc["tiers"][visit.client % 3]
@@ -109,18 +94,15 @@ def test_clients_of_several_tiers_have_each_their_own_density(
     assert sum(one.upload_bytes for one in records) == 4 * predicted.total("upload_bytes", "step")
 
 
+def test_two_processes_keep_tiers_apart(adapted: Any, tmp_path: Path) -> None:
+    config = adapted({"tiers": [1.0, 0.5, 0.05]}, num_clients=4, participants=3)
+    assert_processes_change_nothing(config, tmp_path)
+
+
 def test_it_goes_on_after_any_round_with_the_same_bits(adapted: Any, tmp_path: Path) -> None:
-    config = adapted({"tiers": [0.5, 0.1]}, {"server_optimizer": {"rule": "adam"}}, num_clients=4, participants=2)
-    whole, records = run(config, tmp_path / "a")
-    with closing(Federation(prepare(config), tmp_path / "b")) as first:
-        rounds = first.rounds()
-        next(rounds), next(rounds)
-        saved = first.checkpoint("cell")
-    with closing(Federation(prepare(config), tmp_path / "b")) as second:
-        second.resume(saved)
-        again = list(second.rounds())
-    assert all(torch.equal(whole[key], second.server.state[key]) for key in whole)
-    assert [one.ledger() for one in again] == [one.ledger() for one in records[2:]]
+    more = {"server_optimizer": {"rule": "adam"}}
+    config = adapted({"tiers": [0.5, 0.1]}, more, num_clients=4, participants=2)
+    assert_a_stop_changes_nothing(config, tmp_path, stop=2)
 
 
 def test_it_is_refused_without_adapters_and_on_random_weights(tiny: Tiny) -> None:

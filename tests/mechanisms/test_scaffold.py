@@ -1,21 +1,20 @@
 """SCAFFOLD: what travels beside the model is declared, versioned, counted, and is what the paper says."""
 
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from exhaustive import exhaustive
+from same_run import assert_a_stop_changes_nothing, assert_processes_change_nothing, run
 
 from fedbench.config import Config
 from fedbench.conformance import Trial, run_checks
 from fedbench.conformance.witness import Witness
-from fedbench.encoders.tensor_groups import StateDict, is_message, messages_of
+from fedbench.encoders.tensor_groups import is_message, messages_of
 from fedbench.errors import UserError
 from fedbench.federation.experiment import prepare
-from fedbench.federation.federation import Federation
 from fedbench.federation.record import LEDGER_COLUMNS, RoundRecord
 from fedbench.profiling.profile import profile
 
@@ -27,12 +26,6 @@ UNRELIABLE = {"num_clients": 5, "participants": 3, "dropout_before": 0.2, "dropo
 
 def with_variates(strategy: str = "fedssl", **more: Any) -> dict[str, Any]:
     return {"strategy": {"name": strategy, "scaffold": True}, "optimizer": SGD, **more}
-
-
-def run(config: Config, folder: Path) -> tuple[StateDict, list[RoundRecord]]:
-    with closing(Federation(prepare(config), folder)) as federation:
-        records = list(federation.rounds())
-        return federation.server.state | federation.server.messages, records
 
 
 def value_bytes(record: RoundRecord, direction: str, of_messages: bool) -> int:
@@ -113,28 +106,12 @@ def test_steps_follow_the_corrected_gradient(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("strategy", ["lw_fedssl", exhaustive("fedssl")])
 def test_two_processes_end_with_the_bits_of_none(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
-    case = with_variates(strategy, federation=UNRELIABLE)
-    alone, records = run(tiny(case), tmp_path / "a")
-    shared, again = run(tiny(case, engine="processes", workers=2), tmp_path / "b")
-    assert all(torch.equal(alone[key], shared[key]) for key in alone | shared)
-    assert [one.ledger() for one in records] == [one.ledger() for one in again]
+    assert_processes_change_nothing(tiny(with_variates(strategy), federation=UNRELIABLE), tmp_path)
 
 
 @pytest.mark.parametrize("stop", [3, exhaustive(1), exhaustive(4)])
 def test_a_run_goes_on_from_any_round_with_the_same_bits(tiny: Tiny, tmp_path: Path, stop: int) -> None:
-    config = tiny(with_variates("lw_fedssl", federation=UNRELIABLE))
-    whole, records = run(config, tmp_path / "a")
-    with closing(Federation(prepare(config), tmp_path / "b")) as first:
-        rounds = first.rounds()
-        for _ in range(stop):
-            next(rounds)
-        saved = first.checkpoint("cell")
-    with closing(Federation(prepare(config), tmp_path / "b")) as second:
-        second.resume(saved)
-        again = list(second.rounds())
-        state = second.server.state | second.server.messages
-    assert all(torch.equal(whole[key], state[key]) for key in whole | state)
-    assert [one.ledger() for one in again] == [one.ledger() for one in records[stop:]]
+    assert_a_stop_changes_nothing(tiny(with_variates("lw_fedssl"), federation=UNRELIABLE), tmp_path, stop)
 
 
 @pytest.mark.parametrize("strategy", ["lw_fedssl", exhaustive("fedssl")])
