@@ -181,15 +181,16 @@ def test_error_feedback_sends_later_what_was_not_sent(tiny: Tiny) -> None:
     assert kept < lost
 
 
-def test_a_loss_on_the_way_down_is_none_of_the_aggregate(tiny: Tiny) -> None:
+@pytest.mark.parametrize("upload", [1.0, 0.999], ids=["as it is", "packed"])
+def test_a_loss_on_the_way_down_is_none_of_the_aggregate(tiny: Tiny, upload: float) -> None:
     """The server's values plus the mean change, though clients had been sent a tenth of them."""
-    codec = {"top_k": {"download": 0.1, "upload": 1.0, "download_of": "values"}}
+    codec = {"top_k": {"download": 0.1, "upload": upload, "download_of": "values"}}
     witness = Witness(prepare(tiny(with_codec("fedssl", codec))))
     key = "encoder.blocks.0.attn.qkv.weight"
     for round_index, after in enumerate(witness.aggregated):
         visits = [visit for visit in witness.visits if visit.round_index == round_index]
         mean = sum(visit.after[key] - visit.before[key] for visit in visits) / len(visits)
-        assert torch.allclose(after[key], visits[0].server[key] + mean, atol=1e-6)
+        assert torch.allclose(after[key], visits[0].server[key] + mean, atol=1e-4)
         assert not torch.allclose(visits[0].server[key], visits[0].before[key], atol=1e-3)
 
 
