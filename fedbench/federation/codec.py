@@ -44,8 +44,9 @@ class Codec(Mechanism, ABC):
     """A form of one tensor group at a time: of its parameters in floating point; the rest travels as it is.
 
     An upload is what local training changed in what the client had received. A download is what the server's
-    values differ in from what the clients hold of the version before; whoever does not hold that is sent
-    whole what the others have by then. So the server knows what each client holds, and what one download loses is in the next one.
+    values differ in from what the clients hold of the version before; whoever does not hold that is sent whole
+    what the others have by then. So the server knows what each client holds, and what one download loses is in
+    the next one.
     """
 
     order: ClassVar[int] = 0

@@ -17,11 +17,15 @@ from fedbench.conformance.witness import Witness
 from fedbench.encoders.tensor_groups import StateDict, TensorSpec, by_group, group_of
 from fedbench.errors import UserError
 from fedbench.federation import Way, load_mechanisms
+from fedbench.federation.engines.remote import Holdings
 from fedbench.federation.experiment import prepare
 from fedbench.federation.federation import Federation
 from fedbench.federation.participation import Choose, Participation, participation
 from fedbench.federation.payload import decode, encode
+from fedbench.federation.plan import StagePlan
+from fedbench.federation.protocol import Visit
 from fedbench.federation.server import RejectedError
+from fedbench.federation.shipment import Shipment
 from fedbench.federation.versions import NOTHING
 from fedbench.federation.wire import Wire, is_packed
 from fedbench.profiling.profile import profile
@@ -254,8 +258,10 @@ def test_a_client_keeps_what_its_payload_lost_and_no_hook_of_a_plugin_sees_it(ti
 
 def test_clients_that_remember_nothing_are_sent_whole_groups(tiny: Tiny) -> None:
     config = tiny(with_codec("fedssl", {"quantise": True}), federation={"client_memory": "none"})
-    assert not any(is_packed(visit.payload) for visit in visits_of(config))
-    assert all(is_packed(visit.reply) for visit in visits_of(config))
+    visits = list(visits_of(config))
+    assert not any(is_packed(visit.payload) for visit in visits)
+    assert all(is_packed(visit.reply) for visit in visits)
+    assert all(torch.equal(visit.before[key], visit.server[key]) for visit in visits for key in visit.server)
 
 
 def test_values_are_packed_for_everybody(tiny: Tiny) -> None:
@@ -403,3 +409,29 @@ def test_two_codecs_that_would_call_two_tensors_by_one_name_are_refused(tiny: Ti
     config = tiny(with_codec("fedssl", {"top_k": {"upload": 0.01}, "random_k": {"upload": 0.01}}))
     with pytest.raises(UserError, match=r"makes 'indices', as a codec before it does"):
         profile(config)
+
+
+def test_the_server_packs_a_version_once_and_unpacks_what_clients_then_have(tiny: Tiny, tmp_path: Path) -> None:
+    """By hand: two power iterations of two products, and the product of the factors, are 10 m n r FLOPs."""
+    config = tiny(with_codec("fedssl", {"low_rank": {"download": 1, "upload": 0}}))
+    state, records = run(config, tmp_path)
+    parameters = {
+        key: v for key, v in state.items() if v.is_floating_point() and "running" not in key and v.ndim > 1
+    }
+    sizes = [(len(v), v.numel() // len(v)) for v in parameters.values()]
+    assert {record.server_flops for record in records[1:]} == {sum(10 * m * n for m, n in sizes if m + n < m * n)}
+    assert records[0].server_flops == 0  # the first version is sent whole
+
+
+def test_a_worker_is_given_what_a_change_is_of_unless_it_has_that() -> None:
+    """Which is no traffic of the client's: it has it."""
+    holdings, nothing = Holdings(), Shipment(())
+    plan = StagePlan.end_to_end(1)
+
+    def visit(version: int, base: int) -> Visit:
+        return Visit(0, version, 1, plan, ("norm",), {"norm": version}, nothing, None, {"norm": base})
+
+    assert holdings.lacking(visit(3, 2)).groups == (("norm", 3),)
+    assert holdings.lacking(visit(4, 3)).groups == ()
+    assert holdings.lacking(visit(6, 5)).groups == (("norm", 6),)
+    assert Holdings().lacking(visit(3, NOTHING)).groups == ()
