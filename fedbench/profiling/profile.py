@@ -340,11 +340,18 @@ class _Stage:
         `exchanged`: groups that travel in a visit, by visit. The mean over them: plans may be narrowed by chance.
         """
         ways = [Way(direction, visit.tier) for visit in self.visits] or [Way(direction)]
-        rounds = [
-            declare_packed(self.wire, way, self.specs, dict.fromkeys(groups, "round"), self._packed(way) & groups)
-            for groups, way in zip(exchanged, ways, strict=True)
-        ]
-        paper = {rule: _mean([one.counted(rule) for one in rounds], self.rounds) for rule in PAPER_RULES}
+        payloads = list(zip(map(frozenset, exchanged), ways, strict=True))
+        declared = {  # few differ, of thousands of visits
+            (groups, way): declare_packed(
+                self.wire, way, self.specs, dict.fromkeys(groups, "round"), self._packed(way) & groups
+            )
+            for groups, way in set(payloads)
+        }
+        paper = {
+            rule: _mean([counted[payload] for payload in payloads], self.rounds)
+            for rule in PAPER_RULES
+            for counted in [{payload: shipment.counted(rule) for payload, shipment in declared.items()}]
+        }
         return {"step": self._each(sum(shipment.num_bytes for shipment in shipments)), **paper}
 
 
