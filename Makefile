@@ -1,5 +1,6 @@
 # Two commands: `make demo` (the quick start) and `make test` (lint, types, tests). Both set up VENV first.
 # `make test-all` also runs the tests marked `exhaustive`: every combination, where `make test` runs one of each.
+# What is marked `stress`, combinations of three, is left to `make stress`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -14,13 +15,14 @@ demo: setup
 	@echo "  fedbench run --grid seed=1,2         # two more seeds, so that the table can say which differences are real"
 	@echo "  fedbench list                        # what there is to combine; fedbench new strategy mine.py adds to it"
 
-PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+# One thread for each process: tests' tensors are tiny, and more threads than cores wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
 test: lint
-	$(PYTEST) -m "not exhaustive"
+	$(PYTEST) -m "not exhaustive and not stress"
 
 test-all: lint
-	$(PYTEST)
+	$(PYTEST) -m "not stress"
 
 lint: setup
 	$(BIN)/ruff check .
@@ -34,6 +36,7 @@ docs: setup
 # A run killed twenty times, and one under every fault of disk, memory and processes, must end with the same bits; 100,000
 # damaged inputs of each kind must end in a sentence. About an hour; benchmarks/results/stress.md has its tables.
 stress: setup
+	$(PYTEST) -m stress
 	FEDBENCH_KILLS=20 $(BIN)/python -m pytest tests/test_resume.py -k killed
 	$(BIN)/python tests/faults/inject.py
 	$(BIN)/python tests/faults/fuzz.py --inputs 100000

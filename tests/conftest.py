@@ -12,6 +12,7 @@ from fedbench.config import Config, load_config
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "exhaustive: another case shows the same; `make test` leaves it out")
+    config.addinivalue_line("markers", "stress: one more of many; only `make stress` runs it")
     config.addinivalue_line("markers", "dry_run: with the dry run of plugins, which takes a second for each")
 
 

@@ -1,4 +1,4 @@
-"""Cases that only `make test-all` runs: more of what another case of the same test shows."""
+"""Cases that only `make test-all` or `make stress` runs: more of what another case of the same test shows."""
 
 from collections.abc import Iterable
 from itertools import product
@@ -10,6 +10,11 @@ import pytest
 def exhaustive(*values: Any) -> Any:
     """A case (the values of a `parametrize`) for `make test-all` alone."""
     return pytest.param(*values, marks=pytest.mark.exhaustive)
+
+
+def stress(*values: Any) -> Any:
+    """A case for `make stress` alone."""
+    return pytest.param(*values, marks=pytest.mark.stress)
 
 
 def crossed(firsts: Iterable[str], first: str, seconds: Iterable[str], second: str) -> list[Any]:

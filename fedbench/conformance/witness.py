@@ -4,6 +4,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from fedbench.config.schema import Config
 from fedbench.encoders.tensor_groups import StateDict, is_message
 from fedbench.federation.client import Upload
+from fedbench.federation.costs import RunCosts
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.federation import Federation
 from fedbench.federation.observer import Observer
@@ -81,14 +83,23 @@ class Keepsakes:
 
 
 class Witness(Observer):
-    """Runs an experiment to its end, in a temporary folder, and keeps what it sees.
+    """Runs an experiment, in a temporary folder, and keeps what it sees.
 
     `visits` in the order in which they happened; `records`, and the server's model after every aggregation
     (`aggregated`) and after every round (`final`), by round.
     """
 
-    def __init__(self, experiment: Experiment, reverse: bool = False) -> None:
-        """`reverse`: the clients of a round train in the opposite order."""
+    def __init__(
+        self,
+        experiment: Experiment,
+        reverse: bool = False,
+        rounds: int | None = None,
+        costs: RunCosts | None = None,
+    ) -> None:
+        """`reverse`: the clients of a round train in the opposite order; `rounds`: the first ones, None: all.
+
+        `costs`: of another run's steps, to which these are alike.
+        """
         self.experiment = experiment
         self.visits: list[Observation] = []
         self.aggregated: list[StateDict] = []
@@ -97,7 +108,8 @@ class Witness(Observer):
         with tempfile.TemporaryDirectory() as folder:
             draw = backwards if reverse else participation
             self.federation = Federation(experiment, Path(folder), self, draw)
-            self.records = list(self.federation.rounds())
+            self.federation.costs = costs or self.federation.costs
+            self.records = list(islice(self.federation.rounds(), rounds))
 
     def visit_started(self, visit: Visit, model: SSLMethod) -> None:
         """Keep what the client begins with."""
