@@ -194,6 +194,7 @@ class _Stage:
         self.config, self.terms, self.plan, self.stage, self.rounds = config, terms, plan, stage, rounds
         self.image_shape = config.encoder.image_shape
         self.wire = Wire([one for one in terms if isinstance(one, Mechanism)], config.seed)
+        self.wire.start_stage(plan.finished)
         self.model = build_model(config, plan.depth)
         self.specs = describe(self.model)
         self.macs = forward_macs_by_group(self.model, self.image_shape)
