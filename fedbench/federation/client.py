@@ -117,7 +117,7 @@ class Worker:
         """
         start = perf_counter()
         task = self._receive(visit)
-        task.narrow(visit.plan.run, visit.plan.trained_groups)
+        task.narrow(visit.plan.run, visit.plan.trained_groups, visit.plan.way)
         task.lr_scale = visit.lr_scale
         task.method.rebuild_target()
         self.observer.visit_started(visit, task.method)

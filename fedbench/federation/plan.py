@@ -28,6 +28,8 @@ class StagePlan:
         older: blocks that are not this stage's newest; set where the stages are lined up.
         finished: blocks that an earlier stage trained and neither this nor a later one does; set there, too.
         dropped: blocks that a client does not run in a visit; it neither needs, trains nor uploads them.
+        way: through the encoder, where a transform has several, that a visit takes alone; "": as the SSL method
+            chooses.
     """
 
     depth: int
@@ -36,6 +38,7 @@ class StagePlan:
     older: int = 0
     finished: frozenset[int] = frozenset()
     dropped: frozenset[int] = frozenset()
+    way: str = ""
 
     @classmethod
     def end_to_end(cls, depth: int) -> "StagePlan":

@@ -307,12 +307,13 @@ class _Stage:
         before: KeptBefore,
     ) -> StepCost:
         precision, shape = self.config.precision, self.image_shape
+        where = plan.run, plan.trained_groups, self.stage, before, plan.way
 
         def trace() -> StepCost:
             task = know_messages(untrained_task(self.config, self.model, plan.trained_groups, terms))
-            return trace_step(task, batch, shape, precision, plan.run, plan.trained_groups, self.stage, before)
+            return trace_step(task, batch, shape, precision, *where)
 
-        model = (self._alike, self.stage, bool(terms))
+        model = (self._alike, self.stage, bool(terms), plan.way)
         has = handed(before, self.model, plan.trained_groups, plan.run)
         return self._costs.of(model, batch, plan.passes, has, trace)
 
