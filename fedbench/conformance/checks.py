@@ -102,14 +102,16 @@ def plan_is_coherent(trial: Trial) -> Finding | None:
 
 def client_trains_what_is_planned(trial: Trial) -> Finding | None:
     """On the client: every planned parameter changes; everything else keeps its bits, buffers included."""
-    parameters = {name for name, _ in trial.witness.federation.worker.task.method.named_parameters()}  # type: ignore[union-attr]
+    method = trial.witness.federation.worker.task.method  # type: ignore[union-attr]
+    parameters, ways = {name for name, _ in method.named_parameters()}, method.encoder.ways
     for visit in trial.visits:
         changed = set(differing(visit.before, visit.after, visit.before))
         planned = {key for key in visit.before if group_of(key) in visit.plan.trained_groups}
         frozen_but_changed = changed - planned
         if frozen_but_changed:
             return Finding("frozen tensors unchanged", f"changed: {short(frozen_but_changed)}", where(visit))
-        idle = (planned & parameters) - changed
+        apart = {key for key in planned if ways.is_apart(key, visit.plan.way)}
+        idle = (planned & parameters) - changed - apart
         if idle:
             return Finding("every planned parameter trained", f"unchanged: {short(idle)}", where(visit))
     return None
@@ -218,7 +220,8 @@ def server_state(trial: Trial, visit: Observation, num_drawn: int = 3) -> Server
     parameters = frozenset(key for key in visit.server if key not in specs or not specs[key].is_buffer)
     plan = trial.experiment.plans[visit.stage - 1]
     where = (plan, visit.stage, visit.round_index)
-    return ServerState(visit.server, parameters, *where, num_drawn, seed=trial.config.seed)
+    clients = trial.config.federation.num_clients
+    return ServerState(visit.server, parameters, *where, num_drawn, num_clients=clients, seed=trial.config.seed)
 
 
 def aggregate(trial: Trial, updates: Iterable[ClientUpdate]) -> StateDict:

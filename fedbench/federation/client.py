@@ -97,6 +97,7 @@ class Worker:
     def start_stage(self, model: SSLMethod, plan: StagePlan) -> None:
         """A new working model. Its initial values count for nothing: groups come from payloads only."""
         self._loaded = {}
+        self.wire.start_stage(plan.finished)
         model.to(self.images.device)
         optimizer = self.config.optimizer
         self.task = LocalTask(model, plan.trained_groups, self.terms, optimizer, self.views, self.images)
@@ -116,7 +117,7 @@ class Worker:
         """
         start = perf_counter()
         task = self._receive(visit)
-        task.narrow(visit.plan.run, visit.plan.trained_groups)
+        task.narrow(visit.plan.run, visit.plan.trained_groups, visit.plan.way)
         task.lr_scale = visit.lr_scale
         task.method.rebuild_target()
         self.observer.visit_started(visit, task.method)

@@ -36,10 +36,11 @@ class RunCosts:
         self, model: tuple[int, str], task: LocalTask, plan: StagePlan, num_samples: int, before: KeptBefore
     ) -> StepCost:
         precision, shape = self.config.precision, self.config.encoder.image_shape
+        where = plan.run, plan.trained_groups, model[0], before, plan.way
         batch_size = min(self.config.optimizer.batch_size, num_samples)
 
         def trace() -> StepCost:
-            return trace_step(task, batch_size, shape, precision, plan.run, plan.trained_groups, model[0], before)
+            return trace_step(task, batch_size, shape, precision, *where)
 
         has = handed(before, task.method, plan.trained_groups, plan.run)
-        return self._known.of(model, batch_size, plan.passes, has, trace)
+        return self._known.of((*model, plan.way), batch_size, plan.passes, has, trace)

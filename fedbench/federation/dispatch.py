@@ -58,6 +58,7 @@ class Dispatch:
     def resume_stage(self, plan: StagePlan, specs: Specs) -> None:
         """Go on in a stage that has begun: its versions are known already."""
         self.specs, self.plan = specs, plan
+        self.wire.start_stage(plan.finished)
         self.groups = groups_of(specs)
         self.by_group = specs_by_group(specs)
         self._declared = {}
@@ -86,7 +87,7 @@ class Dispatch:
     def _bases(self, client: int, missing: Iterable[str], way: Way) -> dict[str, int]:
         """Of the groups that a client lacks, those that can be sent packed."""
         bases: dict[str, int] = {}
-        for group in missing if self.wire.codecs else ():
+        for group in missing if self.wire.packs else ():
             if not self.coded(group, way):
                 continue
             is_new = self.versions.publish(group, variant(group, way.tier))

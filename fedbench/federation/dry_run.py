@@ -13,14 +13,18 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from fedbench.config.schema import Config
-from fedbench.encoders.tensor_groups import StateDict, is_target, select
+from fedbench.encoders.tensor_groups import StateDict, block_groups, by_group, is_target, select
 from fedbench.errors import UserError
 from fedbench.federation.aggregation import Aggregation, Memory, ServerState, check_fit
+from fedbench.federation.codec import Way
+from fedbench.federation.dispatch import specs_by_group
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.messages import know_messages
 from fedbench.federation.plan import StagePlan, finished_blocks
 from fedbench.federation.server_rehearsal import ServerWork, rehearsed
+from fedbench.federation.shipment import describe
 from fedbench.federation.strategy import ClientUpdate, Strategy
+from fedbench.federation.wire import Wire
 from fedbench.metering.step import trace_edit, trace_step
 from fedbench.plugins import source_hash
 from fedbench.ssl import SSLMethod, load_ssl
@@ -136,6 +140,16 @@ def _server(
                 before = {key: value.clone() for key, value in model.online_state().items()}
                 apply_edit(model, one.function, images)
                 check_edit(before, model.online_state(), one.groups)
+    _packed(Wire(mechanisms, config.seed), finished, model)
+
+
+def _packed(wire: Wire, finished: tuple[int, ...], model: SSLMethod) -> None:
+    """What was made of finished blocks fits the form in which it is to travel."""
+    wire.start_stage(finished)
+    values, specs, way = by_group(model.online_state()), specs_by_group(describe(model)), Way("download")
+    for group in sorted(block_groups(finished)):
+        if wire.coded(group, specs[group], way):
+            wire.pack(group, values[group], specs[group], way, 0)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fedbench.config.schema import Config
     from fedbench.encoders.tensor_groups import Specs, StateDict
     from fedbench.federation.aggregation import ServerState
+    from fedbench.federation.codec import Codec
     from fedbench.federation.server_training import ServerTraining
     from fedbench.federation.strategy import ClientUpdate
     from fedbench.federation.turn import Turn
@@ -98,6 +99,13 @@ class Mechanism:
 
     def end_stage(self, server: ServerTraining) -> None:
         """What the server does with the model when a stage is over, after its last round's `server_step`."""
+
+    def codec_of_finished(self) -> Codec | None:
+        """How a block travels down that no client trains any more, where no other codec packs it; None: as it is.
+
+        It packs the server's own values for everybody (`download_of=values`), and loses nothing.
+        """
+        return None
 
     def figures(self, config: Config, rounds: int) -> Mapping[str, float]:
         """What it tells of a run after its first `rounds` rounds, such as `privacy/epsilon`.

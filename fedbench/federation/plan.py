@@ -6,6 +6,8 @@ whatever the strategy; weights that a transform keeps as given are never trained
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import or_
 
 from fedbench.encoders.tensor_groups import HEADS, block_group, block_groups
 from fedbench.errors import UserError
@@ -24,14 +26,19 @@ class StagePlan:
         trainable: blocks that a client trains.
         upload: blocks that a client sends back.
         older: blocks that are not this stage's newest; set where the stages are lined up.
+        finished: blocks that an earlier stage trained and neither this nor a later one does; set there, too.
         dropped: blocks that a client does not run in a visit; it neither needs, trains nor uploads them.
+        way: through the encoder, where a transform has several, that a visit takes alone; "": as the SSL method
+            chooses.
     """
 
     depth: int
     trainable: Sequence[int]
     upload: Sequence[int]
     older: int = 0
+    finished: frozenset[int] = frozenset()
     dropped: frozenset[int] = frozenset()
+    way: str = ""
 
     @classmethod
     def end_to_end(cls, depth: int) -> "StagePlan":
@@ -74,10 +81,15 @@ class StagePlan:
 
 
 def line_up(plans: Sequence[StagePlan]) -> list[StagePlan]:
-    """The plans of a run's stages, each told which of its blocks are older than the stage itself."""
+    """The plans of a run's stages, each told which of its blocks are older than it, and which are finished."""
     depths = [plan.depth for plan in plans]
     older = [0, *depths[:-1]] if len(plans) > 1 else [depths[0] - 1]
-    return [replace(plan, older=number) for plan, number in zip(plans, older, strict=True)]
+    ended = accumulate((frozenset(finished_blocks(plans, stage + 1)) for stage in range(len(plans))), or_)
+    finished = [frozenset[int](), *ended][: len(plans)]
+    return [
+        replace(plan, older=number, finished=blocks)
+        for plan, number, blocks in zip(plans, older, finished, strict=True)
+    ]
 
 
 def finished_blocks(plans: Sequence[StagePlan], stage: int) -> tuple[int, ...]:

@@ -182,7 +182,7 @@ class Server:
 
     def _publish(self, group: str, tier: int) -> Sent:
         name = variant(group, tier)
-        version, _ = self.dispatch.versions.published[name]
+        version, _ = self.dispatch.versions.published.get(name, (self.dispatch.versions.current[group], NOTHING))
         if name not in self._sent or self._sent[name].version != version:
             self._sent[name] = self._packed(group, version, Way("download", tier))
         return self._sent[name]
@@ -217,7 +217,9 @@ class Server:
                 sent = self._sent.get(variant(group, tier))
                 if sent is not None:
                     known[variant(group, tier)] = (sent.version, values | sent.values)
-                elif dispatch.versions.held_by_anyone(group) and not dispatch.coded(group, Way("download", tier)):
+                elif dispatch.versions.held_by_anyone(group) and dispatch.wire.is_exact(
+                    group, Way("download", tier)
+                ):
                     known[variant(group, tier)] = (dispatch.versions.current[group], values)
         return known
 

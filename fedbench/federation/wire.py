@@ -3,7 +3,7 @@
 On the wire a packed tensor is called `GROUP/NAME`; what travels as it is has its own key.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from fedbench.encoders.tensor_groups import (
     Specs,
     StateDict,
     TensorSpec,
+    block_groups,
     group_of,
     is_given_group,
     is_message,
@@ -32,7 +33,11 @@ Form = tuple[tuple[str, TensorSpec], ...]
 
 
 class Wire:
-    """The codecs of a run, in the order in which they pack. Without codecs every group travels as it is."""
+    """The codecs of a run, in the order in which they pack. Without codecs every group travels as it is.
+
+    Of a block that no client trains any more a mechanism may know a form that loses nothing
+    (`Mechanism.codec_of_finished`); it travels in that where no codec packs it.
+    """
 
     def __init__(self, mechanisms: Sequence[Mechanism] = (), seed: int = 0) -> None:
         """UserError: several codecs have tiers of clients."""
@@ -43,17 +48,33 @@ class Wire:
             names = " and ".join(type(codec).__name__ for codec in tiered)
             raise UserError(f"{names} have tiers of clients; allowed: one codec that has")
         self.num_tiers = max((codec.num_tiers for codec in self.codecs), default=1)
+        own = (one.codec_of_finished() for one in mechanisms)
+        self._of_finished = [codec for codec in own if codec is not None]
+        self._finished: frozenset[str] = frozenset()
         self._forms = lru_cache(REMEMBERED)(self._chain)
         self._flops = lru_cache(REMEMBERED)(self._count)
+
+    def start_stage(self, finished: Iterable[int]) -> None:
+        """From now on no client trains these blocks any more."""
+        self._finished = block_groups(finished)
 
     def way(self, direction: Direction, client: int) -> Way:
         """That of a client's payloads."""
         return Way(direction, client % self.num_tiers)
 
+    @property
+    def packs(self) -> bool:
+        """Whether anything may ever travel packed."""
+        return bool(self.codecs or self._of_finished)
+
     def sends_changes(self, group: str, way: Way) -> bool:
         """Whether a group is packed on its way down as a change of what a client holds, who therefore keeps it."""
         codecs = self._at_work(group, way)
         return bool(codecs) and all(codec.download_of == "change" for codec in codecs)
+
+    def is_exact(self, group: str, way: Way) -> bool:
+        """Whether clients have the server's own values of a group."""
+        return not self._lossy(group, way)
 
     def has_feedback(self, group: str, way: Way) -> bool:
         """Whether clients keep what their uploads of a group lost."""
@@ -111,6 +132,12 @@ class Wire:
         return packing, unpacking
 
     def _at_work(self, group: str, way: Way) -> list[Codec]:
+        codecs = self._lossy(group, way)
+        if codecs or group not in self._finished:
+            return codecs
+        return [codec for codec in self._of_finished if codec.works(way)]
+
+    def _lossy(self, group: str, way: Way) -> list[Codec]:
         """Messages and given weights, which are sent once, travel as they are."""
         if is_message(group) or is_given_group(group):
             return []

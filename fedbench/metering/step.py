@@ -59,6 +59,7 @@ def trace_step(
     trained_groups: Set[str] | None = None,
     stage: int = 1,
     before: KeptBefore = NOTHING_KEPT,
+    way: str = "",
 ) -> StepCost:
     """Trace a visit: what its plugins do around the steps, and a step on a batch of images of shape (C, H, W).
 
@@ -68,11 +69,12 @@ def trace_step(
         run: blocks that are run, of which `trained_groups` are trained; None: as the task is now.
         stage: 1-based.
         before: what the client had kept when the visit began.
+        way: through the encoder, with `run`; "": those that the SSL method chooses.
     """
     with FakeTensorMode():
         fake = _fake_copy(task)
         if run is not None and trained_groups is not None:
-            fake.narrow(run, trained_groups)
+            fake.narrow(run, trained_groups, way)
         hooks = VisitHooks(fake, stage, before.same_stage, empty_tensors(before.specs))
         around = [_measure(fake, hooks.begin)]
         views = tuple(map(torch.empty, task.views.shapes(batch_size, image_shape)))

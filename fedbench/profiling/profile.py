@@ -194,6 +194,7 @@ class _Stage:
         self.config, self.terms, self.plan, self.stage, self.rounds = config, terms, plan, stage, rounds
         self.image_shape = config.encoder.image_shape
         self.wire = Wire([one for one in terms if isinstance(one, Mechanism)], config.seed)
+        self.wire.start_stage(plan.finished)
         self.model = build_model(config, plan.depth)
         self.specs = describe(self.model)
         self.macs = forward_macs_by_group(self.model, self.image_shape)
@@ -306,12 +307,13 @@ class _Stage:
         before: KeptBefore,
     ) -> StepCost:
         precision, shape = self.config.precision, self.image_shape
+        where = plan.run, plan.trained_groups, self.stage, before, plan.way
 
         def trace() -> StepCost:
             task = know_messages(untrained_task(self.config, self.model, plan.trained_groups, terms))
-            return trace_step(task, batch, shape, precision, plan.run, plan.trained_groups, self.stage, before)
+            return trace_step(task, batch, shape, precision, *where)
 
-        model = (self._alike, self.stage, bool(terms))
+        model = (self._alike, self.stage, bool(terms), plan.way)
         has = handed(before, self.model, plan.trained_groups, plan.run)
         return self._costs.of(model, batch, plan.passes, has, trace)
 

@@ -31,6 +31,7 @@ __all__ = ["Row", "Run", "leaderboard", "read_runs", "render", "write"]
 
 Column = tuple[str, Callable[[Row], str]]
 EQUAL_WORK = 0.005  # a share of the reference's local steps: what rounding to whole batches may do
+MODEL = "secure aggregation MB (model)"
 OF_FEATURES = ("rank of features", "uniformity", "alignment")
 LEFT: list[Column] = [
     ("#", lambda row: place(row)),
@@ -61,6 +62,7 @@ COSTS: list[Column] = [
     ("down MB", lambda row: with_ratio(row.download_bytes / MB, row.download_ratio)),
     ("up MB", lambda row: with_ratio(row.upload_bytes / MB, row.upload_ratio)),
     ("epsilon (delta)", lambda row: privacy(row)),
+    (MODEL, lambda row: known(row.secure_aggregation_bytes, MB)),
 ]
 
 
@@ -146,6 +148,7 @@ def _columns(
         "settings": not any(settings(row) for row in rows),
         "tuned": not any(row.tuned for row in rows),
         "epsilon (delta)": not any(row.epsilon is not None for row in rows),
+        MODEL: not any(row.secure_aggregation_bytes is not None for row in rows),
         "density %": not any(row.density is not None for row in rows),
         **dict.fromkeys(OF_FEATURES, not any(row.effective_rank is not None for row in rows)),
     }
@@ -208,6 +211,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         "(0.50x): this row / the `fedssl` row of the same SSL method that agrees in all that costs depend on.",
         f"Seeds {_list(seeds)}; data {first.data_hash}, judged on {judged}; wall time on {machines}.",
         *protection(rows),
+        *modelled(rows),
         *without_ratio(rows),
         *kernels(rows),
         *code(rows),
@@ -233,6 +237,16 @@ def protection(rows: Sequence[Row]) -> list[str]:
     return [
         "epsilon (delta): of one run, bounds what all models that its server sends out tell of one client to "
         "those who do not know the seed; of these figures themselves it says nothing. -: no bound."
+    ]
+
+
+def modelled(rows: Sequence[Row]) -> list[str]:
+    """What secure aggregation would add, where that was asked."""
+    if all(row.secure_aggregation_bytes is None for row in rows):
+        return []
+    return [
+        f"{MODEL}: what keys, shares, masks and unmasking would add to a client's bytes, both ways, by the "
+        "formulas of Bonawitz et al. 2017. Nothing was encrypted; no other figure has a part of it. -: not asked."
     ]
 
 

@@ -83,6 +83,7 @@ class Row:
     upload_ratio: float | None
     epsilon: float | None  # what a client's privacy is bounded by, of the whole run; None: by nothing
     delta: float | None  # at which it holds
+    secure_aggregation_bytes: float | None  # that it would add to a client's, by a model; in no other figure
     seconds: float  # wall time of the whole run
     convention: str
     data_hash: str  # of pre-training
@@ -217,6 +218,7 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
         upload_ratio=_ratio(cell, table, "client/upload_bytes"),
         epsilon=cell.known_mean("privacy/epsilon"),
         delta=cell.known_mean("privacy/delta"),
+        secure_aggregation_bytes=cell.known_mean("secure_aggregation/model_bytes"),
         seconds=cell.mean("seconds"),
         convention=cell.label("convention"),
         data_hash=str(manifest["data_hash"]),

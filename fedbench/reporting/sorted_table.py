@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
-from fedbench.reporting.leaderboard import difference, known, percent, place, privacy
+from fedbench.reporting.leaderboard import MODEL, difference, known, percent, place, privacy
 from fedbench.reporting.pareto import front_names
 from fedbench.reporting.ranking import Row
 from fedbench.tables import GFLOPS, MB, MIB, number
@@ -63,6 +63,7 @@ COSTS = (
     cost("down MB", "download_bytes", MB, "download_ratio"),
     cost("up MB", "upload_bytes", MB, "upload_ratio"),
     Column(PRIVACY, lambda row: privacy(row), lambda row: row.epsilon),
+    cost(MODEL, "secure_aggregation_bytes", MB),
     cost("steps", "local_steps", 1),
     Column("wall s", lambda row: number(row.seconds), lambda row: row.seconds),
 )
@@ -75,7 +76,7 @@ def grid(rows: Sequence[Row]) -> dict[str, Any]:
     columns = [
         column
         for column in (STRATEGY, *ACCURACY, *COSTS, front)
-        if column.title not in ("variant", "tuned", PRIVACY)
+        if column.title not in ("variant", "tuned", PRIVACY, MODEL)
         or any(column.shown(row) not in ("", "-") for row in rows)
     ]
     lines = [

@@ -116,6 +116,7 @@ class NotedSummary(Noted):
     alignment: Figure | None = Field(default=None, alias="features/alignment")
     epsilon: Figure | None = Field(default=None, alias="privacy/epsilon")
     delta: Figure | None = Field(default=None, alias="privacy/delta")
+    secure_aggregation_bytes: Figure | None = Field(default=None, alias="secure_aggregation/model_bytes")
     uniformity: float | None = Field(default=None, alias="features/uniformity")
     density: Figure | None = Field(default=None, alias="features/density")
 

@@ -45,6 +45,7 @@ LATER = (  # figures that not every run has
     "features/alignment",
     "privacy/epsilon",
     "privacy/delta",
+    "secure_aggregation/model_bytes",
     "features/density",
 )
 

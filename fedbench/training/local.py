@@ -168,13 +168,17 @@ class LocalTask(LightningModule):
         """Of all branches and teachers."""
         return [module for module in self.modules() if isinstance(module, Encoder)]
 
-    def narrow(self, run: Sequence[int], trained_groups: Set[str]) -> None:
-        """Let every encoder run the blocks `run` only, and train `trained_groups` only."""
-        if self._narrowed == (*run, trained_groups):
+    def narrow(self, run: Sequence[int], trained_groups: Set[str], way: str = "") -> None:
+        """Let every encoder run the blocks `run` only, and train `trained_groups` only.
+
+        `way`: through the encoders, the only one that is taken; "": those that the SSL method chooses.
+        """
+        if self._narrowed == (*run, trained_groups, way):
             return
-        self._narrowed = (*run, trained_groups)
+        self._narrowed = (*run, trained_groups, way)
         for encoder in self.encoders:
             encoder.active = run
+            encoder.ways.keep_to(way)
         for parameter in self.trained.values():
             parameter.grad = None  # of the visit before
         self.trained_groups = trained_groups

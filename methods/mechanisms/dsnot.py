@@ -7,7 +7,8 @@ pruned in sequence, on what the server's own images become behind the blocks pru
 
 Ours: the paper prunes language models once, after training; here a block is pruned when no later stage trains it,
 so under LW-FedSSL the blocks above learn on the pruned ones. A row stops where no swap lowers its error, not at
-the paper's threshold of 0.1. Pruned blocks still travel whole; convolutions are not pruned.
+the paper's threshold of 0.1. Pruned blocks travel as a bitmap and the weights that are left, unless a codec packs
+what clients are sent; convolutions are not pruned.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 from fedbench.config import Config
 from fedbench.encoders.tensor_groups import block_groups
 from fedbench.errors import UserError
-from fedbench.federation import Mechanism, ServerTraining
+from fedbench.federation import Codec, Mechanism, ServerTraining
+from fedbench.federation.sparse import RowSparse
 from fedbench.federation.strategy import active_mechanisms
 from fedbench.ssl import SSLMethod
 
@@ -62,6 +64,15 @@ class DSnoT(Mechanism):
         if self.sparsity and server.finished:
             server.edit(block_groups(server.finished), partial(self.prune, blocks=server.finished))
 
+    def codec_of_finished(self) -> Codec | None:
+        """A bitmap and the weights that are left."""
+        return self.form if self.sparsity else None
+
+    @property
+    def form(self) -> RowSparse:
+        """Of a pruned block."""
+        return RowSparse(sparsity=self.sparsity)
+
     def prune(self, model: SSLMethod, images: Tensor, blocks: tuple[int, ...]) -> None:
         """Prune the linear layers of `blocks`, each on its inputs behind the blocks before it."""
         hidden, done = images, 0
@@ -76,7 +87,7 @@ class DSnoT(Mechanism):
     def mask(self, weight_OI: Tensor, x_NI: Tensor) -> Tensor:
         """What is kept, bool (O, I), of a layer with these inputs."""
         mean_I, var_I, norm_I = x_NI.mean(0), x_NI.var(0), x_NI.norm(dim=0)
-        pruned = int(self.sparsity * weight_OI.shape[1])
+        pruned = self.form.num_zeros(weight_OI.shape[1])
         kept_OI = torch.ones_like(weight_OI, dtype=torch.bool)
         kept_OI = kept_OI.scatter(1, weight_OI.abs().topk(pruned, dim=1, largest=False).indices, False)
         adds_OI, price_OI = weight_OI * mean_I, weight_OI.abs() * norm_I

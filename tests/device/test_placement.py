@@ -53,6 +53,8 @@ def beside(mechanism: str, folder: Path) -> dict[str, Any]:
     """What a mechanism needs besides a strategy."""
     if mechanism == "scaffold":
         return {"optimizer": {"name": "sgd", "momentum": 0.0}}
+    if mechanism == "gated_tiers":
+        return {"encoder": {"transforms": ["slim_gates"]}}
     if mechanism != "flasc":
         return {}
     given = folder / "given.safetensors"

@@ -3,7 +3,7 @@ import pytest
 from fedbench.encoders.tensor_groups import group_of
 from fedbench.errors import UserError
 from fedbench.federation import StagePlan, load_strategy
-from fedbench.federation.plan import check_plan, check_plans, split_rounds
+from fedbench.federation.plan import check_plan, check_plans, line_up, split_rounds
 
 
 def rows(name: str, num_blocks: int, **fields: int) -> list[tuple[int, list[int], list[int]]]:
@@ -31,6 +31,12 @@ def test_the_last_stage_takes_the_rest_of_the_blocks() -> None:
 
 def test_lw_fedssl_in_one_stage_is_fedssl() -> None:
     assert rows("lw_fedssl", 4, blocks_per_stage=4) == rows("fedssl", 4)
+
+
+def test_a_block_is_finished_when_an_earlier_stage_trained_it_and_no_later_one_does() -> None:
+    trained = [range(1), range(1, 2), [0, 2], [2]]  # the first one is thawed once
+    plans = line_up([StagePlan(3, blocks, blocks) for blocks in trained])
+    assert [set(plan.finished) for plan in plans] == [set(), set(), {1}, {0, 1}]
 
 
 def test_the_stem_belongs_to_the_first_block_and_norm_and_heads_to_every_stage() -> None:

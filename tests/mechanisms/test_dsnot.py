@@ -1,23 +1,31 @@
 """DSnoT: which weights are zero, what that does to a layer's output, and what it costs."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fedbench.methods.mechanisms.dsnot import DSnoT
+from same_run import assert_a_stop_changes_nothing, assert_processes_change_nothing, equal, run
 from torch import Tensor, nn
 
 import fedbench
 from fedbench.config import Config
 from fedbench.conformance.witness import Witness
+from fedbench.encoders.tensor_groups import TensorSpec
 from fedbench.errors import UserError
+from fedbench.federation import Mechanism, StagePlan, Turn, Way
 from fedbench.federation.experiment import check, prepare
+from fedbench.federation.sparse import RowSparse
+from fedbench.profiling.profile import profile
+from fedbench.ssl import SSLMethod
 from fedbench.training.model import build_model
 
 Tiny = Callable[..., Config]
 HALF = {"sparsity": 0.5, "share": 0.2}
+UNRELIABLE = {"num_clients": 5, "participants": 3, "dropout_before": 0.2, "dropout_after": 0.2, "late_clients": 1}
 
 
 def layer(rows: int = 24, columns: int = 40, samples: int = 300) -> tuple[Tensor, Tensor]:
@@ -123,11 +131,18 @@ def test_blocks_are_pruned_on_inputs_from_the_blocks_pruned_before(tiny: Tiny) -
 
 
 @pytest.mark.parametrize(
-    "strategy",
-    [{"name": "lw_fedssl"}, {"name": "fedssl"}, {"name": "lw_fedssl", "depth_dropout": {"max_depth": 1}}],
+    ("strategy", "federation"),
+    [
+        ({"name": "lw_fedssl"}, {}),
+        ({"name": "lw_fedssl"}, {"client_memory": "none"}),
+        ({"name": "fedssl"}, {}),
+        ({"name": "lw_fedssl", "depth_dropout": {"max_depth": 1}}, {}),
+        ({"name": "lw_fedssl", "quantise": {"download": 32}}, {}),
+    ],
 )
-def test_profile_is_the_run(tiny: Tiny, strategy: dict[str, Any]) -> None:
-    config = tiny(strategy={**strategy, "dsnot": HALF}, federation={"late_clients": 1, "late_round": 3})
+def test_profile_is_the_run(tiny: Tiny, strategy: dict[str, Any], federation: dict[str, Any]) -> None:
+    late = {"late_clients": 1, "late_round": 3}
+    config = tiny(strategy={**strategy, "dsnot": HALF}, federation={**late, **federation})
     witness, predicted = Witness(prepare(config)), fedbench.profile(config)
     clients = config.federation.num_clients
     assert sum(record.server_flops for record in witness.records) == predicted.server_flops > 0
@@ -156,6 +171,139 @@ def test_a_run_that_is_stopped_goes_on_with_pruned_blocks(tiny: Tiny, tmp_path: 
     rounds.close()
     resumed = fedbench.run(config, out=tmp_path / "stopped").path
     assert (whole / "encoder.safetensors").read_bytes() == (resumed / "encoder.safetensors").read_bytes()
+
+
+def test_a_pruned_block_travels_as_a_bitmap_and_the_weights_that_are_left(tiny: Tiny) -> None:
+    """Of rows of 16 weights 4 are zero, of rows of 64 19; a block has 144 biases, and 64 numbers in its norms."""
+    config = tiny(strategy={"name": "lw_fedssl", "dsnot": {"sparsity": 0.3, "share": 0.2}})
+    records = Witness(prepare(config)).records
+    shipment = records[2].downloads[0]
+    sizes = {one.dtype: one.value_bytes for one in shipment.entries if one.group == "block_1"}
+    bitmaps = (48 * 16 + 16 * 16 + 64 * 16 + 16 * 64) // 8
+    kept = (48 + 16 + 64) * (16 - 4) + 16 * (64 - 19)
+    assert sizes == {"uint8": bitmaps, "float32": 4 * (kept + 144 + 64)}
+    dense = {one.dtype for record in records[:2] for one in record.downloads[0].entries if one.group == "block_1"}
+    assert dense == {"float32"}  # while it is trained
+
+
+@pytest.mark.parametrize("federation", [{}, UNRELIABLE, {"client_memory": "none"}], ids=str)
+def test_the_form_of_a_pruned_block_changes_no_bit_and_only_less_is_sent(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, federation: dict[str, Any]
+) -> None:
+    config = tiny(strategy={"name": "lw_fedssl", "dsnot": HALF}, federation=federation)
+    packed, records = run(config, tmp_path / "a")
+    monkeypatch.setattr(DSnoT, "codec_of_finished", lambda _: None)
+    whole, others = run(config, tmp_path / "b")
+    assert equal(packed, whole)
+    pairs = [(one.download_bytes, two.download_bytes) for one, two in zip(records, others, strict=True)]
+    assert all(one <= two for one, two in pairs)
+    assert pairs[0][0] == pairs[0][1]
+    assert pairs[2][0] < pairs[2][1]
+    assert [one.upload_bytes for one in records] == [two.upload_bytes for two in others]
+
+
+def test_the_papers_rules_count_a_pruned_block_as_it_travels(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that remember nothing are sent one in two rounds, two in two more: half of 3,072 weights is left."""
+    config = tiny(strategy={"name": "lw_fedssl", "dsnot": HALF}, federation={"client_memory": "none"})
+    packed = profile(config, trace=False).total("download_bytes", "paper-v4")
+    monkeypatch.setattr(DSnoT, "codec_of_finished", lambda _: None)
+    whole = profile(config, trace=False).total("download_bytes", "paper-v4")
+    assert whole - packed == 2 * (1 + 2) * (4 * 3072 // 2 - 3072 // 8)
+
+
+def test_every_client_has_the_servers_own_values_whenever_it_comes(tiny: Tiny) -> None:
+    config = tiny(strategy={"name": "lw_fedssl", "dsnot": HALF}, federation=UNRELIABLE)
+    packed = set()
+    for visit in Witness(prepare(config)).visits:
+        assert all(torch.equal(visit.before[key], visit.server[key]) for key in visit.sent)
+        packed |= {(visit.stage, key.split("/")[0]) for key in visit.payload if key.endswith(".bitmap")}
+    assert packed == {(2, "block_1"), (3, "block_1"), (3, "block_2")}  # in stage 3 to who was away, or is late
+
+
+@dataclass(frozen=True)
+class Settles(Mechanism):
+    """In a stage's last round only the newest block is trained: the others are as clients then have them."""
+
+    def visit_plan(self, plan: StagePlan, turn: Turn) -> StagePlan:
+        return plan.limited_to([plan.depth - 1]) if turn.round_in_stage == turn.rounds_in_stage - 1 else plan
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"dsnot": HALF},
+        {"dsnot": HALF, "quantise": True},
+        # no row of 16 loses a weight, so a block that is finished is the version that clients have already
+        {"blocks_per_stage": 2, f"{__name__}:Settles": {}, "dsnot": {"sparsity": 0.01, "share": 0.2}},
+    ],
+    ids=str,
+)
+def test_pruned_blocks_are_the_same_with_processes_and_after_a_stop(
+    tiny: Tiny, tmp_path: Path, strategy: dict[str, Any]
+) -> None:
+    config = tiny(strategy={"name": "lw_fedssl", **strategy}, federation=UNRELIABLE)
+    assert_processes_change_nothing(config, tmp_path / "processes")
+    for stop in (2, 3, 4):
+        assert_a_stop_changes_nothing(config, tmp_path / str(stop), stop)
+
+
+@pytest.mark.parametrize(("download", "is_sparse"), [(8, False), (32, True)])
+def test_where_a_codec_packs_the_way_down_it_packs_pruned_blocks_too(
+    tiny: Tiny, download: int, is_sparse: bool
+) -> None:
+    config = tiny(strategy={"name": "lw_fedssl", "dsnot": HALF, "quantise": {"download": download}})
+    keys = {key for visit in Witness(prepare(config)).visits for key in visit.payload}
+    assert any(key.endswith(".bitmap") for key in keys) == is_sparse
+    assert any(key.endswith("/codes") for key in keys) != is_sparse
+
+
+FORM = RowSparse(sparsity=0.5)
+DOWN = Way("download")
+
+
+def through(form: RowSparse, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    specs = {key: TensorSpec(tuple(value.shape), value.dtype, False) for key, value in values.items()}
+    packed = form.pack(values, DOWN, torch.Generator())
+    made = {key: (tuple(value.shape), value.dtype) for key, value in packed.items()}
+    assert made == {key: spec[:2] for key, spec in form.wire(specs, DOWN).items()}
+    return form.unpack(packed, specs, DOWN)
+
+
+def test_no_bit_is_lost_though_a_row_has_more_zeros_than_it_must() -> None:
+    weight = torch.tensor([[0, 1.5, 0, -2], [0, 0, -0.0, 3], [0, 0, 0, 0]])
+    values = {"fc.weight": weight, "fc.bias": torch.tensor([1.0, 2, 3]), "mlp.gate.weight": torch.ones(3, 4)}
+    back = through(FORM, values)
+    assert all(torch.equal(back[key].view(torch.int32), value.view(torch.int32)) for key, value in values.items())
+
+
+@pytest.mark.parametrize(("sparsity", "is_packed"), [(1 / 32, False), (2 / 32, True)])
+def test_a_layer_is_packed_where_that_is_less(sparsity: float, is_packed: bool) -> None:
+    """Of 32 weights a bitmap has the four bytes of one."""
+    specs = {"fc.weight": TensorSpec((5, 32), torch.float32, False)}
+    form = RowSparse(sparsity=sparsity).wire(specs, DOWN)
+    assert (form != specs) == is_packed
+    assert sum(spec.nbytes for spec in form.values()) == 5 * 32 * 4 - is_packed * 5 * 4
+
+
+def test_a_row_that_is_not_pruned_is_told() -> None:
+    with pytest.raises(
+        UserError, match=r"fc\.weight has rows of more than 2 weights that are not zero; allowed: 2"
+    ):
+        FORM.pack({"fc.weight": torch.tensor([[1.0, 0, 2, 3]])}, DOWN, torch.Generator())
+
+
+@dataclass(frozen=True)
+class Forgets(DSnoT):
+    """Says that it prunes."""
+
+    def prune(self, model: SSLMethod, images: Tensor, blocks: tuple[int, ...]) -> None:
+        return
+
+
+@pytest.mark.dry_run
+def test_what_does_not_fit_its_form_is_refused_before_training(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match="rows of more than 8 weights that are not zero"):
+        check(tiny(strategy={"name": "lw_fedssl", f"{__name__}:Forgets": HALF}))
 
 
 @pytest.mark.parametrize(

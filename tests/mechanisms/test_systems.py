@@ -35,6 +35,8 @@ NEUTRAL: list[
     ("effective_movement", {"threshold": 0.0, "window": 2}, "lw_fedssl"),
     ("fedu", {"mu": None, "keep_target": False}, "fedssl"),
     ("fedu", {"mu": None, "keep_target": False}, "lw_fedssl"),
+    ("fedu2_aggregation", {"iterations": 0}, "lw_fedssl"),
+    ("secure_aggregation", {}, "prog_fedssl"),  # a model: it never does anything
 ]
 ACTIVE: list[tuple[str, dict[str, Any]]] = [
     ("l_dawa", {}),
@@ -48,6 +50,7 @@ ACTIVE: list[tuple[str, dict[str, Any]]] = [
     ("fedu", {"mu": 0.0}),
     ("fedema", {}),
     ("dp_fedavg", {}),
+    ("fedu2_aggregation", {}),
 ]
 
 

@@ -34,6 +34,7 @@ UNRELIABLE = {
 }
 
 GATED = {"encoder": {"transforms": [{"name": "gates", "dense": True}]}, "ssl": "gated_vicreg"}
+SLIM = {"encoder": {"transforms": ["slim_gates"]}}
 LORA = {"encoder": {"transforms": ["lora"]}}
 
 
@@ -129,6 +130,7 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
         exhaustive({"strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}}, **GATED}),
         exhaustive({"strategy": "lw_fedssl@v3", **GATED}),
         exhaustive({"strategy": {"name": "lw_fedssl", "fedu2": True}}),
+        exhaustive({"strategy": {"name": "lw_fedssl@v3", "gated_tiers": True}, **SLIM, "federation": UNRELIABLE}),
         exhaustive({"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["cola"]}}),
         exhaustive({"strategy": "prog_fedssl", "encoder": {"transforms": ["cola", "shared_mlp"]}}),
         exhaustive(
