@@ -14,6 +14,7 @@ import pytest
 import torch
 from exhaustive import exhaustive
 from fedbench.methods.mechanisms.fedspa import FedSpa, bitmap_of, erk, exchanged, mask_of
+from local_task import local_task
 from same_run import assert_a_stop_changes_nothing, assert_processes_change_nothing, equal, run
 from tiny_config import UNEVEN
 
@@ -24,6 +25,7 @@ from fedbench.errors import UserError
 from fedbench.federation import ClientUpdate, ServerState, Strategy, Way, weighted_mean
 from fedbench.federation.experiment import prepare
 from fedbench.federation.federation import Federation
+from fedbench.federation.messages import know_messages
 from fedbench.federation.payload import decode, encode
 from fedbench.federation.record import LEDGER_COLUMNS, RoundRecord
 from fedbench.federation.server import RejectedError, Server
@@ -32,7 +34,9 @@ from fedbench.federation.wire import Wire
 from fedbench.profiling.profile import profile
 from fedbench.running.cell import cell_name, run_cell
 from fedbench.tracking.run_directory import RunDirectory
+from fedbench.training.local import build_fabric, gradient_on, views_of_one_batch
 from fedbench.training.model import build_model
+from fedbench.training.visit import VisitHooks
 
 Tiny = Callable[..., Config]
 UNRELIABLE = {"num_clients": 5, "participants": 3, "dropout_before": 0.2, "dropout_after": 0.2, "late_clients": 1}
@@ -311,6 +315,88 @@ def test_a_payload_follows_the_mask_though_no_version_rose(tiny: Tiny, tmp_path:
             second = decode(server.encode(["block_1"], ["block_1"], client))[f"block_1/{key}"]
             assert torch.equal(second, server.state[key][mask.flip(0)])
             assert torch.equal(server.sent("block_1", client)[key], server.state[key] * mask.flip(0))
+
+
+def test_the_server_keeps_a_finished_block_whole_though_nobody_has_it_whole(tiny: Tiny) -> None:
+    witness = Witness(prepare(tiny(with_masks("lw_fedssl", density=0.2))))
+    key = "encoder.blocks.0.mlp.fc1.weight"
+    finished = witness.final[1][key]
+    assert bool(finished.all())
+    for visit in witness.visits:
+        if visit.stage > 1:
+            assert torch.equal(visit.server[key], finished)
+            assert 0 < int((visit.before[key] != 0).sum()) < finished.numel() / 2
+
+
+def test_masks_begin_anew_with_the_group_that_does(tiny: Tiny) -> None:
+    """ProgFed discards its heads when a stage begins; the blocks that stay have the masks that they had."""
+    config = tiny(with_masks("progfed"), federation={"rounds": 9, "num_clients": 1})
+    visits = Witness(prepare(config)).visits
+    begins = [after for before, after in pairwise(visits) if after.stage > before.stage]
+    assert len(begins) == 2
+    for visit in begins:
+        groups = {group_of(key) for key in visit.codec_state}
+        assert "block_1" in groups
+        assert "heads" not in groups
+        for key, mask in masks_of(visit, config).items():
+            assert torch.equal(visit.before[key], visit.server[key] * mask)
+
+
+def test_the_gradient_is_the_steps_without_the_mask_and_leaves_the_model_as_it_is(tiny: Tiny) -> None:
+    task = local_task(tiny(with_masks(density=1.0)))
+    views = tuple(torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(n)) for n in range(2))
+    before = {key: value.clone() for key, value in task.method.state_dict().items()}
+    task.masks = {"encoder.norm.weight": torch.zeros(16, dtype=torch.bool)}
+    found = gradient_on(build_fabric("32-true", torch.device("cpu")), task, lambda: views)
+    assert equal(before, dict(task.method.state_dict()))
+    assert all(weight.grad is None for weight in task.trained.values())
+    task.step_loss(views).backward()
+    assert found.keys() == task.trained.keys()
+    assert all(torch.allclose(found[key], weight.grad) for key, weight in task.trained.items())  # type: ignore[arg-type]
+    assert found["encoder.norm.weight"].any()
+
+
+def test_the_batch_of_the_gradient_is_of_the_clients_own_images(tiny: Tiny) -> None:
+    class Plain:
+        images = torch.arange(100)
+        generator = torch.Generator()
+        views = staticmethod(lambda images, generator: (images,))
+
+    config, own = tiny(), torch.arange(60, 75)
+    (first,) = views_of_one_batch(Plain(), own, config, 3, 1)  # type: ignore[arg-type]
+    assert len(first) == 8
+    assert set(first.tolist()) <= set(range(60, 75))
+    assert len(set(first.tolist())) == 8
+    (again,), (other,) = (views_of_one_batch(Plain(), own, config, *key) for key in ((3, 1), (4, 1)))  # type: ignore[arg-type]
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+WEIGHT, NORM = "encoder.blocks.0.mlp.fc1.weight", "encoder.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("hook", "words"),
+    [
+        (
+            lambda visit: visit.train_within({WEIGHT: torch.ones(3, 3, dtype=torch.bool)}),
+            "train_within: .* of .3, 3.",
+        ),
+        (lambda visit: visit.train_within({WEIGHT: torch.ones(64, 16)}), "train_within: .*float32; allowed: bool"),
+        (lambda visit: visit.train_within({"elsewhere": torch.ones(1) > 0}), "train_within: 'elsewhere'"),
+        (
+            lambda visit: visit.change_codec_state({WEIGHT: torch.ones(3)}),
+            r"change_codec_state.*it is \(128,\), torch.uint8",
+        ),
+        (lambda visit: visit.change_codec_state({NORM: torch.ones(3)}), "change_codec_state.*no such state"),
+    ],
+)
+def test_a_mask_or_a_state_that_fits_nothing_is_refused(
+    tiny: Tiny, hook: Callable[[Any], None], words: str
+) -> None:
+    task = know_messages(local_task(tiny(with_masks())))
+    with pytest.raises(UserError, match=words):
+        hook(VisitHooks(task, 1, False, {}).visits["FedSpa"])
 
 
 @pytest.mark.parametrize(
