@@ -5,6 +5,7 @@ A check takes a finished `Trial` and returns what is wrong, or None.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 import torch
@@ -24,7 +25,15 @@ from fedbench.federation.shipment import describe
 from fedbench.federation.strategy import ClientUpdate, Strategy
 from fedbench.federation.versions import NOTHING
 from fedbench.federation.wire import Wire, added
-from fedbench.training.local import LocalStep, LocalTask, Received, Term, untrained_task
+from fedbench.training.local import (
+    LocalStep,
+    LocalTask,
+    Received,
+    Term,
+    build_fabric,
+    gradient_on,
+    untrained_task,
+)
 from fedbench.training.model import build_model
 from fedbench.training.visit import VisitHooks
 
@@ -142,7 +151,7 @@ def upload_is_what_was_trained(trial: Trial) -> Finding | None:
 
 def _as_they_are(trial: Trial, way: Way, stage: int, state: StateDict) -> list[str]:
     """Keys of what does not travel packed on this way, where values may be lost on purpose."""
-    ways = (way, way._replace(direction="download"))  # what the download lost is made up for in the upload
+    ways = (way, Way("download", way.tier))  # what the download lost is made up for in the upload
     coded = [trial.wire.coded(group, specs, one) for one in ways for group, specs in trial.specs(stage).items()]
     return [key for key in state if not any(key in specs for specs in coded)]
 
@@ -173,14 +182,14 @@ def clients_start_from_payloads_alone(trial: Trial) -> Finding | None:
 def _unpacked(trial: Trial, visit: Observation, store: StateDict) -> StateDict:
     """What a client has after a payload, who had `store` before."""
     parts, values = by_group(visit.payload), StateDict()
+    wire = trial.wire.of_client(visit.client, visit.codec_state)
     for group, part in parts.items():
         if group not in visit.bases:
             values |= part
             continue
         specs = trial.specs(visit.stage)[group]
         before = store if visit.bases[group] != NOTHING else {}
-        way = trial.wire.way("download", visit.client)
-        values |= added(before, trial.wire.unpack(group, part, specs, way))
+        values |= added(before, wire.unpack(group, part, specs, wire.way("download", visit.client)))
         values |= {key: value for key, value in part.items() if not on_wire(key)}
     return values
 
@@ -283,7 +292,9 @@ def server_takes_the_aggregate(trial: Trial) -> Finding | None:
         visits = [visit for visit in trial.visits if visit.round_index == record.round_index]
         used = [visit for visit in visits if visit.returned]
         sizes = {visit.client: len(trial.experiment.client_indices[visit.client]) for visit in used}
-        updates = [ClientUpdate(visit.client, sizes[visit.client], visit.upload) for visit in used]
+        updates = [
+            ClientUpdate(visit.client, sizes[visit.client], visit.upload, holds=visit.holds) for visit in used
+        ]
         if not visits:
             continue
         server = server_state(trial, visits[0], len(record.participation.drawn))
@@ -348,6 +359,10 @@ def _step_of_training(trial: Trial) -> tuple[LocalTask, LocalStep]:
     task = know_messages(untrained_task(config, model, plan.trained_groups, terms))
     received = {key: value.clone() for key, value in model.online_state().items()}
     task.received = Received(received | _messages(task), task.images.device)
+    shape = (4, *config.encoder.image_shape)
+    images = torch.linspace(-1, 1, prod(shape)).reshape(shape)
+    views = (images, -images)
+    task.batch_gradient = partial(gradient_on, build_fabric(config.precision, images.device), task, lambda: views)
     stage = len(trial.experiment.plans)
     first = VisitHooks(task, stage, False, {})
     first.begin()
@@ -356,9 +371,6 @@ def _step_of_training(trial: Trial) -> tuple[LocalTask, LocalStep]:
     with torch.no_grad():
         for number, parameter in enumerate(task.trained.values(), start=1):
             parameter.add_(0.01 * number)
-    shape = (4, *config.encoder.image_shape)
-    images = torch.linspace(-1, 1, prod(shape)).reshape(shape)
-    views = (images, -images)
     return task, LocalStep(model.training_step(views), views, task.trained, task.received, task.teachers)
 
 

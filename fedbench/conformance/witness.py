@@ -43,6 +43,8 @@ class Observation:
         after: the same when it has trained.
         upload: what the server makes of the reply.
         returned: whether the server used it.
+        holds: where the client has entries of its own (`ClientUpdate.holds`).
+        codec_state: what both ends of the wire remembered of the client when the payload left the server.
     """
 
     round_index: int
@@ -61,6 +63,8 @@ class Observation:
     upload: StateDict
     upload_bytes: int
     returned: bool
+    holds: StateDict
+    codec_state: StateDict
 
 
 class Keepsakes:
@@ -114,6 +118,7 @@ class Witness(Observer):
     def visit_started(self, visit: Visit, model: SSLMethod) -> None:
         """Keep what the client begins with."""
         self._before = self._keepsakes.copy(model.online_state())
+        self._codec_state = dict(self.federation.course.wire.states.get(visit.client, {}))
 
     def visit_ended(self, visit: Visit, model: SSLMethod) -> None:
         """Keep what it ends with."""
@@ -143,6 +148,8 @@ class Witness(Observer):
                 self._keepsakes.copy(state),
                 len(upload.data),
                 update is not None,
+                {} if update is None else self._keepsakes.copy(update.holds),
+                self._codec_state,
             )
         )
 

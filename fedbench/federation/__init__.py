@@ -2,7 +2,7 @@
 
 from fedbench.encoders.tensor_groups import Specs, TensorSpec
 from fedbench.federation.aggregation import ServerState
-from fedbench.federation.codec import Codec, Direction, Way
+from fedbench.federation.codec import Codec, Direction, PersonalCodec, Way
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.server_training import ServerTraining
@@ -26,6 +26,7 @@ __all__ = [
     "LocalStep",
     "LocalVisit",
     "Mechanism",
+    "PersonalCodec",
     "ServerState",
     "ServerTraining",
     "Specs",

@@ -6,14 +6,17 @@ bytes: groups that the client holds already came to this worker in an earlier pa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
+import torch
 from torch import Tensor
 
 from fedbench.config.schema import Config
 from fedbench.data import Views
 from fedbench.data.pool import Pool
 from fedbench.encoders.tensor_groups import ALL, StateDict, beside, by_group, group_of, on_wire, select, variant
+from fedbench.errors import UserError
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.codec import Way
 from fedbench.federation.diagnostics import effective_rank
@@ -29,10 +32,12 @@ from fedbench.federation.wire import Wire, added, is_packed, subtracted
 from fedbench.ssl import SSLMethod
 from fedbench.training import cuda_memory
 from fedbench.training.cuda_memory import CudaMemory
-from fedbench.training.local import LocalTask, Received, Term, build_fabric, fit
+from fedbench.training.local import LocalTask, Received, Term, build_fabric, fit, gradient_on, views_of_one_batch
 from fedbench.training.visit import Kept, KeptBefore, VisitHooks, specs_of
 
-WIRE = "wire"  # under which a client keeps what codecs need, beside what plugins keep
+WIRE = "wire"  # under which a client keeps what codecs need, beside what plugins keep:
+LOST = "lost"  # by payloads before
+BEFORE, AFTER, VISIT = "before", "after", "visit"  # a codec's state around the latest visit, and when that was
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Worker:
         self.views = views
         self.images = images
         self.states = states
-        self.wire = wire
+        self.wire = self._wire_of_all = wire
         self.fabric = build_fabric(config.precision, images.device)
         self.task: LocalTask | None = None
         self._received: dict[str, tuple[int, StateDict]] = {}  # by variant: version, and values as last decoded
@@ -97,7 +102,7 @@ class Worker:
     def start_stage(self, model: SSLMethod, plan: StagePlan) -> None:
         """A new working model. Its initial values count for nothing: groups come from payloads only."""
         self._loaded = {}
-        self.wire.start_stage(plan.finished)
+        self._wire_of_all.start_stage(plan.finished)
         model.to(self.images.device)
         optimizer = self.config.optimizer
         self.task = LocalTask(model, plan.trained_groups, self.terms, optimizer, self.views, self.images)
@@ -116,27 +121,35 @@ class Worker:
         `indices` (int64): of the client's images.
         """
         start = perf_counter()
+        same_stage, kept = self.states.load(visit.client, visit.round_index, visit.stage)
+        own = kept.pop(WIRE, {})
+        lost = own.get(LOST, {}) if same_stage else {}
+        same_stage &= bool(kept)
+        state = agreed_state(visit, own)
+        self.wire = self._wire_of_all.of_client(visit.client, state)
         task = self._receive(visit)
         task.narrow(visit.plan.run, visit.plan.trained_groups, visit.plan.way)
-        task.lr_scale = visit.lr_scale
+        task.lr_scale, task.progress = visit.lr_scale, visit.round_index / self.config.federation.rounds
+        task.codec_state = self._codec_state(visit.client)
+        key = (visit.round_index, visit.client)
+        views = partial(views_of_one_batch, task, indices, self.config, *key, "gradient")
+        task.batch_gradient = partial(gradient_on, self.fabric, task, views)
         task.method.rebuild_target()
         self.observer.visit_started(visit, task.method)
-        same_stage, kept = self.states.load(visit.client, visit.round_index, visit.stage)
-        feedback = kept.pop(WIRE, {})
-        lost = feedback.get("lost", {}) if same_stage else {}
-        same_stage &= bool(kept)
         hooks = VisitHooks(task, visit.stage, same_stage, kept)
         cuda_memory.start(self.images.device)
         hooks.begin()
         epochs = self.config.federation.local_epochs
-        num_steps = fit(self.fabric, task, indices, epochs, self.config, visit.round_index, visit.client)
+        num_steps = fit(self.fabric, task, indices, epochs, self.config, *key)
         task.num_steps = num_steps
         hooks.end()
         memory = cuda_memory.read(self.images.device)
         self.observer.visit_ended(visit, task.method)
-        data, lost = self._encode(task, visit, lost)
-        own: Kept = {WIRE: {"lost": lost}} if lost or feedback else {}
-        self.states.save(visit.client, visit.round_index, visit.stage, hooks.kept | own)
+        becomes = self._new_codec_state(task, visit.plan)
+        data, lost = self._encode(task, visit, lost, becomes)
+        kept_now = {LOST: lost} | state_to_keep(visit, state, becomes)
+        wires: Kept = {WIRE: kept_now} if any(kept_now.values()) or own else {}
+        self.states.save(visit.client, visit.round_index, visit.stage, hooks.kept | wires)
         loss, added_loss = (task.losses / num_steps).tolist()
         return Upload(
             data,
@@ -155,6 +168,8 @@ class Worker:
     def _receive(self, visit: Visit) -> LocalTask:
         """Decode the payload; load every needed group that the working model has not in the needed version."""
         assert self.task is not None, "start_stage comes first"
+        if self.wire.personal is not None:  # of what came to another client nothing is here
+            self._received, self._loaded, self._payload = {}, {}, None
         if visit.payload is not self._payload:  # clients in a row are mostly sent the very same bytes
             self._decode(visit)
         missing: StateDict = {}
@@ -170,6 +185,16 @@ class Worker:
         self.task.method.load_online({key: value for key, value in missing.items() if not on_wire(key)})
         self.task.received = self._reference = self._reference.renewed(received)
         return self.task
+
+    def _codec_state(self, client: int) -> StateDict:
+        """What both ends remember of the client, by key."""
+        states = (self.wire.state(group, specs, client) for group, specs in self._specs.items())
+        return {key: value for state in states for key, value in state.items()}
+
+    def _new_codec_state(self, task: LocalTask, plan: StagePlan) -> StateDict:
+        """What it tells of that in its upload, for the groups that it sends."""
+        changes = self.wire.personal is not None and self.wire.personal.changes_state
+        return select(task.codec_state | task.new_codec_state, plan.uploaded_groups) if changes else {}
 
     def _decode(self, visit: Visit) -> None:
         payload = decode(visit.payload)
@@ -189,10 +214,12 @@ class Worker:
         rest = {key: value for key, value in part.items() if not on_wire(key)}
         return dict(sorted((added(values if base != NOTHING else {}, change) | rest).items()))
 
-    def _encode(self, task: LocalTask, visit: Visit, lost: StateDict) -> tuple[bytes, StateDict]:
+    def _encode(
+        self, task: LocalTask, visit: Visit, lost: StateDict, becomes: StateDict
+    ) -> tuple[bytes, StateDict]:
         """The payload up, and what it loses where the client is to add that to the next one.
 
-        `lost`: by those before it in this stage.
+        `lost`: by those before it in this stage. `becomes`: what is told of the codec's state.
         """
         for group in visit.plan.trained_groups:
             self._loaded.pop(group, None)  # overwritten by training
@@ -201,7 +228,7 @@ class Worker:
         travelling: StateDict = {}
         losing = dict(lost)  # a group that is not sent now has its loss until it is
         for group, part in by_group(state).items():
-            packed, rest = self._packed(group, part, visit, lost)
+            packed, rest = self._packed(group, part, visit, lost, becomes)
             travelling |= packed
             losing = {key: value for key, value in losing.items() if key not in part} | rest
         if self.wire.codecs or task.message_specs:  # they are on the CPU, and a payload is made in one place
@@ -215,8 +242,13 @@ class Worker:
         said = zeros(task.message_specs) | task.said
         return {key: value for key, value in said.items() if beside(group_of(key)) in travelling}
 
-    def _packed(self, group: str, ended: StateDict, visit: Visit, lost: StateDict) -> tuple[StateDict, StateDict]:
-        """A group as it travels up, as a change of what was received, and what of that is lost."""
+    def _packed(
+        self, group: str, ended: StateDict, visit: Visit, lost: StateDict, becomes: StateDict
+    ) -> tuple[StateDict, StateDict]:
+        """A group as it travels up, as a change of what was received, and what of that is lost.
+
+        `becomes`: what is told of the codec's state.
+        """
         specs, way = self._specs[group], Way("upload", visit.tier)
         coded = self.wire.coded(group, specs, way)
         if not coded:
@@ -227,12 +259,41 @@ class Worker:
         has_feedback = self.wire.has_feedback(group, way)
         if has_feedback:
             change = {key: _topped_up(value, lost.get(key)) for key, value in change.items()}
-        packed = self.wire.pack(group, change, specs, way, visit.round_index, visit.client)
+        own = {key: value for key, value in becomes.items() if group_of(key) == group}
+        packed = self.wire.pack(group, change, specs, way, visit.round_index, visit.client, becomes=own)
         rest = {key: value for key, value in ended.items() if key not in change}
         if not has_feedback:
             return packed | rest, {}
         losing = subtracted(change, self.wire.unpack(group, packed, specs, way))
         return packed | rest, {key: value for key, value in losing.items() if value.isfinite().all()}
+
+
+def agreed_state(visit: Visit, kept: Mapping[str, StateDict]) -> StateDict:
+    """Of the codec's state that a client kept, what the server remembers, too, by key.
+
+    What it became in the client's latest visit, if the server took the upload of that; else what it was before.
+
+    UserError: the client did not keep what the server remembers.
+    """
+    latest = int(kept[VISIT]["round"]) if VISIT in kept else None
+    state: StateDict = {}
+    for group, round_index in visit.agreed.items():
+        part = select(kept.get(AFTER if round_index == latest else BEFORE, {}), {group})
+        if not part:
+            raise UserError(
+                f"client {visit.client} has not kept what it told the server of {group} in round {round_index}; "
+                "allowed: with all that clients kept, or the run begun anew"
+            )
+        state |= part
+    return state
+
+
+def state_to_keep(visit: Visit, state: StateDict, changed: StateDict) -> dict[str, StateDict]:
+    """A codec's state before and after a visit: whether the server takes the upload shows in the next one."""
+    if not state and not changed:
+        return {}
+    after = {key: value.clone() for key, value in changed.items()}  # a file has no tensor twice
+    return {BEFORE: state, AFTER: after, VISIT: {"round": torch.tensor(visit.round_index)}}
 
 
 def _topped_up(change: Tensor, lost: Tensor | None) -> Tensor:

@@ -18,8 +18,9 @@ Several form a chain. What is packed is a change of what both ends hold already.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from fedbench.federation.mechanism import Mechanism
 
@@ -32,11 +33,19 @@ Direction = Literal["download", "upload"]
 DIRECTIONS: tuple[Direction, ...] = ("download", "upload")
 
 
-class Way(NamedTuple):
-    """Where a payload goes; `tier`: of the client at its other end."""
+@dataclass(frozen=True)
+class Way:
+    """Where a payload goes.
+
+    Attributes:
+        tier: of the client at its other end; the client, where payloads are each client's own.
+        state: what both ends remember of it, by tensor (`PersonalCodec`). It is there where values are packed and
+            unpacked; forms do not depend on it, so that it is no part of a way's identity.
+    """
 
     direction: Direction
     tier: int = 0
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
@@ -84,3 +93,45 @@ class Codec(Mechanism, ABC):
     @abstractmethod
     def unpack(self, packed: StateDict, specs: Specs, way: Way) -> StateDict:
         """Values for all of `specs` from their form on the wire and nothing else."""
+
+
+@dataclass(frozen=True)
+class PersonalCodec(Codec, ABC):
+    """A codec whose payloads are each client's own: a state that both ends remember of it decides what is packed.
+
+    It is kept by tensor, and is in `way.state` where a group is packed and unpacked. Both ends know what it is
+    before a client's first upload; where it changes, an upload carries what it becomes, which holds as soon as the
+    server takes the upload: one that is lost changes it at neither end. No other client's state is at hand where a
+    client's payload is unpacked, and nothing that a client was sent is held beyond its visit, by it or for it:
+    what it needs, it is sent in every visit.
+
+    A visit finds the state of what it trains in `visit.codec_state`, and changes it by `visit.change_codec_state`.
+    `works` may not depend on the way.
+    """
+
+    download_of: Literal["values"] = "values"
+    """There is no version of a group that the server could know a client to hold."""
+    error_feedback: Literal[False] = False
+    """What is lost in one state would be sent in another."""
+
+    @property
+    def changes_state(self) -> bool:
+        """Whether uploads carry the state, all tensors of it for each group that they carry."""
+        return True
+
+    @abstractmethod
+    def first_state(self, specs: Specs, draw: torch.Generator) -> StateDict:
+        """A client's state of a group before its first upload, for some of `specs` by their keys.
+
+        Shapes and types of the state must follow from `specs` alone. `draw`: of this client and group.
+        """
+
+    def check_state(self, state: StateDict, specs: Specs) -> None:
+        """Refuse a state that a client sent, by a `ValueError`; shapes and types are those of the first one."""
+
+    def holds(self, state: StateDict, specs: Specs) -> StateDict:
+        """Where a client has entries of its own, bool in the tensor's shape; tensors left out: everywhere.
+
+        Of the others the server takes its own values for the client's, and the mean is without them.
+        """
+        return {}

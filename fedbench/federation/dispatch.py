@@ -90,7 +90,7 @@ class Dispatch:
         for group in missing if self.wire.packs else ():
             if not self.coded(group, way):
                 continue
-            is_new = self.versions.publish(group, variant(group, way.tier))
+            is_new = self.wire.personal is not None or self.versions.publish(group, variant(group, way.tier))
             base = self.base(group, way.tier)
             if base is None:
                 continue
@@ -123,9 +123,11 @@ class Dispatch:
     def trained(self, client: int, plan: StagePlan) -> None:
         """Local training overwrote what it trained: the client holds no version of that any more.
 
-        Where it is sent changes, it keeps what it received of those groups on its disk.
+        Where it is sent changes, it keeps what it received of those groups on its disk. Of personal payloads it
+        holds none: no version of the server's says what is in them.
         """
-        gone = set(plan.trained_groups if self.clients_keep else self.groups)
+        holds = self.clients_keep and self.wire.personal is None
+        gone = set(plan.trained_groups if holds else self.groups)
         if self.clients_keep and self.wire.codecs:
             way = self.wire.way("download", client)
             gone = {group for group in gone if not self.wire.sends_changes(group, way)}
@@ -147,6 +149,7 @@ class Dispatch:
         return group in self.versions.aggregated and group not in self.plan.trained_groups
 
     def _declare(self, way: Way, reasons: Mapping[str, Reason], packed: frozenset[str]) -> Shipment:
+        way = self.wire.alike(way)
         key = (way, tuple(reasons.items()), packed)
         if key not in self._declared:
             self._declared[key] = declare_packed(self.wire, way, self.specs, reasons, packed)

@@ -103,7 +103,8 @@ class Federation:
 
     def _with_payload(self, visit: Visit) -> Visit:
         with clock(self.record, "communication"):
-            return visit._replace(payload=self.server.encode(visit.groups, visit.bases, visit.tier))
+            payload = self.server.encode(visit.groups, visit.bases, visit.tier)
+            return visit._replace(payload=payload, agreed=dict(self.server.agreed.get(visit.client, {})))
 
     def trained(self, visit: Visit, upload: Upload) -> None:
         """See `Executor`."""
@@ -118,6 +119,7 @@ class Federation:
     def aggregate(self, returning: Iterator[tuple[Visit, Upload]]) -> None:
         """See `Executor`."""
         before, distances, said = dict(self.server.state), PairwiseL2(), MessageSum()
+        self._told: dict[int, StateDict] = {}
 
         def updates() -> Iterator[ClientUpdate]:
             for visit, upload in returning:
@@ -139,6 +141,7 @@ class Federation:
         self.server.apply(values, aggregated=True)
         if values:
             self.server.say(self.aggregation.messages(said, self.server.messages, self._server_state(before)))
+        self.server.remember(self.record.round_index, self._told)
         self.record.pairwise_l2 = distances.mean()
         self.record.server_step_norm = step_norm(before, values) if values else 0.0
         self.observer.round_aggregated(self.server.state)
@@ -167,7 +170,9 @@ class Federation:
                 return None
         where = f"round {visit.round_index}, client {visit.client}, upload"
         compare(where, visit.upload, len(upload.data), accepted.num_bytes)
-        return ClientUpdate(visit.client, upload.num_samples, accepted.state, accepted.messages)
+        if accepted.told:
+            self._told[visit.client] = accepted.told
+        return ClientUpdate(visit.client, upload.num_samples, accepted.state, accepted.messages, accepted.holds)
 
     def server_step(self) -> None:
         """See `Executor`."""

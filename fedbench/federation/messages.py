@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from fedbench.encoders.tensor_groups import Specs, StateDict, TensorSpec, group_of, message_key
+from fedbench.encoders.tensor_groups import Specs, StateDict, TensorSpec, group_of, groups_of, message_key
 from fedbench.errors import UserError
 from fedbench.federation.mechanism import Mechanism
 from fedbench.federation.shipment import describe
+from fedbench.federation.wire import Wire
 from fedbench.training.local import LocalTask
 
 
@@ -64,6 +65,14 @@ class MessageSum:
 
 
 def know_messages(task: LocalTask) -> LocalTask:
-    """The task, which now knows what its mechanisms are sent and send beside the model."""
-    task.message_specs = message_specs(task.terms, describe(task.method), task.trained_groups)
+    """The task, which now knows what its mechanisms are sent and send beside the model.
+
+    And the form of what both ends remember of a client, whichever it is, until a visit has its own.
+    """
+    specs = describe(task.method)
+    task.message_specs = message_specs(task.terms, specs, task.trained_groups)
+    wire, groups = Wire([term for term in task.terms if isinstance(term, Mechanism)]), groups_of(specs)
+    own = ({key: spec for key, spec in specs.items() if group_of(key) == group} for group in groups)
+    states = (wire.state(group, part, client=0) for group, part in zip(groups, own, strict=True))
+    task.codec_state = {key: value for state in states for key, value in state.items()}
     return task

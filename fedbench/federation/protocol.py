@@ -34,8 +34,10 @@ class Visit(NamedTuple):
         versions: version of every group that it needs, those that it holds already included.
         download: the payload down, as declared; `upload`: the one up, None if the client is lost before it.
         bases: of the groups that travel packed, the version of which they are a change; `NOTHING`: of none.
-        tier: of the client, where codecs have tiers.
+        tier: of the client, where codecs have tiers; the client, where payloads are its own.
         lr_scale: what the schedule makes of the learning rate in this round.
+        agreed: by group, the round of the upload in which the client told its codec's state as the server has it;
+            a group that is not there has the first one at both ends.
         payload: the bytes of the download; empty where nothing is trained.
     """
 
@@ -50,6 +52,7 @@ class Visit(NamedTuple):
     bases: Mapping[str, int] = {}
     tier: int = 0
     lr_scale: float = 1.0
+    agreed: Mapping[str, int] = {}
     payload: bytes = b""
 
     @property

@@ -12,6 +12,7 @@ from fedbench.encoders.tensor_groups import (
     by_group,
     group_of,
     group_of_variant,
+    is_message,
     on_wire,
     select,
     variant,
@@ -29,6 +30,7 @@ from fedbench.federation.wire import added, is_packed, subtracted
 
 # kinds of tensors in a checkpoint
 STATE, HELD, MEMORY, SENT, PACKED, SAID = "state/", "held/", "memory/", "sent/", "packed/", "said/"
+OWN = "own/"
 
 
 class RejectedError(Exception):
@@ -40,11 +42,15 @@ class Accepted(NamedTuple):
 
     Attributes:
         messages: by key on the wire.
+        holds: where the client has entries of its own, of tensors of which it has not all (`PersonalCodec.holds`).
+        told: what the state of its codec becomes, by the tensor's key.
     """
 
     state: StateDict
     messages: StateDict
     num_bytes: int
+    holds: StateDict
+    told: StateDict
 
 
 class Sent(NamedTuple):
@@ -58,7 +64,11 @@ class Sent(NamedTuple):
 class Server:
     """Holds one copy of the model's online state, on the CPU, and no copy per client.
 
-    Where codecs pack what clients are sent: also what clients have of it, for each tier of them.
+    Where codecs pack what clients are sent: also what clients have of it, for each tier of them. Where payloads
+    are each client's own: the state of each client that both ends remember, in `dispatch.wire`, and no values.
+
+    Attributes:
+        agreed: client -> group -> round of the upload in which the client told the state that both ends remember.
     """
 
     def __init__(self, dispatch: Dispatch) -> None:
@@ -66,6 +76,7 @@ class Server:
         self.messages: StateDict = {}  # by key on the wire
         self.memory: Memory = {}  # what plugins keep
         self.dispatch = dispatch
+        self.agreed: dict[int, dict[str, int]] = {}
         self._sent: dict[str, Sent] = {}  # by variant, only of groups that are packed on the way down
         self._encoded: dict[tuple[tuple[str, int, bool], ...], bytes] = {}
 
@@ -77,6 +88,7 @@ class Server:
         A group whose shape changed (the reshaping layer of a longer ResNet) is a new one.
         """
         new, old = self.dispatch.start_stage(plan, specs, anew), self.state
+        self._forget(new)
         self._sent = {name: sent for name, sent in self._sent.items() if group_of_variant(name) not in new}
         self.state = {
             key: (value if group_of(key) in new else old[key]).detach().clone() for key, value in initial.items()
@@ -98,9 +110,14 @@ class Server:
             arrived = decode(data)
         except UserError as error:
             raise RejectedError(f"does not decode: {error}") from error
-        state: StateDict = {}
+        state, holds, told = StateDict(), StateDict(), StateDict()
         for group, part in by_group(arrived).items():
-            state |= self._unpacked(group, part, client) if is_packed(part) else self._changed(group, part, client)
+            if not is_packed(part):
+                state |= self._changed(group, part, client)
+                continue
+            values, news = self._unpacked(group, part, client)
+            state, told = state | values, told | news
+            holds |= self.dispatch.wire.holds(group, self.dispatch.by_group[group], client)
         known = self.state | self.messages
         for key, value in state.items():
             if key not in known or known[key].shape != value.shape:
@@ -110,10 +127,26 @@ class Server:
                 if not value.isfinite().all():
                     raise RejectedError(f"{key} is not finite")
         messages = {key: state.pop(key) for key in list(state) if on_wire(key)}
-        return Accepted(state, messages, received_bytes(data, arrived))
+        return Accepted(state, messages, received_bytes(data, arrived), holds, told)
 
-    def _unpacked(self, group: str, part: StateDict, client: int) -> StateDict:
-        """The server's values and the change that a client sent: what its download lost is not lost here."""
+    def remember(self, round_index: int, told: Mapping[int, StateDict]) -> None:
+        """What clients, whose uploads of this round were used, had their state become in it."""
+        for client, state in told.items():
+            self.dispatch.wire.remember(client, state)
+            self.agreed.setdefault(client, {}).update({group_of(key): round_index for key in state})
+
+    def _forget(self, groups: Set[str]) -> None:
+        """Clients' states of groups that begin anew do so, too."""
+        self.dispatch.wire.forget(groups)
+        for agreed in self.agreed.values():
+            for group in groups & agreed.keys():
+                del agreed[group]
+
+    def _unpacked(self, group: str, part: StateDict, client: int) -> tuple[StateDict, StateDict]:
+        """The server's values and the change that a client sent: what its download lost is not lost here.
+
+        With it what the client told of its state.
+        """
         wire, specs = self.dispatch.wire, self.dispatch.by_group.get(group, {})
         way = wire.way("upload", client)
         declared = wire.specs(group, specs, way)
@@ -122,10 +155,11 @@ class Server:
                 raise RejectedError(f"{key} does not fit what is declared of {group}")
         try:
             change = wire.unpack(group, part, specs, way)
+            told = wire.told(group, part, specs, way)
         except (UserError, RuntimeError, IndexError, ValueError) as error:  # indices that point nowhere
             raise RejectedError(f"{group} cannot be unpacked: {error}") from error
         rest = {key: value for key, value in part.items() if not on_wire(key)}
-        return added(self.state, change) | rest
+        return added(self.state, change) | rest, told
 
     def _changed(self, group: str, ended: StateDict, client: int) -> StateDict:
         """The same of a group that came as it is; the client's own values, if it was sent the server's."""
@@ -153,7 +187,12 @@ class Server:
         self.dispatch.changed(changed, aggregated)
 
     def encode(self, groups: Sequence[str], packed: Collection[str] = (), tier: int = 0) -> bytes:
-        """Groups in their current versions, some packed; encoded once for all who are to be sent the same."""
+        """Groups in their current versions, some packed; encoded once for all who are to be sent the same.
+
+        A payload that is one client's own is kept for nobody.
+        """
+        if self.dispatch.wire.personal is not None:
+            return encode(self._travelling(groups, packed, tier))
         versions = self.dispatch.versions.current
         key = tuple((variant(group, tier), versions[group], group in packed) for group in groups)
         if key not in self._encoded:
@@ -178,11 +217,21 @@ class Server:
     def sent(self, group: str, tier: int = 0) -> StateDict:
         """What a client has of a group when it was sent the version that clients of its tier are sent now."""
         values, name = select(self.state, {group}), variant(group, tier)
+        if self.dispatch.wire.personal is not None and self.dispatch.coded(group, Way("download", tier)):
+            return values | self._publish(group, tier).values
         return values | self._sent[name].values if name in self._sent else values
 
+    def sent_whole(self, client: int) -> StateDict:
+        """The model that a client would have if it were sent all of it now."""
+        tier = self.dispatch.wire.way("download", client).tier
+        groups = [group for group in self.dispatch.groups if not is_message(group)]
+        return {key: value for group in groups for key, value in self.sent(group, tier).items()}
+
     def _publish(self, group: str, tier: int) -> Sent:
-        name = variant(group, tier)
-        version, _ = self.dispatch.versions.published.get(name, (self.dispatch.versions.current[group], NOTHING))
+        name, versions = variant(group, tier), self.dispatch.versions
+        if self.dispatch.wire.personal is not None:
+            return self._packed(group, versions.current[group], Way("download", tier))
+        version, _ = versions.published.get(name, (versions.current[group], NOTHING))
         if name not in self._sent or self._sent[name].version != version:
             self._sent[name] = self._packed(group, version, Way("download", tier))
         return self._sent[name]
@@ -205,7 +254,7 @@ class Server:
         """A finished group has no next version to make up for a loss: what is trained on top has it as clients."""
         dispatch = self.dispatch
         is_last = dispatch.is_finished(group) and dispatch.versions.current[group] == sent.version
-        if is_last and dispatch.wire.num_tiers == 1:
+        if is_last and dispatch.wire.is_common:
             self.state |= sent.values
 
     def known(self) -> dict[str, tuple[int, StateDict]]:
@@ -242,7 +291,14 @@ class Server:
             for kind, part in ((SENT, "values"), (PACKED, "packed"))
         )
         said = {f"{SAID}{key}": value.contiguous() for key, value in self.messages.items()}
-        return {"versions": versions.facts()}, {**values, **held, **memory, **sent, **packed, **said}
+        own = {
+            f"{OWN}{client}/{key}": value.contiguous()
+            for client, state in self.dispatch.wire.states.items()
+            for key, value in state.items()
+        }
+        agreed = {str(client): groups for client, groups in self.agreed.items()}
+        facts = {"versions": versions.facts(), **({"agreed": agreed} if agreed else {})}
+        return facts, {**values, **held, **memory, **sent, **packed, **said, **own}
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Go on from a snapshot, in a stage that the dispatch knows."""
@@ -254,6 +310,10 @@ class Server:
             if key.startswith(MEMORY):
                 plugin, name = key.removeprefix(MEMORY).split("/", 1)
                 self.memory.setdefault(plugin, {})[name] = value
+            if key.startswith(OWN):
+                client, name = key.removeprefix(OWN).split("/", 1)
+                self.dispatch.wire.remember(int(client), {name: value})
+        self.agreed = {int(client): dict(groups) for client, groups in facts.get("agreed", {}).items()}
         parts: dict[str, dict[str, StateDict]] = {SENT: {}, PACKED: {}}
         for kind, names in parts.items():
             for key, value in tensors.items():

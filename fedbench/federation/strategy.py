@@ -17,7 +17,6 @@ Its fields are its configuration: `strategy={name: path/to/fedprox.py, proximal_
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -55,12 +54,15 @@ class ClientUpdate:
         num_samples: |D^n|.
         state: the uploaded tensors, by key of the model's online state.
         messages: what travelled beside them, by key on the wire.
+        holds: bool, where the client has entries of its own, for tensors of which it has not all; elsewhere
+            `state` has the server's values.
     """
 
     client: int
     num_samples: int
     state: StateDict
     messages: StateDict = field(default_factory=dict)
+    holds: StateDict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,20 +175,31 @@ def _copied(initial: StateDict, current: StateDict, distance: int) -> StateDict:
 def weighted_mean(updates: Iterable[ClientUpdate]) -> StateDict:
     """M <- sum_n w_n M^n with w_n = |D^n| / sum_m |D^m|  ([LW] Algorithm 1, lines 8 and 10).
 
-    The sums are over the clients that sent the entry: who did not run a block has no say in it.
+    The sums are over the clients that sent the entry: who did not run a block has no say in it, nor has who does
+    not hold the entry (`ClientUpdate.holds`). What nobody holds stays what it was.
     A running sum in float64: the mean of equal values is that value, bit for bit. Integer buffers
     (BatchNorm's step counter) are rounded.
     """
     sums: StateDict = {}
     dtypes: dict[str, Any] = {}
-    num_samples = Counter[str]()
+    weights: dict[str, Any] = {}  # numbers of samples, by entry where not all hold it
+    absent: StateDict = {}  # values of clients that do not hold all of a tensor
     for update in updates:
         for key, value in update.state.items():
-            num_samples[key] += update.num_samples
-            term = value.double() * update.num_samples
+            weight: Any = update.num_samples
+            if key in update.holds:
+                weight, absent[key] = weight * update.holds[key].double(), value
+            weights[key] = weights.get(key, 0) + weight
+            term = value.double() * weight
             sums[key] = sums[key].add_(term) if key in sums else term
             dtypes[key] = value.dtype
-    return {key: _cast(total / num_samples[key], dtypes[key]) for key, total in sums.items()}
+    return {key: _cast(_mean(total, weights[key], absent.get(key)), dtypes[key]) for key, total in sums.items()}
+
+
+def _mean(total: Tensor, weight: Any, absent: Tensor | None) -> Tensor:
+    """Of each entry over those who hold it; where nobody does, what it was, which `absent` has there."""
+    mean: Tensor = total / weight
+    return mean if absent is None else mean.where(weight > 0, absent.double())
 
 
 def _cast(mean: Tensor, dtype: Any) -> Tensor:

@@ -3,7 +3,8 @@
 On the wire a packed tensor is called `GROUP/NAME`; what travels as it is has its own key.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -23,11 +24,13 @@ from fedbench.encoders.tensor_groups import (
     wire_name,
 )
 from fedbench.errors import UserError
-from fedbench.federation.codec import Codec, Direction, Way
+from fedbench.federation.codec import Codec, Direction, PersonalCodec, Way
 from fedbench.federation.mechanism import Mechanism
 from fedbench.random import generator
 
 REMEMBERED = 4096  # forms of groups
+FIRST_STATES = 256  # of groups, that are remembered
+STATE = "state."  # how the name of a client's state on the wire begins, before the tensor's key
 Item = TypeVar("Item", TensorSpec, Tensor)
 Form = tuple[tuple[str, TensorSpec], ...]
 
@@ -37,30 +40,107 @@ class Wire:
 
     Of a block that no client trains any more a mechanism may know a form that loses nothing
     (`Mechanism.codec_of_finished`); it travels in that where no codec packs it.
+
+    Attributes:
+        personal: the codec at work whose payloads are each client's own, if there is one.
+        states: of it, by client, as far as they are not the first ones: on the server of all clients, in a visit
+            of the one client whose visit it is (`of_client`).
     """
 
     def __init__(self, mechanisms: Sequence[Mechanism] = (), seed: int = 0) -> None:
-        """UserError: several codecs have tiers of clients."""
+        """UserError: several codecs have tiers of clients, or payloads that are each client's own."""
         self.seed = seed
         self.codecs = sorted((one for one in mechanisms if isinstance(one, Codec)), key=lambda codec: codec.order)
-        tiered = [codec for codec in self.codecs if codec.num_tiers > 1]
+        tiered = [codec for codec in self.codecs if codec.num_tiers > 1 or isinstance(codec, PersonalCodec)]
         if len(tiered) > 1:
             names = " and ".join(type(codec).__name__ for codec in tiered)
             raise UserError(f"{names} have tiers of clients; allowed: one codec that has")
         self.num_tiers = max((codec.num_tiers for codec in self.codecs), default=1)
-        own = (one.codec_of_finished() for one in mechanisms)
-        self._of_finished = [codec for codec in own if codec is not None]
+        self._of_finished = [
+            codec for one in mechanisms for codec in [one.codec_of_finished()] if codec is not None
+        ]
         self._finished: frozenset[str] = frozenset()
+        own = (codec for codec in self.codecs if isinstance(codec, PersonalCodec) and codec.works(Way("upload")))
+        self.personal = next(own, None)
+        self.states: dict[int, StateDict] = {}
+        self._only: int | None = None  # client whose payloads go over it
         self._forms = lru_cache(REMEMBERED)(self._chain)
         self._flops = lru_cache(REMEMBERED)(self._count)
+        self._first = lru_cache(FIRST_STATES)(self._first_state)
 
     def start_stage(self, finished: Iterable[int]) -> None:
         """From now on no client trains these blocks any more."""
         self._finished = block_groups(finished)
+        self._forms.cache_clear()
+        self._flops.cache_clear()
 
     def way(self, direction: Direction, client: int) -> Way:
         """That of a client's payloads."""
-        return Way(direction, client % self.num_tiers)
+        return Way(direction, client if self.personal is not None else client % self.num_tiers)
+
+    def alike(self, way: Way) -> Way:
+        """A way with the same forms: those of personal payloads are any client's."""
+        return Way(way.direction) if self.personal is not None else way
+
+    @property
+    def is_common(self) -> bool:
+        """Whether all clients are sent the same."""
+        return self.num_tiers == 1 and self.personal is None
+
+    def of_client(self, client: int, state: StateDict) -> "Wire":
+        """The same for one client's payloads alone: where they are personal, another one's cannot be read."""
+        own = copy.copy(self)
+        own.states, own._only = {client: state}, client
+        return own
+
+    def state(self, group: str, specs: Specs, client: int) -> StateDict:
+        """What both ends remember of a client for a group, by key; nothing where payloads are not personal."""
+        if not self._is_personal(group):
+            return {}
+        assert self._only in (None, client), f"the state of client {client} in a visit of client {self._only}"
+        known = self.states.get(client, {})
+        return {key: known.get(key, first) for key, first in self._first(group, _form(specs), client).items()}
+
+    def _with_state(self, group: str, specs: Specs, way: Way) -> Way:
+        return Way(way.direction, way.tier, self.state(group, specs, way.tier))
+
+    def remember(self, client: int, state: StateDict) -> None:
+        """What a client's state is from now on, as far as it is in `state`."""
+        self.states[client] = self.states.get(client, {}) | state
+
+    def forget(self, groups: Collection[str]) -> None:
+        """All clients' states of these groups are the first ones again."""
+        for client, state in self.states.items():
+            self.states[client] = {key: value for key, value in state.items() if group_of(key) not in groups}
+
+    def holds(self, group: str, specs: Specs, client: int) -> StateDict:
+        """See `PersonalCodec.holds`."""
+        state = self.state(group, specs, client)
+        return self.personal.holds(state, _coded(specs)) if self.personal is not None and state else {}
+
+    def told(self, group: str, arrived: Mapping[str, Tensor], specs: Specs, way: Way) -> StateDict:
+        """What a client has its state of a group become, of an upload in the declared form.
+
+        ValueError: it cannot be a state.
+        """
+        state = {key: arrived[name] for key, (name, _) in self._news(group, specs, way).items()}
+        if self.personal is not None and state:
+            self.personal.check_state(state, _coded(specs))
+        return state
+
+    def _news(self, group: str, specs: Specs, way: Way) -> dict[str, tuple[str, Tensor]]:
+        """Of the state that travels along: by key, its name on the wire and a tensor of its form."""
+        if way.direction == "download" or self.personal is None or not self.personal.changes_state:
+            return {}
+        first = self._first(group, _form(specs), way.tier) if self._is_personal(group) else {}
+        return {key: (wire_name(group, f"{STATE}{key}"), value) for key, value in first.items()}
+
+    def _is_personal(self, group: str) -> bool:
+        return self.personal is not None and self.personal in self._at_work(group, Way("upload"))
+
+    def _first_state(self, group: str, form: Form, client: int) -> StateDict:
+        assert self.personal is not None
+        return self.personal.first_state(dict(form), generator(self.seed, "codec state", group, client))
 
     @property
     def packs(self) -> bool:
@@ -86,24 +166,41 @@ class Wire:
 
     def specs(self, group: str, specs: Specs, way: Way) -> Specs:
         """The tensors that travel for a group of these, packed."""
+        way = self.alike(way)
         packed = self._forms(group, way, _form(specs))[-1]
         rest = {key: spec for key, spec in specs.items() if key not in _coded(specs)}
-        return {**{wire_name(group, name): spec for name, spec in packed}, **rest}
+        news = {
+            name: TensorSpec(tuple(first.shape), first.dtype, False)
+            for name, first in self._news(group, specs, way).values()
+        }
+        return {**{wire_name(group, name): spec for name, spec in packed}, **news, **rest}
 
-    def pack(self, group: str, values: Mapping[str, Tensor], specs: Specs, way: Way, *when: int) -> StateDict:
+    def pack(
+        self,
+        group: str,
+        values: Mapping[str, Tensor],
+        specs: Specs,
+        way: Way,
+        *when: int,
+        becomes: Mapping[str, Tensor] | None = None,
+    ) -> StateDict:
         """The coded entries of a group in the form in which they travel; `when` names the draw.
+
+        `becomes`: what the client's state changes to with this upload, by key; the rest stays what it is.
 
         Raises:
             UserError: a codec packs other tensors than it declared.
         """
         draw = generator(self.seed, "codec", way.direction, group, way.tier, *when)
-        forms = self._forms(group, way, _form(specs))
+        forms, way = self._forms(group, self.alike(way), _form(specs)), self._with_state(group, specs, way)
         packed = {key: values[key] for key, _ in forms[0]}
         for codec, form in zip(self._at_work(group, way), forms[1:], strict=True):
             floats, rest = _parted(packed)
             packed = rest | codec.pack(floats, way, draw)
             _check(f"{type(codec).__name__}.pack", packed, dict(form))
-        return {wire_name(group, name): value for name, value in packed.items()}
+        changed = {**way.state, **(becomes or {})}
+        news = {name: changed[key] for key, (name, _) in self._news(group, specs, way).items()}
+        return {wire_name(group, name): value for name, value in packed.items()} | news
 
     def unpack(self, group: str, arrived: Mapping[str, Tensor], specs: Specs, way: Way) -> StateDict:
         """The coded entries of a group from their form on the wire.
@@ -111,8 +208,9 @@ class Wire:
         Raises:
             UserError: a codec makes other tensors of it than those that were packed.
         """
-        forms = self._forms(group, way, _form(specs))
+        forms = self._forms(group, self.alike(way), _form(specs))
         values = {name: arrived[wire_name(group, name)] for name, _ in forms[-1]}
+        way = self._with_state(group, specs, way)
         for codec, form in zip(reversed(self._at_work(group, way)), reversed(forms[:-1]), strict=True):
             floats, rest = _parted(dict(form))
             packed = {name: value for name, value in values.items() if name not in rest}
@@ -122,7 +220,7 @@ class Wire:
 
     def flops(self, group: str, specs: Specs, way: Way) -> tuple[int, int]:
         """Of packing a group and of unpacking it, found by doing it once."""
-        return self._flops(group, way, _form(specs))
+        return self._flops(group, self.alike(way), _form(specs))
 
     def _count(self, group: str, way: Way, form: Form) -> tuple[int, int]:
         specs = dict(form)

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fedbench.encoders.tensor_groups import is_target
 from fedbench.metering.meter import Meter
-from fedbench.training.local import LocalTask, Received, build_fabric, take_step
+from fedbench.training.local import LocalTask, Received, build_fabric, gradient_on, no_gradient, take_step
 from fedbench.training.server_edit import Edit, apply_edit
 from fedbench.training.visit import NOTHING_KEPT, KeptBefore, KeptSpec, VisitHooks, by_position, empty_tensors
 
@@ -76,8 +76,11 @@ def trace_step(
         if run is not None and trained_groups is not None:
             fake.narrow(run, trained_groups, way)
         hooks = VisitHooks(fake, stage, before.same_stage, empty_tensors(before.specs))
+        shapes = task.views.shapes(batch_size, image_shape)
+        fabric = build_fabric(precision, torch.device("cpu"))
+        fake.batch_gradient = partial(gradient_on, fabric, fake, lambda: tuple(map(torch.empty, shapes)))
         around = [_measure(fake, hooks.begin)]
-        views = tuple(map(torch.empty, task.views.shapes(batch_size, image_shape)))
+        views = tuple(map(torch.empty, shapes))
         step = measure_step(fake, views, precision)
         around.append(_measure(fake, hooks.end))
         highest = max((step, *around), key=lambda cost: cost.peak_memory_bytes)
@@ -133,7 +136,7 @@ def measure_step(task: LocalTask, views: tuple[Tensor, ...], precision: str) -> 
         take_step(fabric, task, optimizer, partial(task.step_loss, views), meter.enter)
         meter.label("gradients", (weight.grad for weight in trained if weight.grad is not None))
         provided = (tensor for values in task.provided.values() for tensor in values.values())
-        meter.hold_used("frozen copies", [*task.received.stored.values(), *provided])
+        meter.hold_used("frozen copies", [*task.received.stored.values(), *provided, *task.masks.values()])
     return StepCost(sum(meter.flops.values()), meter.peak_bytes, dict(meter.flops), meter.peak())
 
 
@@ -157,7 +160,11 @@ def _fake_copy(task: LocalTask) -> LocalTask:
     received = {key: _fake(value) for key, value in own.items() if not is_target(key)}
     received |= {key: torch.empty(spec.shape, dtype=spec.dtype) for key, spec in task.message_specs.items()}
     replaced[id(task.received)] = Received(received, torch.device("cpu"))
-    replaced |= {id(task.provided): {}, id(task.said): {}}  # of a visit that was
+    replaced |= {id(task.provided): {}, id(task.said): {}, id(task.masks): {}}  # of a visit that was
+    replaced |= {id(task.new_codec_state): {}, id(task.batch_gradient): no_gradient}
+    replaced[id(task.codec_state)] = {
+        key: torch.empty(value.shape, dtype=value.dtype) for key, value in task.codec_state.items()
+    }
     shared = (task.images, task.generator, task.views, task.terms, task.optimizer_config)
     untouched = (*shared, task.losses, task.projections)  # by a step of `step_loss`
     replaced |= {id(value): value for value in untouched}

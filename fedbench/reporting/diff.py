@@ -43,7 +43,7 @@ def _read(path: Path) -> RunDirectory:
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Accuracies and costs."""
-    shown = ("probe/", "untrained/", "client/", "server/", "total/")
+    shown = ("probe/", "personal/", "untrained/", "client/", "server/", "total/")
     return {key: value for key, value in summary.items() if key.startswith(shown) and not key.startswith(CLOCKS)}
 
 

@@ -181,6 +181,7 @@ def cell_rounds(experiment: Experiment, out: Path) -> Generator[dict[str, Any], 
                     raise stopping.StoppedError
             encoder = _current_encoder(federation)
             summary = _describe(experiment) | _costs(config, directory.rounds()) | _evaluate(experiment, encoder)
+            summary |= _evaluate_personal(experiment, federation)
             summary |= figures(experiment.mechanisms, config, federation.course.rounds_done)
             summary["seconds"] = before + perf_counter() - start
             directory.finish(summary, encoder.state_dict())
@@ -228,10 +229,14 @@ def _resume(
 
 def _current_encoder(federation: Federation) -> Encoder:
     """F with the server's values, as long as it is at this stage; the heads are thrown away."""
+    return _encoder_of(federation, federation.server.state)
+
+
+def _encoder_of(federation: Federation, state: Mapping[str, torch.Tensor]) -> Encoder:
     depth = federation.course.plan.depth
     with torch.random.fork_rng(devices=[]):  # building draws weights, which are not kept
         encoder = build_encoder(federation.config.encoder, depth)
-    encoder.load_state_dict(encoder_part(federation.server.state))
+    encoder.load_state_dict(encoder_part(state))
     return encoder
 
 
@@ -294,6 +299,21 @@ def _evaluate(experiment: Experiment, encoder: Encoder) -> dict[str, float]:
     """The trained encoder, and the same encoder untrained: the floor."""
     floor = _judged(experiment, untrained_encoder(experiment.config), "untrained", "untrained_features")
     return _judged(experiment, encoder, "probe", "features") | floor
+
+
+def _evaluate_personal(experiment: Experiment, federation: Federation) -> dict[str, float]:
+    """Where payloads are each client's own: the mean over all clients of what protocols say of the encoder that
+    each would be sent now. Without `finetune`, which would train what a client does not have.
+    """
+    config, dataset = experiment.config, experiment.evaluation_dataset
+    protocols = [name for name in config.evaluation.protocols if name != "finetune"]
+    if federation.course.wire.personal is None:
+        return {}
+    sums = Counter[str]()
+    for client in range(config.federation.num_clients):
+        encoder = _encoder_of(federation, federation.server.sent_whole(client)).to(experiment.device)
+        sums.update(evaluate(encoder, dataset, config, protocols))
+    return {f"personal/{key}": value / config.federation.num_clients for key, value in sums.items()}
 
 
 def _judged(experiment: Experiment, encoder: Encoder, scored_as: str, features_as: str) -> dict[str, float]:

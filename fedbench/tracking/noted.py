@@ -87,7 +87,7 @@ class NotedManifest(Noted):
     data: Named | None = None
 
 
-SHARES = ("probe/", "untrained/")  # accuracies and their like
+SHARES = ("probe/", "personal/", "untrained/")  # accuracies and their like
 SIGNED = "uniformity"
 
 

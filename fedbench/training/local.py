@@ -154,6 +154,11 @@ class LocalTask(LightningModule):
         self.provided: dict[str, StateDict] = {}  # by term, of this visit
         self.message_specs: Specs = {}  # what travels beside the model, by key on the wire
         self.said: StateDict = {}  # of that, what this visit sends
+        self.masks: StateDict = {}  # of this visit, bool: of parameters that are trained in some entries only
+        self.codec_state: StateDict = {}  # that both ends of the wire remember of this client, by key
+        self.new_codec_state: StateDict = {}  # of that, what this visit changes
+        self.batch_gradient: Callable[[], StateDict] = no_gradient  # on one of the client's batches
+        self.progress = 0.0  # of the run, as this round begins: 0 to 1
         self.num_steps = 1  # of this visit, where it has trained
         self.prefix: SharedPrefix | None = None
         self.trained_groups: Set[str] = frozenset()
@@ -232,6 +237,13 @@ class LocalTask(LightningModule):
         own = self.provided.get(type(source).__name__)
         return replace(step, provided=own) if own else step
 
+    def mask_gradients(self) -> None:
+        """Where a parameter is not trained its gradient is zero, and an entry that is zero stays so."""
+        for key, mask in self.masks.items():
+            gradient = self.trained[key].grad
+            if gradient is not None:
+                gradient.mul_(mask)
+
     def step_loss(self, views: tuple[Tensor, ...]) -> Tensor:
         """What a step minimises."""
         output, added = self.step_losses(views)
@@ -306,10 +318,42 @@ def take_step(
     if enter:
         enter("backward")
     fabric.backward(loss)
+    task.mask_gradients()
     if enter:
         enter("optimizer")
     optimizer.step()
     task.method.update_target()
+
+
+def no_gradient() -> StateDict:
+    """Stands for a gradient where there is no batch."""
+    raise AssertionError("a gradient is asked for outside of a visit")
+
+
+def gradient_on(fabric: Fabric, task: LocalTask, views: Callable[[], tuple[Tensor, ...]]) -> StateDict:
+    """Gradient by key of what a step minimises on `views()`, of all entries, masked or not.
+
+    A forward and a backward pass that leave the model as it is, buffers included.
+    """
+    before = {name: buffer.clone() for name, buffer in task.method.named_buffers()}
+    with torch.enable_grad():
+        with fabric.autocast():
+            loss = task.step_loss(views())
+        gradients = torch.autograd.grad(loss, list(task.trained.values()), allow_unused=True)
+    with torch.no_grad():
+        for name, buffer in task.method.named_buffers():
+            buffer.copy_(before[name])
+    pairs = zip(task.trained.items(), gradients, strict=True)
+    return {key: torch.zeros_like(weight) if one is None else one for (key, weight), one in pairs}
+
+
+def views_of_one_batch(task: LocalTask, indices: Tensor, config: Config, *key: str | int) -> tuple[Tensor, ...]:
+    """Views of a batch of `indices` beside those of the steps, every draw from the streams named by `key`."""
+    task.generator.manual_seed(stream(config.seed, "augment", *key))
+    _seed_noise(stream(config.seed, "noise", *key), task.images.device)
+    size = min(config.optimizer.batch_size, len(indices))
+    drawn = torch.randperm(len(indices), generator=generator(config.seed, "shuffle", *key))[:size]
+    return task.views(task.images[indices[drawn.to(indices.device)]], task.generator)
 
 
 def fit(fabric: Fabric, task: LocalTask, indices: Tensor, epochs: int, config: Config, *key: str | int) -> int:

@@ -85,6 +85,11 @@ class LocalVisit:
         return self._task.optimizer_config.lr * self._task.lr_scale
 
     @property
+    def progress(self) -> float:
+        """Share of the run's rounds that are over when this one begins; 0 in a trace."""
+        return self._task.progress
+
+    @property
     def num_steps(self) -> int:
         """Steps that were taken, in `end_visit`."""
         return self._task.num_steps
@@ -94,6 +99,49 @@ class LocalVisit:
         """What the client received beside the model, by name, on its device (`Mechanism.messages`)."""
         keys = messages_of(self._name, {key: key for key in self._task.received.stored})
         return {name: self._task.received[key] for name, key in keys.items()}
+
+    @property
+    def codec_state(self) -> StateDict:
+        """Of what both ends of the wire remember of this client (`PersonalCodec`), that of the tensors under
+        training, by their keys, on the model's device."""
+        trained, device = self.trained, device_of(self._task.method)
+        return {key: value.to(device) for key, value in self._task.codec_state.items() if key in trained}
+
+    def change_codec_state(self, values: Mapping[str, Tensor]) -> None:
+        """Have that become `values`, as soon as the server takes this visit's upload.
+
+        Raises:
+            UserError: one is not of `visit.codec_state`, or not in its shape and type.
+        """
+        own = self.codec_state
+        for key, value in values.items():
+            if key not in own or own[key].shape != value.shape or own[key].dtype != value.dtype:
+                has = f"{tuple(own[key].shape)}, {own[key].dtype}" if key in own else "no such state"
+                raise UserError(f"change_codec_state({key!r}) to {tuple(value.shape)}, {value.dtype}; it is {has}")
+        new = {key: value.detach().to("cpu", copy=True) for key, value in values.items()}
+        self._task.new_codec_state |= new
+
+    def train_within(self, masks: Mapping[str, Tensor]) -> None:
+        """Train only the entries where `masks`, bool by key, are true: elsewhere gradients are zero in each step.
+
+        Raises:
+            UserError: a key is not that of a parameter under training, or a mask does not have its shape.
+        """
+        for key, mask in masks.items():
+            weight = self._task.trained.get(key)
+            if weight is None or weight.shape != mask.shape or mask.dtype != torch.bool:
+                raise UserError(
+                    f"train_within: {key!r} of {tuple(mask.shape)}, {mask.dtype}; allowed: bool in the shape of a "
+                    "parameter under training"
+                )
+        self._task.masks |= masks
+
+    def gradient(self) -> StateDict:
+        """By key, the gradient of what a step minimises, masked or not, on one batch of the client's images.
+
+        It costs a forward and a backward pass, which are counted, and changes nothing of the model.
+        """
+        return self._task.batch_gradient()
 
     def send(self, values: Mapping[str, Tensor]) -> None:
         """Send messages to the server, with the upload; zeros travel where nothing is sent.
@@ -185,6 +233,7 @@ class VisitHooks:
     def begin(self) -> None:
         """Behind the download, before the first step."""
         self.task.teachers, self.task.provided, self.task.said = {}, {}, {}
+        self.task.masks, self.task.new_codec_state = {}, {}
         for plugin, visit in zip(self.plugins, self.visits.values(), strict=True):
             plugin.begin_visit(visit)
         self.task.put_away_teachers()
