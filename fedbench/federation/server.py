@@ -14,6 +14,7 @@ from fedbench.encoders.tensor_groups import (
     group_of_variant,
     on_wire,
     select,
+    travelling,
     variant,
 )
 from fedbench.errors import UserError
@@ -84,7 +85,7 @@ class Server:
         for group in self._sent:  # nobody returned since: there is no later version
             if group in self.dispatch.groups:
                 self._take_over(group, self._sent[group])
-        said = {key: spec for key, spec in specs.items() if on_wire(key)}
+        said = {key: spec for key, spec in travelling(specs, "download").items() if on_wire(key)}
         kept = {key: value for key, value in self.messages.items() if key in said and group_of(key) not in new}
         self.messages = zeros(said) | kept
 
@@ -101,9 +102,9 @@ class Server:
         state: StateDict = {}
         for group, part in by_group(arrived).items():
             state |= self._unpacked(group, part, client) if is_packed(part) else self._changed(group, part, client)
-        known = self.state | self.messages
+        known = travelling(self.dispatch.specs, "upload")
         for key, value in state.items():
-            if key not in known or known[key].shape != value.shape:
+            if key not in known or known[key].shape != tuple(value.shape):
                 raise RejectedError(f"{key} is not a tensor of the model")
         if not flatten(state).sum().isfinite():  # else all are: one by one takes longer than to decode them
             for key, value in state.items():

@@ -308,7 +308,8 @@ class _Stage:
         precision, shape = self.config.precision, self.image_shape
 
         def trace() -> StepCost:
-            task = know_messages(untrained_task(self.config, self.model, plan.trained_groups, terms))
+            task = untrained_task(self.config, self.model, plan.trained_groups, terms)
+            know_messages(task, self.config)
             return trace_step(task, batch, shape, precision, plan.run, plan.trained_groups, self.stage, before)
 
         model = (self._alike, self.stage, bool(terms))
