@@ -31,6 +31,7 @@ CODECS = {"quantise", "cast", "top_k", "random_k", "low_rank", "flasc"}  # which
 CASES = [  # all with the paper's methods; the further ones with every strategy
     *product(STRATEGIES, OF_THE_PAPER, builtin_files("mechanisms")),
     *product(STRATEGIES, methods(without=set(OF_THE_PAPER)), ["proximal"]),
+    *product(STRATEGIES, ["rotation"], ["orchestra"]),
 ]
 
 
