@@ -46,7 +46,7 @@ class KeptBefore(NamedTuple):
 NOTHING_KEPT = KeptBefore()
 
 
-Draw = Callable[[str, int], Tensor]  # (plugin, how many) -> a view (B, C, H, W) of that many of a client's images
+DrawViews = Callable[[str, int], Tensor]  # (plugin, how many) -> a view (B, C, H, W) of own images
 
 
 class LocalVisit:
@@ -66,7 +66,7 @@ class LocalVisit:
         same_stage: bool,
         kept: dict[str, StateDict],
         client: int = 0,
-        draw: Draw | None = None,
+        draw: DrawViews | None = None,
     ) -> None:
         """`name`: of the plugin."""
         self.stage, self.same_stage, self.client, self._name = stage, same_stage, client, name
@@ -216,7 +216,7 @@ class VisitHooks:
         same_stage: bool,
         kept: Kept,
         client: int = 0,
-        draw: Draw | None = None,
+        draw: DrawViews | None = None,
     ) -> None:
         """`kept`: of the client's visit before, which was in the `same_stage` or an earlier one."""
         self.task, self.stored = task, kept
@@ -255,12 +255,12 @@ class VisitHooks:
         }
 
 
-def blank(task: LocalTask, image_shape: tuple[int, int, int]) -> Draw:
+def blank(task: LocalTask, image_shape: tuple[int, int, int]) -> DrawViews:
     """Views of nothing, where a visit has no client's images: images are (C, H, W)."""
     return lambda _, count: torch.zeros(task.views.shapes(count, image_shape)[0])
 
 
-def own_images(task: LocalTask, indices: Tensor, seed: int, *key: str | int) -> Draw:
+def own_images(task: LocalTask, indices: Tensor, seed: int, *key: str | int) -> DrawViews:
     """Views of the images `indices` (N,), where `key` names the visit."""
 
     def draw(plugin: str, count: int) -> Tensor:
