@@ -42,10 +42,12 @@ class StepOutput(TypedDict):
     """What a training step returns: the loss to minimise and, where there are two views, their projections.
 
     z1, z2 (B, D) are what terms that align projections are about, and what the effective rank is measured of.
+    k1, k2 (B, D), the target branch's of the same views, are for terms that predict one view from the other.
     """
 
     loss: Tensor
     projections: NotRequired[tuple[Tensor, Tensor]]
+    targets: NotRequired[tuple[Tensor, Tensor]]
 
 
 class SSLMethod(LightningModule):

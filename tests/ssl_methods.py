@@ -14,7 +14,11 @@ NEEDS_TOKENS = {"mae", "gated_vicreg"}  # encoders that are vision transformers
 ONE_WIDTH = {"clip"}  # encoders whose blocks have one
 NO_PROJECTIONS = {"mae"}  # of two views: without what aligns them
 ALIGNING = {"lw_fedssl@v3", "alignment", "moon", "feddecorr", "fedu2"}  # strategies and mechanisms
-TARGET_AND_PREDICTOR = {"byol", "moco_v3"}  # what FedU asks for
+TOGETHER = {  # mechanisms that go with some methods alone
+    "fedu": {"byol", "moco_v3"},  # a target branch and a predictor
+    "fedca": {"simclr"},
+    "orchestra": {"rotation"},
+}
 
 
 def needed(ssl: str) -> dict[str, Any]:
@@ -28,7 +32,7 @@ def fits(pair: tuple[str, str]) -> bool:
     other, ssl = pair
     if other in ALIGNING:
         return ssl not in NO_PROJECTIONS
-    return other != "fedu" or ssl in TARGET_AND_PREDICTOR
+    return ssl in TOGETHER.get(other, {ssl})
 
 
 def methods(without: set[str]) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedbench.config.schema import Config
 from fedbench.conformance.witness import Observation, Witness
 from fedbench.encoders import num_blocks
-from fedbench.encoders.tensor_groups import HEADS, Specs, StateDict, by_group, group_of, on_wire
+from fedbench.encoders.tensor_groups import HEADS, Specs, StateDict, by_group, group_of, on_wire, travelling
 from fedbench.federation.aggregation import Aggregation, ServerState
 from fedbench.federation.codec import Way
 from fedbench.federation.dispatch import specs_by_group
@@ -35,7 +35,7 @@ from fedbench.training.local import (
     untrained_task,
 )
 from fedbench.training.model import build_model
-from fedbench.training.visit import VisitHooks
+from fedbench.training.visit import VisitHooks, blank
 
 
 @dataclass(frozen=True)
@@ -356,7 +356,7 @@ def _step_of_training(trial: Trial) -> tuple[LocalTask, LocalStep]:
     config, plan = trial.config, trial.experiment.plans[-1]
     model = build_model(config, plan.depth)
     terms: tuple[Term, ...] = (trial.strategy, *trial.experiment.mechanisms)
-    task = know_messages(untrained_task(config, model, plan.trained_groups, terms))
+    task = know_messages(untrained_task(config, model, plan.trained_groups, terms), config)
     received = {key: value.clone() for key, value in model.online_state().items()}
     task.received = Received(received | _messages(task), task.images.device)
     shape = (4, *config.encoder.image_shape)
@@ -364,10 +364,11 @@ def _step_of_training(trial: Trial) -> tuple[LocalTask, LocalStep]:
     views = (images, -images)
     task.batch_gradient = partial(gradient_on, build_fabric(config.precision, images.device), task, lambda: views)
     stage = len(trial.experiment.plans)
-    first = VisitHooks(task, stage, False, {})
+    draw = blank(task, config.encoder.image_shape)
+    first = VisitHooks(task, stage, False, {}, draw=draw)
     first.begin()
     first.end()
-    VisitHooks(task, stage, True, first.kept).begin()
+    VisitHooks(task, stage, True, first.kept, draw=draw).begin()
     with torch.no_grad():
         for number, parameter in enumerate(task.trained.values(), start=1):
             parameter.add_(0.01 * number)
@@ -377,8 +378,10 @@ def _step_of_training(trial: Trial) -> tuple[LocalTask, LocalStep]:
 def _messages(task: LocalTask) -> StateDict:
     """What the client may have been sent beside the model."""
     return {
-        key: value + 0.01 if value.is_floating_point() else value
-        for key, value in zeros(task.message_specs).items()
+        key: torch.linspace(-1, 1, value.numel(), dtype=value.dtype).reshape(value.shape)
+        if value.is_floating_point()
+        else torch.arange(2, 2 + value.numel()).reshape(value.shape)  # where they number clients: others
+        for key, value in zeros(travelling(task.message_specs, "download")).items()
     }
 
 

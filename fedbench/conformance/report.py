@@ -86,6 +86,8 @@ def _sections(kind: Kind, plugin: dict[str, Any]) -> dict[str, Any]:
     if kind == "ssl":
         needs = [dict(one) for one in load_plugin("ssl", plugin["name"], SSLMethod).needs]
         return {"ssl": plugin, **({"encoder": {"transforms": needs}} if needs else {})}
+    if kind == "mechanisms":
+        return dict(load_plugin("mechanisms", plugin["name"], Mechanism).needs)
     sections = {"encoders": {"encoder": plugin}, "transforms": {"encoder": {"transforms": [plugin]}}}
     return sections.get(kind, {})
 

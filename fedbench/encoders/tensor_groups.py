@@ -8,7 +8,7 @@ numbered from 0 in code, and from 1 in the name of a group.
 
 from collections.abc import Iterable, Mapping
 from math import prod
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,11 +29,16 @@ PACKED = "/"  # stands between group and name in what a codec made of a group
 
 
 class TensorSpec(NamedTuple):
-    """A tensor of the model without its values."""
+    """A tensor without its values.
+
+    Attributes:
+        direction: the one in which it travels; None: both.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     is_buffer: bool
+    direction: Literal["download", "upload"] | None = None
 
     @property
     def numel(self) -> int:
@@ -47,6 +52,11 @@ class TensorSpec(NamedTuple):
 
 
 Specs = Mapping[str, TensorSpec]
+
+
+def travelling(specs: Specs, direction: str) -> dict[str, TensorSpec]:
+    """Those that travel in a direction."""
+    return {key: spec for key, spec in specs.items() if spec.direction in (None, direction)}
 
 
 def block_group(block: int) -> str:

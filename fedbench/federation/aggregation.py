@@ -14,7 +14,7 @@ from fedbench.federation.plan import StagePlan
 
 if TYPE_CHECKING:
     from fedbench.federation.mechanism import Mechanism
-    from fedbench.federation.messages import MessageSum
+    from fedbench.federation.messages import Arrived
     from fedbench.federation.strategy import ClientUpdate, Strategy
 
 Memory = dict[str, StateDict]  # plugin -> tensors that it keeps from round to round, by names of its own
@@ -28,6 +28,7 @@ class ServerState:
         values: its tensors, by key of the model's online state; not to be changed.
         parameters: keys of those that are parameters; the rest are buffers (BatchNorm's statistics and counter).
         messages: what the plugin's clients were sent beside the model, by name; in `after_messages`.
+        clients: whose messages arrived in this round, in ascending order; in `after_messages`.
         num_clients: registered ones.
         plan: the stage's, which is the `stage`-th (1-based).
         round_index: 0-based over the whole run.
@@ -45,6 +46,7 @@ class ServerState:
     num_drawn: int
     memory: StateDict = field(default_factory=dict)
     messages: Mapping[str, Tensor] = field(default_factory=dict)
+    clients: tuple[int, ...] = ()
     num_clients: int = 0
     seed: int = 0
 
@@ -77,7 +79,7 @@ class Aggregation:
             aggregate = result
         return aggregate
 
-    def messages(self, total: MessageSum, sent: Mapping[str, Tensor], server: ServerState) -> StateDict:
+    def messages(self, arrived: Arrived, sent: Mapping[str, Tensor], server: ServerState) -> StateDict:
         """What the server sends from now on beside the model, by key on the wire, as `sent` so far.
 
         Raises:
@@ -88,8 +90,8 @@ class Aggregation:
             name = type(mechanism).__name__
             own = messages_of(name, sent)
             if own:
-                state = replace(self._with_memory(server, mechanism), messages=own)
-                said = mechanism.after_messages(total.of(name, own), state)
+                state = replace(self._with_memory(server, mechanism), messages=own, clients=arrived.clients)
+                said = mechanism.after_messages(arrived.of(name), state)
                 check_fit(f"{name}.after_messages", said, own)
                 new |= {message_key(name, key): value for key, value in said.items()}
         return new

@@ -15,7 +15,17 @@ from torch import Tensor
 from fedbench.config.schema import Config
 from fedbench.data import Views
 from fedbench.data.pool import Pool
-from fedbench.encoders.tensor_groups import ALL, StateDict, beside, by_group, group_of, on_wire, select, variant
+from fedbench.encoders.tensor_groups import (
+    ALL,
+    StateDict,
+    beside,
+    by_group,
+    group_of,
+    on_wire,
+    select,
+    travelling,
+    variant,
+)
 from fedbench.errors import UserError
 from fedbench.federation.client_states import ClientStates
 from fedbench.federation.codec import Way
@@ -33,7 +43,7 @@ from fedbench.ssl import SSLMethod
 from fedbench.training import cuda_memory
 from fedbench.training.cuda_memory import CudaMemory
 from fedbench.training.local import LocalTask, Received, Term, build_fabric, fit, gradient_on, views_of_one_batch
-from fedbench.training.visit import Kept, KeptBefore, VisitHooks, specs_of
+from fedbench.training.visit import Kept, KeptBefore, VisitHooks, own_images, specs_of
 
 WIRE = "wire"  # under which a client keeps what codecs need, beside what plugins keep:
 LOST = "lost"  # by payloads before
@@ -107,7 +117,8 @@ class Worker:
         optimizer = self.config.optimizer
         self.task = LocalTask(model, plan.trained_groups, self.terms, optimizer, self.views, self.images)
         self.task.to(self.images.device)
-        self._specs = specs_by_group({**describe(model), **know_messages(self.task).message_specs})
+        know_messages(self.task, self.config)
+        self._specs = specs_by_group({**describe(model), **self.task.message_specs})
         self._reference = Received(model.online_state(), self.images.device)  # until the first payload comes
         self.task.received = self._reference
 
@@ -136,7 +147,8 @@ class Worker:
         task.batch_gradient = partial(gradient_on, self.fabric, task, views)
         task.method.rebuild_target()
         self.observer.visit_started(visit, task.method)
-        hooks = VisitHooks(task, visit.stage, same_stage, kept)
+        draw = own_images(task, indices, self.config.seed, *key)
+        hooks = VisitHooks(task, visit.stage, same_stage, kept, visit.client, draw)
         cuda_memory.start(self.images.device)
         hooks.begin()
         epochs = self.config.federation.local_epochs
@@ -225,22 +237,22 @@ class Worker:
             self._loaded.pop(group, None)  # overwritten by training
         state = select(task.method.online_state(), visit.plan.uploaded_groups)
         state |= self._messages(task, visit.plan)
-        travelling: StateDict = {}
+        sent: StateDict = {}
         losing = dict(lost)  # a group that is not sent now has its loss until it is
         for group, part in by_group(state).items():
             packed, rest = self._packed(group, part, visit, lost, becomes)
-            travelling |= packed
+            sent |= packed
             losing = {key: value for key, value in losing.items() if key not in part} | rest
         if self.wire.codecs or task.message_specs:  # they are on the CPU, and a payload is made in one place
-            travelling = {key: value.detach().cpu() for key, value in travelling.items()}
-        return encode(travelling), losing
+            sent = {key: value.detach().cpu() for key, value in sent.items()}
+        return encode(sent), losing
 
     @staticmethod
     def _messages(task: LocalTask, plan: StagePlan) -> StateDict:
         """What the client sends beside the model: zeros where a mechanism sends nothing."""
-        travelling = {*plan.uploaded_groups, ALL}
-        said = zeros(task.message_specs) | task.said
-        return {key: value for key, value in said.items() if beside(group_of(key)) in travelling}
+        groups = {*plan.uploaded_groups, ALL}
+        said = zeros(travelling(task.message_specs, "upload")) | task.said
+        return {key: value for key, value in said.items() if beside(group_of(key)) in groups}
 
     def _packed(
         self, group: str, ended: StateDict, visit: Visit, lost: StateDict, becomes: StateDict

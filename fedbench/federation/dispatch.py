@@ -3,7 +3,17 @@
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
-from fedbench.encoders.tensor_groups import ALL, Specs, TensorSpec, beside, group_of, groups_of, needed_by, variant
+from fedbench.encoders.tensor_groups import (
+    ALL,
+    Specs,
+    TensorSpec,
+    beside,
+    group_of,
+    groups_of,
+    needed_by,
+    travelling,
+    variant,
+)
 from fedbench.federation.codec import Way
 from fedbench.federation.plan import StagePlan
 from fedbench.federation.shipment import Reason, Shipment, declare
@@ -152,7 +162,8 @@ class Dispatch:
         way = self.wire.alike(way)
         key = (way, tuple(reasons.items()), packed)
         if key not in self._declared:
-            self._declared[key] = declare_packed(self.wire, way, self.specs, reasons, packed)
+            specs = travelling(self.specs, way.direction)
+            self._declared[key] = declare_packed(self.wire, way, specs, reasons, packed)
         return self._declared[key]
 
 
@@ -169,12 +180,12 @@ def declare_packed(
 ) -> Shipment:
     """The payload of the groups that `reasons` names, those among `packed` in packed form."""
     groups = specs_by_group(specs) if packed else {}
-    travelling = {key: spec for key, spec in specs.items() if group_of(key) not in packed}
+    travels = {key: spec for key, spec in specs.items() if group_of(key) not in packed}
     for group in packed:
-        travelling |= wire.specs(group, groups[group], way)
+        travels |= wire.specs(group, groups[group], way)
     packing = unpacking = 0
     for group in packed:
         pack, unpack = wire.flops(group, groups[group], way)
         unpacking += unpack
         packing += pack + unpack * (way.direction == "upload" and wire.has_feedback(group, way))
-    return replace(declare(travelling, reasons), pack_flops=packing, unpack_flops=unpacking)
+    return replace(declare(travels, reasons), pack_flops=packing, unpack_flops=unpacking)

@@ -93,7 +93,7 @@ def _visits(
     config: Config, terms: tuple[Strategy | Mechanism, ...], plan: StagePlan, stage: int, model: SSLMethod
 ) -> None:
     """A client's first visit, and one behind which it finds what it then kept."""
-    task = know_messages(untrained_task(config, model, plan.trained_groups, terms))
+    task = know_messages(untrained_task(config, model, plan.trained_groups, terms), config)
     batch, shape = config.optimizer.batch_size, config.encoder.image_shape
 
     def trace(before: KeptBefore) -> KeptBefore:

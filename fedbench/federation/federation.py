@@ -15,7 +15,7 @@ from fedbench.federation.diagnostics import PairwiseL2, step_norm
 from fedbench.federation.engines import build_engine, build_worker
 from fedbench.federation.experiment import Experiment
 from fedbench.federation.mechanism import Mechanism, figures
-from fedbench.federation.messages import MessageSum
+from fedbench.federation.messages import Arrived
 from fedbench.federation.observer import Observer
 from fedbench.federation.participation import Participation, participation
 from fedbench.federation.protocol import Course, Draw, Visit
@@ -118,7 +118,8 @@ class Federation:
 
     def aggregate(self, returning: Iterator[tuple[Visit, Upload]]) -> None:
         """See `Executor`."""
-        before, distances, said = dict(self.server.state), PairwiseL2(), MessageSum()
+        before, distances = dict(self.server.state), PairwiseL2()
+        arrived = Arrived(self.course.dispatch.specs)
         self._told: dict[int, StateDict] = {}
 
         def updates() -> Iterator[ClientUpdate]:
@@ -127,7 +128,7 @@ class Federation:
                 self.observer.update_arrived(visit, upload, update, self.server.state)
                 if update is not None:
                     distances.add(update.state)
-                    said.add(update.messages)
+                    arrived.add(update.client, update.messages)
                     yield update
 
         stream = updates()
@@ -140,7 +141,8 @@ class Federation:
             )
         self.server.apply(values, aggregated=True)
         if values:
-            self.server.say(self.aggregation.messages(said, self.server.messages, self._server_state(before)))
+            state = self._server_state(before)
+            self.server.say(self.aggregation.messages(arrived, self.server.messages, state))
         self.server.remember(self.record.round_index, self._told)
         self.record.pairwise_l2 = distances.mean()
         self.record.server_step_norm = step_norm(before, values) if values else 0.0

@@ -39,9 +39,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mechanism:
-    """Each hook does nothing unless a mechanism says otherwise."""
+    """Each hook does nothing unless a mechanism says otherwise.
+
+    Attributes:
+        needs: sections of a configuration without which it cannot work; `fedbench check` has them.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = FIELDS
+    needs: ClassVar[Mapping[str, Any]] = {}
 
     def auxiliary(self) -> float | Mapping[str, Any] | None:
         """Images that the server needs: a share of the pre-training pool, a section `data`, or None."""
@@ -64,20 +69,22 @@ class Mechanism:
         """The plan narrowed for one client in one round: less is run (and needed), trained or uploaded."""
         return plan
 
-    def messages(self, trained: Specs) -> Specs:
-        """Tensors that travel beside the model, down and up: zeros on the server until it has others.
+    def messages(self, trained: Specs, config: Config) -> Specs:
+        """Tensors that travel beside the model: zeros on the server until it has others.
 
         Each is named as the tensor under training (in `trained`) that it belongs to and with which it travels, or
-        by a name without a dot. A visit finds them in `visit.messages`, and sends others with `visit.send`.
+        by a name without a dot. One with a `direction` of its own travels that way alone, and belongs to none. A
+        visit finds what it was sent in `visit.messages`, and sends with `visit.send`.
         """
         return {}
 
-    def after_messages(self, total: StateDict, server: ServerState) -> StateDict:
-        """What the server sends from now on: from the sum of what the round's clients sent, by name.
+    def after_messages(self, arrived: StateDict, server: ServerState) -> StateDict:
+        """What the server sends from now on, from what the round's clients sent, by name.
 
-        `server.messages`: what it sent so far.
+        `arrived`: the sum over clients of what travels both ways; what travels up alone put together, (clients,
+        *shape), in the order of `server.clients`. `server.messages`: what the server sent so far.
         """
-        return total
+        return arrived
 
     def receive(self, update: ClientUpdate, server: ServerState) -> ClientUpdate:
         """A client's update as it goes into the aggregate: scaled, or with another weight."""

@@ -144,7 +144,7 @@ class Course:
 
     def specs(self, model: Specs) -> Specs:
         """All tensors that travel in this stage: the model's, and messages beside it."""
-        said = message_specs(self.narrowing.mechanisms, model, self.plan.trained_groups)
+        said = message_specs(self.narrowing.mechanisms, model, self.plan.trained_groups, self.config)
         return {**model, **said}
 
     def rounds(self, executor: Executor[Result]) -> Iterator[int]:

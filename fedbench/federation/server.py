@@ -15,6 +15,7 @@ from fedbench.encoders.tensor_groups import (
     is_message,
     on_wire,
     select,
+    travelling,
     variant,
 )
 from fedbench.errors import UserError
@@ -96,7 +97,7 @@ class Server:
         for group in self._sent:  # nobody returned since: there is no later version
             if group in self.dispatch.groups:
                 self._take_over(group, self._sent[group])
-        said = {key: spec for key, spec in specs.items() if on_wire(key)}
+        said = {key: spec for key, spec in travelling(specs, "download").items() if on_wire(key)}
         kept = {key: value for key, value in self.messages.items() if key in said and group_of(key) not in new}
         self.messages = zeros(said) | kept
 
@@ -118,9 +119,9 @@ class Server:
             values, news = self._unpacked(group, part, client)
             state, told = state | values, told | news
             holds |= self.dispatch.wire.holds(group, self.dispatch.by_group[group], client)
-        known = self.state | self.messages
+        known = travelling(self.dispatch.specs, "upload")
         for key, value in state.items():
-            if key not in known or known[key].shape != value.shape:
+            if key not in known or known[key].shape != tuple(value.shape):
                 raise RejectedError(f"{key} is not a tensor of the model")
         if not flatten(state).sum().isfinite():  # else all are: one by one takes longer than to decode them
             for key, value in state.items():

@@ -14,11 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fedbench.encoders.tensor_groups import is_target
+from fedbench.encoders.tensor_groups import is_target, travelling
 from fedbench.metering.meter import Meter
 from fedbench.training.local import LocalTask, Received, build_fabric, gradient_on, no_gradient, take_step
 from fedbench.training.server_edit import Edit, apply_edit
-from fedbench.training.visit import NOTHING_KEPT, KeptBefore, KeptSpec, VisitHooks, by_position, empty_tensors
+from fedbench.training.visit import (
+    NOTHING_KEPT,
+    KeptBefore,
+    KeptSpec,
+    VisitHooks,
+    blank,
+    by_position,
+    empty_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,8 @@ def trace_step(
         fake = _fake_copy(task)
         if run is not None and trained_groups is not None:
             fake.narrow(run, trained_groups, way)
-        hooks = VisitHooks(fake, stage, before.same_stage, empty_tensors(before.specs))
+        draw = blank(fake, image_shape)
+        hooks = VisitHooks(fake, stage, before.same_stage, empty_tensors(before.specs), draw=draw)
         shapes = task.views.shapes(batch_size, image_shape)
         fabric = build_fabric(precision, torch.device("cpu"))
         fake.batch_gradient = partial(gradient_on, fabric, fake, lambda: tuple(map(torch.empty, shapes)))
@@ -158,7 +167,8 @@ def _fake_copy(task: LocalTask) -> LocalTask:
     replaced: dict[int, object] = {number: _fake(tensor) for number, tensor in real.items()}
     own = task.method.state_dict(keep_vars=True)
     received = {key: _fake(value) for key, value in own.items() if not is_target(key)}
-    received |= {key: torch.empty(spec.shape, dtype=spec.dtype) for key, spec in task.message_specs.items()}
+    said = travelling(task.message_specs, "download")
+    received |= {key: torch.empty(spec.shape, dtype=spec.dtype) for key, spec in said.items()}
     replaced[id(task.received)] = Received(received, torch.device("cpu"))
     replaced |= {id(task.provided): {}, id(task.said): {}, id(task.masks): {}}  # of a visit that was
     replaced |= {id(task.new_codec_state): {}, id(task.batch_gradient): no_gradient}

@@ -310,7 +310,8 @@ class _Stage:
         where = plan.run, plan.trained_groups, self.stage, before, plan.way
 
         def trace() -> StepCost:
-            task = know_messages(untrained_task(self.config, self.model, plan.trained_groups, terms))
+            task = untrained_task(self.config, self.model, plan.trained_groups, terms)
+            know_messages(task, self.config)
             return trace_step(task, batch, shape, precision, *where)
 
         model = (self._alike, self.stage, bool(terms), plan.way)

@@ -6,14 +6,15 @@ so they must not branch on values (`torch.where` does what an `if` would).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fedbench.encoders.tensor_groups import StateDict, in_other_block, message_key, messages_of, select
+from fedbench.encoders.tensor_groups import StateDict, in_other_block, message_key, messages_of, select, travelling
 from fedbench.errors import UserError
+from fedbench.random import generator
 from fedbench.ssl import SSLMethod
 from fedbench.training.local import LocalTask, Term, device_of
 
@@ -45,20 +46,31 @@ class KeptBefore(NamedTuple):
 NOTHING_KEPT = KeptBefore()
 
 
+DrawViews = Callable[[str, int], Tensor]  # (plugin, how many) -> a view (B, C, H, W) of own images
+
+
 class LocalVisit:
     """What `begin_visit` and `end_visit` are handed.
 
     Attributes:
         stage: 1-based.
         same_stage: whether what was kept comes from a visit of this stage; False where nothing was.
+        client: its number; 0 where a visit is traced.
     """
 
     def __init__(
-        self, task: LocalTask, name: str, stage: int, same_stage: bool, kept: dict[str, StateDict]
+        self,
+        task: LocalTask,
+        name: str,
+        stage: int,
+        same_stage: bool,
+        kept: dict[str, StateDict],
+        client: int = 0,
+        draw: DrawViews | None = None,
     ) -> None:
         """`name`: of the plugin."""
-        self.stage, self.same_stage, self._name = stage, same_stage, name
-        self._task, self._kept = task, kept
+        self.stage, self.same_stage, self.client, self._name = stage, same_stage, client, name
+        self._task, self._kept, self._draw = task, kept, draw
         self.replaced: set[str] = set()  # parts that were kept anew
 
     @property
@@ -143,13 +155,38 @@ class LocalVisit:
         """
         return self._task.batch_gradient()
 
+    @property
+    def method(self) -> SSLMethod:
+        """The SSL method that is trained, to read from."""
+        return self._task.method
+
+    def draw(self, count: int) -> Tensor:
+        """A view (`count`, C, H, W) of the client's own images, each as often as any other or once more.
+
+        Drawn from a stream of this visit and plugin alone: at every call the same.
+        """
+        assert self._draw is not None, "no images here"
+        return self._draw(self._name, count)
+
+    def project(self, view: Tensor) -> Tensor:
+        """z = H(F(x)) of the online branch as it is now, in eval mode, (B, C, H, W) -> (B, D)."""
+        method = self._task.method
+        modes = {module: module.training for module in method.modules()}
+        method.eval()
+        z_BD = method.project(view)
+        for module, mode in modes.items():
+            module.training = mode
+        if self._task.prefix is not None:
+            self._task.prefix.forget()  # of a view that no step has
+        return z_BD
+
     def send(self, values: Mapping[str, Tensor]) -> None:
         """Send messages to the server, with the upload; zeros travel where nothing is sent.
 
         Raises:
-            UserError: one is not declared by `messages`, or not in that shape and type.
+            UserError: one is not declared by `messages`, or not in that shape and type, or goes down alone.
         """
-        declared = messages_of(self._name, self._task.message_specs)
+        declared = messages_of(self._name, travelling(self._task.message_specs, "upload"))
         for name, value in values.items():
             spec = declared.get(name)
             if spec is None or tuple(value.shape) != tuple(spec.shape) or value.dtype != spec.dtype:
@@ -220,12 +257,20 @@ class LocalVisit:
 class VisitHooks:
     """All plugins' hooks around one visit, and what the client keeps of it."""
 
-    def __init__(self, task: LocalTask, stage: int, same_stage: bool, kept: Kept) -> None:
+    def __init__(
+        self,
+        task: LocalTask,
+        stage: int,
+        same_stage: bool,
+        kept: Kept,
+        client: int = 0,
+        draw: DrawViews | None = None,
+    ) -> None:
         """`kept`: of the client's visit before, which was in the `same_stage` or an earlier one."""
         self.task, self.stored = task, kept
         self.plugins: tuple[Term | SSLMethod, ...] = (*task.terms, task.method)
         self.visits = {
-            name: LocalVisit(task, name, stage, same_stage, dict(kept.get(name, {})))
+            name: LocalVisit(task, name, stage, same_stage, dict(kept.get(name, {})), client, draw)
             for name in (type(plugin).__name__ for plugin in self.plugins)
         }
 
@@ -257,6 +302,23 @@ class VisitHooks:
             for name, visit in self.visits.items()
             for part in sorted(visit.replaced)
         }
+
+
+def blank(task: LocalTask, image_shape: tuple[int, int, int]) -> DrawViews:
+    """Views of nothing, where a visit has no client's images: images are (C, H, W)."""
+    return lambda _, count: torch.zeros(task.views.shapes(count, image_shape)[0])
+
+
+def own_images(task: LocalTask, indices: Tensor, seed: int, *key: str | int) -> DrawViews:
+    """Views of the images `indices` (N,), where `key` names the visit."""
+
+    def draw(plugin: str, count: int) -> Tensor:
+        order = torch.randperm(len(indices), generator=generator(seed, "draw", plugin, *key))
+        chosen = indices[order[torch.arange(count) % len(indices)].to(indices.device)]
+        device = task.images.device
+        return task.views(task.images[chosen], generator(seed, "augment", plugin, *key, device=device))[0]
+
+    return draw
 
 
 def specs_of(kept: Kept) -> list[KeptSpec]:

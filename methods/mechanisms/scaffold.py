@@ -10,6 +10,7 @@ know. As a term <c - c_n, w> of the loss the correction is that of plain SGD, so
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from fedbench.federation import LocalStep, LocalVisit, Mechanism, ServerState, S
 class Scaffold(Mechanism):
     """While all variates are zero, as in the first round, it is the strategy itself."""
 
+    needs: ClassVar = {"optimizer": {"name": "sgd", "momentum": 0.0}}
+
     def check(self, config: Config) -> None:
         """Plain SGD."""
         optimizer = config.optimizer
@@ -32,7 +35,7 @@ class Scaffold(Mechanism):
                 "optimizer.name=sgd optimizer.momentum=0"
             )
 
-    def messages(self, trained: Specs) -> Specs:
+    def messages(self, trained: Specs, config: Config) -> Specs:
         """A variate for each parameter under training."""
         return trained
 
@@ -58,6 +61,6 @@ class Scaffold(Mechanism):
         visit.keep("variates", after)
         visit.send({key: value - before[key] for key, value in after.items()})
 
-    def after_messages(self, total: dict[str, Tensor], server: ServerState) -> dict[str, Tensor]:
+    def after_messages(self, arrived: dict[str, Tensor], server: ServerState) -> dict[str, Tensor]:
         """c <- c + 1/N sum_n of the changes: |S| / N times their mean."""
-        return {key: c + total[key] / server.num_clients for key, c in server.messages.items()}
+        return {key: c + arrived[key] / server.num_clients for key, c in server.messages.items()}

@@ -28,7 +28,8 @@ from typing import Annotated
 from pydantic import Field
 
 from fedbench.config.schema import Config
-from fedbench.encoders.tensor_groups import ALL, beside, group_of
+from fedbench.encoders import num_blocks
+from fedbench.encoders.tensor_groups import ALL, beside, group_of, groups_of, travelling
 from fedbench.errors import UserError
 from fedbench.federation import Codec, Mechanism, Strategy, Way, load_mechanisms, load_strategy
 from fedbench.federation.experiment import check
@@ -109,7 +110,7 @@ def _rounds(config: str) -> list[tuple[int, int, int]]:
     found: list[tuple[int, int, int]] = []
     for plan, rounds in zip(plans, rounds_per_stage, strict=True):
         model = describe(build_model(parsed, plan.depth))
-        specs = {**model, **message_specs(mechanisms, model, plan.trained_groups)}
+        specs = {**model, **travelling(message_specs(mechanisms, model, plan.trained_groups, parsed), "upload")}
         sent = {*plan.uploaded_groups, ALL}
         entries = sum(spec.numel for key, spec in specs.items() if beside(group_of(key)) in sent)
         for _ in range(rounds):
@@ -132,8 +133,16 @@ def _faults(config: Config) -> Iterator[str]:
         for hook, why in REFUSED.items():
             if getattr(type(one), hook) is not getattr(Mechanism, hook):
                 yield f"{type(one).__name__}, which {why}; allowed: without"
+        if type(one).messages is not Mechanism.messages and _sends_apart(one, config):
+            yield f"{type(one).__name__}, whose messages the server has to see one by one; allowed: sums"
         if isinstance(one, Codec) and any(one.works(Way("upload", tier)) for tier in range(one.num_tiers)):
             yield (
                 f"{type(one).__name__} on the way up, whose payloads cannot be added before they are unpacked; "
                 "allowed: a codec that leaves the upload alone"
             )
+
+
+def _sends_apart(mechanism: Mechanism, config: Config) -> bool:
+    """Whether what it sends is put together rather than summed."""
+    model = describe(build_model(config, num_blocks(config.encoder)))
+    return any(spec.direction for spec in message_specs([mechanism], model, groups_of(model), config).values())

@@ -10,8 +10,8 @@ from tiny_config import UNEVEN
 
 from fedbench.config import Config, config_names
 from fedbench.conformance import Trial, run_checks
-from fedbench.federation import GrowingStrategy, StagePlan
-from fedbench.plugins import builtin_files
+from fedbench.federation import GrowingStrategy, Mechanism, StagePlan
+from fedbench.plugins import builtin_files, load_plugin
 
 STRATEGIES = list(builtin_files("strategies"))
 RESNET = {"encoder": {"name": "resnet18", "depth": 4}, "federation": {"rounds": 4, "num_clients": 2}}
@@ -60,7 +60,7 @@ def test_a_plan_that_thaws_frozen_blocks_keeps_the_contract(tiny: Callable[..., 
     assert failures(Trial(tiny(strategy=strategy))) == {}
 
 
-NEEDS_MORE = ("flasc", "gated_tiers", "scaffold")  # than a strategy: tests of their own have it
+NEEDS_MORE = ("flasc", "gated_tiers")  # files, a transform: tests of their own have them
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,8 @@ NEEDS_MORE = ("flasc", "gated_tiers", "scaffold")  # than a strategy: tests of t
     ],
 )
 def test_a_mechanism_keeps_the_contract(tiny: Callable[..., Config], mechanism: str) -> None:
-    assert failures(Trial(tiny(strategy={"name": "lw_fedssl", mechanism: True}))) == {}
+    needs = load_plugin("mechanisms", mechanism, Mechanism).needs
+    assert failures(Trial(tiny(needs, strategy={"name": "lw_fedssl", mechanism: True}))) == {}
 
 
 @pytest.mark.exhaustive  # its parts are tested above

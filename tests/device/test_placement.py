@@ -29,6 +29,7 @@ REFUSED = {("dsnot", "lw_fedssl@v3")}  # a server that trains pruned blocks
 
 FURTHER = [
     *product(STRATEGIES, methods(without=set(OF_THE_PAPER)), ["proximal"]),
+    *product(STRATEGIES, ["rotation"], ["orchestra"]),
 ]
 
 

@@ -1,10 +1,12 @@
 """What a client does around its steps, and what it keeps between its visits."""
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +29,7 @@ from fedbench.federation.observer import Observer
 from fedbench.federation.protocol import Visit
 from fedbench.metering.step import StepCost, trace_step
 from fedbench.ssl import SSLMethod
-from fedbench.training.visit import KeptBefore, VisitHooks, handed, specs_of
+from fedbench.training.visit import KeptBefore, VisitHooks, handed, own_images, specs_of
 
 Tiny = Callable[..., Config]
 
@@ -262,3 +264,58 @@ def test_every_visit_begins_with_a_target_rebuilt_from_what_was_received(tiny: T
         for _ in Federation(experiment, Path(folder), Looks()).rounds():
             pass
     assert Looks.seen == 2 * experiment.config.federation.num_clients
+
+
+def numbered(num_images: int) -> Any:
+    """A task whose views are the images, and whose images are their numbers."""
+    images = torch.arange(num_images).reshape(-1, 1, 1, 1)
+    return SimpleNamespace(images=images, views=lambda images, _: (images, None))
+
+
+def test_a_visit_draws_views_of_the_clients_own_images_each_as_often_as_any_other() -> None:
+    draw = own_images(numbered(20), torch.tensor([4, 7, 9]), 0, 3, 1)
+    drawn = draw("One", 8).flatten().tolist()
+    assert sorted(Counter(drawn).values()) == [2, 3, 3]
+    assert set(drawn) == {4, 7, 9}
+    assert sorted(draw("One", 3).flatten().tolist()) == [4, 7, 9]
+
+
+def test_what_a_visit_draws_follows_from_seed_plugin_round_and_client_alone() -> None:
+    def drawn(plugin: str, seed: int, *key: int) -> list[int]:
+        return own_images(numbered(40), torch.arange(40), seed, *key)(plugin, 20).flatten().tolist()
+
+    torch.manual_seed(1)
+    first = drawn("One", 0, 3, 1)
+    torch.manual_seed(2)
+    assert drawn("One", 0, 3, 1) == first
+    for other in (drawn("Other", 0, 3, 1), drawn("One", 1, 3, 1), drawn("One", 0, 4, 1), drawn("One", 0, 3, 2)):
+        assert other != first
+
+
+@pytest.mark.parametrize("stage", [1, 2])  # without frozen blocks, with some
+def test_a_visit_projects_by_the_model_as_it_is_and_leaves_it_so(tiny: Tiny, stage: int) -> None:
+    task = local_task(tiny(strategy="lw_fedssl", ssl="byol"), stage)
+    visit, _ = VisitHooks(task, stage, False, {}).visits.values()
+    before = {key: value.clone() for key, value in task.method.state_dict().items()}
+    view = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        z = visit.project(view)
+        for weight in task.method.encoder.blocks[0].parameters():  # frozen: a prefix may remember what it made
+            weight.add_(0.1 * torch.randn_like(weight))
+        moved = visit.project(view)
+        task.method.load_state_dict(before)
+        expected = task.method.eval().project(view.clone())
+    assert torch.equal(z, expected)
+    assert not torch.equal(moved, z)
+    assert (task.prefix is None) == (stage == 1)
+
+
+def test_to_project_changes_neither_buffers_nor_modes(tiny: Tiny) -> None:
+    task = local_task(tiny(ssl="byol"))
+    task.method.projection_head.eval()
+    visit, _ = VisitHooks(task, 1, False, {}).visits.values()
+    before = {key: value.clone() for key, value in task.method.state_dict().items()}
+    modes = [module.training for module in task.method.modules()]
+    visit.project(torch.randn(5, 1, 8, 8))
+    assert [module.training for module in task.method.modules()] == modes
+    assert all(torch.equal(value, before[key]) for key, value in task.method.state_dict().items())

@@ -394,7 +394,7 @@ WEIGHT, NORM = "encoder.blocks.0.mlp.fc1.weight", "encoder.norm.weight"
 def test_a_mask_or_a_state_that_fits_nothing_is_refused(
     tiny: Tiny, hook: Callable[[Any], None], words: str
 ) -> None:
-    task = know_messages(local_task(tiny(with_masks())))
+    task = know_messages(local_task(tiny(with_masks())), tiny(with_masks()))
     with pytest.raises(UserError, match=words):
         hook(VisitHooks(task, 1, False, {}).visits["FedSpa"])
 

@@ -145,14 +145,14 @@ from fedbench.federation import Mechanism, TensorSpec
 
 @dataclass(frozen=True)
 class Mine(Mechanism):
-    def messages(self, trained):
+    def messages(self, trained, config):
         return {NAME: TensorSpec((2,), torch.float32, False)}
 
     def end_visit(self, visit):
         SEND
 
-    def after_messages(self, total, server):
-        return {key: server.messages[key] + value for key, value in total.items()}
+    def after_messages(self, arrived, server):
+        return {key: server.messages[key] + value for key, value in arrived.items()}
 """
 
 

@@ -165,6 +165,13 @@ def test_what_it_cannot_do_is_refused(tiny: Tiny, strategy: dict[str, Any], word
         prepare(config)
 
 
+def test_messages_that_the_server_reads_one_by_one_are_refused_and_sums_are_not(tiny: Tiny) -> None:
+    with pytest.raises(UserError, match="FedCA, whose messages the server has to see one by one; allowed: sums"):
+        prepare(tiny(strategy={**secure(), "fedca": True}, ssl="simclr"))
+    sgd = {"name": "sgd", "momentum": 0.0}
+    assert prepare(tiny(strategy={**secure(), "scaffold": True}, optimizer=sgd))
+
+
 @pytest.mark.parametrize("codec", [{"quantise": {"upload": 32}}, {"top_k": {"upload": 1.0}}], ids=str)
 def test_a_codec_that_leaves_the_upload_alone_is_allowed(tiny: Tiny, codec: dict[str, Any]) -> None:
     assert prepare(tiny(strategy={**secure(), **codec}))

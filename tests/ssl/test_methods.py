@@ -1,5 +1,6 @@
 """Each method's loss against lightly's, and what its paper says of it."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from fedbench.methods.ssl.dino import cross_entropies
 from fedbench.methods.ssl.mae import MAE, MAEConfig, patches_of, standardised
 from fedbench.methods.ssl.moco_v2 import queue_nce
+from fedbench.methods.ssl.rotation import turned
 from local_task import local_task
 from test_losses import ENCODER, build, cosine, views
 from torch import Tensor
@@ -292,3 +294,25 @@ def test_a_step_of_dino_moves_the_centre() -> None:
     outputs = torch.cat([method.target_project(view) for view in both])
     method.training_step(both)
     torch.testing.assert_close(method.center, outputs.mean(dim=0) / 2)
+
+
+def test_the_ith_image_is_turned_i_mod_4_times() -> None:
+    view = torch.arange(6 * 9.0).reshape(6, 1, 3, 3)
+    rotated, turns = turned(view)
+    assert turns.tolist() == [0, 1, 2, 3, 0, 1]
+    for image, before, turn in zip(rotated, view, turns.tolist(), strict=True):
+        for _ in range(turn):  # a quarter against the clock: the last column becomes the first row
+            before = torch.stack([before[:, :, 2 - row] for row in range(3)], dim=1)
+        assert torch.equal(image, before)
+
+
+def test_rotation_asks_for_the_turns_of_half_a_batch_of_each_view_and_tells_both_branches() -> None:
+    method, (x1, x2) = build("rotation"), views(6)
+    output = method.training_step((x1, x2))
+    mixed, turns = turned(torch.cat([x1[:3], x2[3:]]))
+    scores = method.prediction_head(method.project(mixed))
+    expected = sum(math.log(sum(s.exp().tolist())) - s[turn].item() for s, turn in zip(scores, turns, strict=True))
+    assert output["loss"].item() == pytest.approx(expected / 6, rel=1e-5)
+    for kind, project in (("projections", method.project), ("targets", method.target_project)):
+        for told, view in zip(output[kind], (x1, x2), strict=True):  # type: ignore[literal-required]
+            assert torch.equal(told, project(view))
