@@ -18,7 +18,9 @@ from fedbench.encoders.tensor_groups import is_message
 from fedbench.errors import UserError
 from fedbench.federation import LocalVisit, Mechanism, ServerState, Specs, TensorSpec
 from fedbench.federation.experiment import prepare
+from fedbench.federation.payload import encode
 from fedbench.federation.record import LEDGER_COLUMNS, RoundRecord
+from fedbench.federation.server import RejectedError
 from fedbench.profiling.profile import profile
 
 Tiny = Callable[..., Config]
@@ -36,6 +38,9 @@ class Tells(Mechanism):
             "all": TensorSpec((SLOTS, 2), torch.float64, False, "download"),
             "count": TensorSpec((), torch.int64, False),
         }
+
+    def begin_visit(self, visit: LocalVisit) -> None:
+        assert visit.messages.keys() == {"all", "count"}  # in a traced visit too
 
     def end_visit(self, visit: LocalVisit) -> None:
         total = torch.stack([value.double().sum() for value in visit.trained.values()]).sum()
@@ -107,6 +112,14 @@ def test_two_processes_end_with_the_bits_of_none(tiny: Tiny, tmp_path: Path) -> 
 @pytest.mark.parametrize("stop", [3, exhaustive(1), exhaustive(5)])
 def test_a_run_goes_on_from_any_round_with_the_same_bits(tiny: Tiny, tmp_path: Path, stop: int) -> None:
     assert_a_stop_changes_nothing(telling(tiny, "lw_fedssl", **UNRELIABLE), tmp_path, stop)
+
+
+def test_an_upload_with_what_goes_down_alone_is_rejected(tiny: Tiny) -> None:
+    server = Witness(prepare(telling(tiny, rounds=1))).federation.server
+    own, told = torch.zeros(2, dtype=torch.float64), torch.zeros(SLOTS, 2, dtype=torch.float64)
+    assert server.accept(encode({"Tells.all/own": own})).messages.keys() == {"Tells.all/own"}
+    with pytest.raises(RejectedError, match=r"Tells\.all/all is not a tensor"):
+        server.accept(encode({"Tells.all/own": own, "Tells.all/all": told}))
 
 
 @dataclass(frozen=True)
