@@ -41,7 +41,6 @@ from fedbench.federation import (
 from fedbench.federation.strategy import active_mechanisms
 
 Density = Annotated[float, Field(gt=0, le=1)]
-BIT = (128, 64, 32, 16, 8, 4, 2, 1)  # the first entry of eight is the highest bit of their byte
 
 
 @dataclass(frozen=True)
@@ -220,14 +219,19 @@ def erk(shapes: dict[str, tuple[int, ...]], density: float) -> dict[str, float]:
 
 def mask_of(bitmap: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Bool in this shape from its bits."""
-    bits = (bitmap[:, None] & bitmap.new_tensor(BIT)) != 0
-    return bits.reshape(-1)[: prod(shape)].reshape(shape)
+    bits = (bitmap[:, None] >> _shifts(bitmap.device)) & 1
+    return bits.bool().reshape(-1)[: prod(shape)].reshape(shape)
 
 
 def bitmap_of(mask: Tensor) -> Tensor:
     """ceil(n / 8) bytes, the last one filled up with zeros."""
     row = torch.nn.functional.pad(mask.reshape(-1), (0, -mask.numel() % 8)).reshape(-1, 8)
-    return (row * torch.tensor(BIT, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
+    return (row.to(torch.uint8) << _shifts(mask.device)).sum(1, dtype=torch.uint8)
+
+
+def _shifts(device: torch.device) -> Tensor:
+    """The first entry of eight is the highest bit of their byte."""
+    return torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
 
 
 def _is_layer(shape: tuple[int, ...]) -> bool:
