@@ -39,6 +39,7 @@ the_same_libraries = pytest.mark.skipif(
 
 @x86_64_linux
 @the_same_libraries
+@pytest.mark.exhaustive
 def test_every_strategy_and_method_has_the_golden_losses_whatever_processor_this_is():
     done = subprocess.run(
         [sys.executable, FILE.with_suffix(".py")], env=environment(), capture_output=True, text=True, check=True
