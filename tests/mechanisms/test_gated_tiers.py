@@ -53,9 +53,10 @@ def test_a_poor_client_computes_the_channels_that_the_batch_opens_most_readily(t
     assert isinstance(mlp, SlimMLP)
     with torch.no_grad():
         mlp.gate.bias.normal_()
-    x = torch.randn(5, TOKENS, WIDTH)
+    x = torch.randn(5, TOKENS, WIDTH) + 4 * torch.randn(5, 1, WIDTH)
     logits = x.mean(1) @ mlp.gate.weight.T + mlp.gate.bias
     chosen = sorted(range(CHANNELS), key=lambda channel: -sum(logits[:, channel].tolist()))[:COMPUTED]
+    assert (logits[:, chosen] < 0).any()  # some samples close some of them all the same
     expected = mlp.module.fc2.bias.expand(5, TOKENS, WIDTH).clone()
     for sample in range(5):
         for channel in chosen:
