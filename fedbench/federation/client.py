@@ -42,7 +42,16 @@ from fedbench.federation.wire import Wire, added, is_packed, subtracted
 from fedbench.ssl import SSLMethod
 from fedbench.training import cuda_memory
 from fedbench.training.cuda_memory import CudaMemory
-from fedbench.training.local import LocalTask, Received, Term, build_fabric, fit, gradient_on, views_of_one_batch
+from fedbench.training.local import (
+    LocalTask,
+    Received,
+    Term,
+    build_fabric,
+    fit,
+    gradient_on,
+    no_gradient,
+    views_of_one_batch,
+)
 from fedbench.training.visit import Kept, KeptBefore, VisitHooks, own_images, specs_of
 
 WIRE = "wire"  # under which a client keeps what codecs need, beside what plugins keep:
@@ -155,6 +164,7 @@ class Worker:
         num_steps = fit(self.fabric, task, indices, epochs, self.config, *key)
         task.num_steps = num_steps
         hooks.end()
+        task.batch_gradient = no_gradient  # else the task would hold itself, and its memory beyond its stage
         memory = cuda_memory.read(self.images.device)
         self.observer.visit_ended(visit, task.method)
         becomes = self._new_codec_state(task, visit.plan)

@@ -10,11 +10,11 @@ Shapes: B samples, D output dimensions, M rows of the dictionary.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeInt
+from pydantic import Field
 from torch import Tensor
 
 from fedbench.config import Config
@@ -40,7 +40,7 @@ class FedCA(Mechanism):
 
     needs: ClassVar = {"ssl": {"name": "simclr"}}
 
-    rows: NonNegativeInt = 64
+    rows: Annotated[int, Field(ge=0, le=100_000)] = 64
     """Projections that a client sends; of fewer images, some of them several times. 0: no dictionary."""
 
     def check(self, config: Config) -> None:

@@ -45,11 +45,11 @@ class Orchestra(Mechanism):
 
     weight: NonNegativeFloat = 1.0
     """Of the term; 0: none, and nothing is sent."""
-    local_clusters: PositiveInt = 16
+    local_clusters: Annotated[int, Field(ge=1, le=10_000)] = 16
     """Centroids that a client sends."""
-    global_clusters: PositiveInt = 16
+    global_clusters: Annotated[int, Field(ge=1, le=10_000)] = 16
     """Prototypes that the server sends; 128 for 100 clients in the paper."""
-    rows: PositiveInt = 128
+    rows: Annotated[int, Field(ge=1, le=100_000)] = 128
     """Projections that a client clusters; of fewer images, some of them several times."""
     temperature: PositiveFloat = 0.1
     """T."""

@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +109,7 @@ class Gates(Transform):
     gates without noise, so that what is pulled is what is measured.
     """
 
+    called: ClassVar[str] = "gates"
     density: Annotated[float, Field(gt=0, le=1)] = 0.5
     """t_d: share of the gates that are to be open, of each block."""
     budget: NonNegativeFloat = 10.0
@@ -125,13 +126,13 @@ class Gates(Transform):
         check_order(encoder, "gates")
         if self.judged == DENSE and not self.dense:
             raise UserError(
-                "encoder.transforms: gates with judged=dense has no dense way; allowed: with dense=true"
+                f"encoder.transforms: {self.called} with judged=dense has no dense way; allowed: with dense=true"
             )
         mlps: list[Any] = [getattr(block, "mlp", None) for block in encoder.blocks]
         if not all(isinstance(getattr(mlp, "fc1", None), nn.Linear) for mlp in mlps):
             raise UserError(
-                "encoder.transforms: gates finds blocks without an MLP of linear layers; allowed: a transformer, "
-                "with gates in front of what replaces its layers"
+                f"encoder.transforms: {self.called} finds blocks without an MLP of linear layers; allowed: a "
+                "transformer, with gates in front of what replaces its layers"
             )
         if len(encoder.ways.names) > 1 or any(isinstance(mlp, GatedMLP) for mlp in mlps):
             raise UserError("encoder.transforms: gates twice; allowed: once")

@@ -11,6 +11,7 @@ Shapes: B samples, T tokens, D dimensions, H channels of which K are computed.
 
 from dataclasses import dataclass
 from math import ceil
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,8 @@ class SlimMLP(GatedMLP):
 @dataclass(frozen=True)
 class SlimGates(Gates):
     """K = ceil(density H). The transform comes last: what replaces an MLP's layers would not know of K."""
+
+    called: ClassVar[str] = "slim_gates"
 
     def apply(self, encoder: Encoder) -> None:
         """As `gates`, around MLPs that can do with fewer channels."""
