@@ -23,6 +23,16 @@ def crossed(firsts: Iterable[str], first: str, seconds: Iterable[str], second: s
     return [pair if pair[0] == first or pair[1] == second else exhaustive(*pair) for pair in pairs]
 
 
+# Mechanisms by what they reach a run through: a loss and what clients keep, the server's training, its optimizer,
+# plans, messages, payloads that lose something, and those of each client's own.
+OF_EACH_KIND = ("moon", "calibration", "server_optimizer", "depth_dropout", "scaffold", "quantise", "fedspa")
+
+
+def one_of_each_kind(mechanisms: Iterable[str]) -> list[Any]:
+    """Mechanisms as cases: `make test` runs one that reaches a run through each hook."""
+    return [name if name in OF_EACH_KIND else exhaustive(name) for name in mechanisms]
+
+
 def all_but(kept: str, names: Iterable[str]) -> list[Any]:
     """The names as cases: `make test` runs `kept`, `make test-all` all of them."""
     return [name if name == kept else exhaustive(name) for name in names]

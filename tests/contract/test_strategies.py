@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from exhaustive import all_but, exhaustive
+from exhaustive import all_but, one_of_each_kind
 from ssl_methods import needed, pairs
 from tiny_config import UNEVEN
 
@@ -64,12 +64,7 @@ NEEDS_MORE = ("flasc", "gated_tiers")  # files, a transform: tests of their own 
 
 
 @pytest.mark.parametrize(
-    "mechanism",  # alignment and the proximal term reach training as moon does, by `local_loss`
-    [
-        exhaustive(name) if name in ("alignment", "proximal", "cast", "random_k") else name
-        for name in builtin_files("mechanisms")
-        if name not in NEEDS_MORE
-    ],
+    "mechanism", one_of_each_kind(name for name in builtin_files("mechanisms") if name not in NEEDS_MORE)
 )
 def test_a_mechanism_keeps_the_contract(tiny: Callable[..., Config], mechanism: str) -> None:
     needs = load_plugin("mechanisms", mechanism, Mechanism).needs

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from exhaustive import exhaustive
 from small import Trained
 
 from fedbench.federation import client
@@ -13,11 +14,11 @@ from fedbench.training.local import LocalTask
 
 Train = Callable[..., Trained]
 FOUR_ROUNDS = {"federation": {"rounds": 4}}
-CASES = [
+CASES: list[Any] = [
     {"strategy": "fedssl"},
     {"strategy": "lw_fedssl@v3"},
-    {"strategy": {"name": "prog_fedssl", "proximal": True}},
-    {"strategy": {"name": "lw_fedssl@v4", "moon": True}},
+    exhaustive({"strategy": {"name": "prog_fedssl", "proximal": True}}),
+    exhaustive({"strategy": {"name": "lw_fedssl@v4", "moon": True}}),
     # a client without a previous model trains after one that has one
     {
         "strategy": {"name": "fedssl", "moon": True},

@@ -214,6 +214,7 @@ def test_what_is_spent_stands_in_rounds_summary_profile_and_table(
     assert (row.epsilon, row.delta) == (expected, 1e-6)
 
 
+@pytest.mark.exhaustive
 def test_a_killed_run_of_two_processes_ends_with_the_bits_of_one_that_was_not(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(strategy=dp("prog_fedssl"), federation={"rounds": 4, "num_clients": 4, "dropout_after": 0.3})
     alone = fedbench.run(config, out=tmp_path / "a").path
