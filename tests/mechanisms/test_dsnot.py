@@ -228,6 +228,7 @@ class Settles(Mechanism):
         return plan.limited_to([plan.depth - 1]) if turn.round_in_stage == turn.rounds_in_stage - 1 else plan
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "strategy",
     [
