@@ -27,7 +27,7 @@ PROCESSES = {"engine": "processes", "workers": 2}
 UNRELIABLE = {"num_clients": 5, "participants": 3, "dropout_before": 0.2, "dropout_after": 0.2, "late_clients": 1}
 CASES: list[Any] = [
     exhaustive({"strategy": "lw_fedssl@v3"}),
-    {"strategy": {"name": "prog_fedssl", "moon": True}},
+    exhaustive({"strategy": {"name": "prog_fedssl", "moon": True}}),
     exhaustive(
         {"strategy": {"name": "lw_fedssl@v4", "depth_dropout": {"max_depth": 2}}, "federation": UNRELIABLE}
     ),
@@ -110,6 +110,7 @@ def deaths(records: list[dict[str, Any]]) -> int:
     return sum(record["workers/num_deaths"] for record in records)
 
 
+@pytest.mark.exhaustive
 def test_a_stopped_worker_is_killed_even_where_its_parent_waits_in_the_middle_of_a_payload(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,8 +151,8 @@ def test_a_worker_has_long_and_the_longer_the_slower_a_visit_was_before(tiny: Ti
 @pytest.mark.parametrize(
     ("event", "error", "message"),
     [
-        ("dies", RuntimeError, r"3 worker processes died over client \d, the last with exit code -9"),
-        (
+        exhaustive("dies", RuntimeError, r"3 worker processes died over client \d, the last with exit code -9"),
+        exhaustive(
             "hangs",
             RuntimeError,
             r"3 worker .* the last was killed after 3 s without an answer .federation.timeout",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exhaustive import exhaustive
 from local_task import local_task
 from torch import nn
 
@@ -105,7 +106,7 @@ def test_profile_is_the_run_and_momentum_is_one_copy(tiny: Tiny, name: str) -> N
     assert none.stages[0].memory.get("optimizer state", 0) == 0
 
 
-@pytest.mark.parametrize("name", ["sgd", "lars"])
+@pytest.mark.parametrize("name", [exhaustive("sgd"), "lars"])
 def test_the_engine_changes_no_bit(tiny: Tiny, tmp_path: Path, name: str) -> None:
     tree = {
         "optimizer": {"name": name, "schedule": "cosine"},

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exhaustive import exhaustive
 from fedbench.methods.mechanisms.dsnot import DSnoT
 from same_run import assert_a_stop_changes_nothing, assert_processes_change_nothing, equal, run
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ def linear(state: dict[str, Tensor], block: int) -> dict[str, Tensor]:
     return {key: one for key, one in state.items() if key.startswith(start) and one.ndim == 2}
 
 
-@pytest.mark.parametrize("strategy", ["fedssl", "prog_fedssl", "lw_fedssl"])
+@pytest.mark.parametrize("strategy", ["fedssl", exhaustive("prog_fedssl"), "lw_fedssl"])
 def test_finished_blocks_are_pruned_and_no_other_weight_changes(tiny: Tiny, strategy: str) -> None:
     config = tiny(strategy={"name": strategy, "dsnot": HALF})
     witness = Witness(prepare(config))
@@ -134,9 +135,9 @@ def test_blocks_are_pruned_on_inputs_from_the_blocks_pruned_before(tiny: Tiny) -
     ("strategy", "federation"),
     [
         ({"name": "lw_fedssl"}, {}),
-        ({"name": "lw_fedssl"}, {"client_memory": "none"}),
+        exhaustive({"name": "lw_fedssl"}, {"client_memory": "none"}),
         ({"name": "fedssl"}, {}),
-        ({"name": "lw_fedssl", "depth_dropout": {"max_depth": 1}}, {}),
+        exhaustive({"name": "lw_fedssl", "depth_dropout": {"max_depth": 1}}, {}),
         ({"name": "lw_fedssl", "quantise": {"download": 32}}, {}),
     ],
 )
@@ -186,7 +187,9 @@ def test_a_pruned_block_travels_as_a_bitmap_and_the_weights_that_are_left(tiny: 
     assert dense == {"float32"}  # while it is trained
 
 
-@pytest.mark.parametrize("federation", [{}, UNRELIABLE, {"client_memory": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "federation", [exhaustive({}), UNRELIABLE, exhaustive({"client_memory": "none"})], ids=str
+)
 def test_the_form_of_a_pruned_block_changes_no_bit_and_only_less_is_sent(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, federation: dict[str, Any]
 ) -> None:

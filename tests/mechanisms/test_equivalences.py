@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exhaustive import all_but
+from exhaustive import all_but, exhaustive
 
 from fedbench.config import Config
 from fedbench.conformance.witness import Witness
@@ -142,7 +142,7 @@ def test_a_mechanism_that_cannot_work_is_refused(tiny: Tiny) -> None:
         prepare(tiny(strategy={"name": "fedssl", "proximal": 3}))
 
 
-@pytest.mark.parametrize("strategy", ["fedssl", "prog_fedssl"])
+@pytest.mark.parametrize("strategy", [exhaustive("fedssl"), "prog_fedssl"])
 def test_trained_blocks_that_a_client_does_not_run_are_neither_trained_nor_exchanged(
     tiny: Tiny, strategy: str
 ) -> None:
@@ -190,7 +190,7 @@ def test_an_entry_is_averaged_over_those_who_sent_it() -> None:
     assert mean["b"].item() == 10.0
 
 
-@pytest.mark.parametrize("strategy", ["fedssl", "prog_fedssl", "lw_fedssl"])
+@pytest.mark.parametrize("strategy", [exhaustive("fedssl"), exhaustive("prog_fedssl"), "lw_fedssl"])
 def test_depth_dropout_of_no_block_is_none(tiny: Tiny, strategy: str) -> None:
     dropout = {"name": strategy, "depth_dropout": {"max_depth": 3}}
     assert_same(tiny(strategy=dropout), tiny(strategy=strategy))

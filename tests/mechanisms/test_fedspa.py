@@ -200,7 +200,7 @@ def test_the_gradient_for_regrowing_costs_a_step_in_every_visit(tiny: Tiny, tmp_
 @pytest.mark.parametrize(
     ("strategy", "more"),
     [
-        ("fedssl", {}),
+        exhaustive("fedssl", {}),
         ("lw_fedssl", {}),
         exhaustive("prog_fedssl", {}),
         ("fedssl", {"depth_dropout": {"max_depth": 2}, "quantise": {"upload": 4}}),
