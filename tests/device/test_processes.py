@@ -49,6 +49,7 @@ def configure(tmp_path: Path, device: str, **keys: object) -> Config:
     return load_config(TINY, SMALL, {"strategy": str(file)}, keys)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("second", "untraced")
 def test_workers_on_the_device_end_with_the_bits_of_one_process_on_the_cpu(tmp_path: Path) -> None:
     states = []

@@ -106,6 +106,7 @@ def test_profile_is_the_run_and_momentum_is_one_copy(tiny: Tiny, name: str) -> N
     assert none.stages[0].memory.get("optimizer state", 0) == 0
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [exhaustive("sgd"), "lars"])
 def test_the_engine_changes_no_bit(tiny: Tiny, tmp_path: Path, name: str) -> None:
     tree = {

@@ -55,6 +55,7 @@ def test_an_actor_that_is_stopped_is_given_up_after_its_time(tiny: Tiny, tmp_pat
         result(config, tmp_path)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("event", "error"), [("user's fault", UserError), exhaustive("raises", RuntimeError)])
 def test_what_goes_wrong_in_an_actor_is_told_here(
     tiny: Tiny, tmp_path: Path, event: str, error: type[Exception]
@@ -63,6 +64,7 @@ def test_what_goes_wrong_in_an_actor_is_told_here(
         result(eventful(tiny, tmp_path, event).model_copy(update=RAY), tmp_path)
 
 
+@pytest.mark.exhaustive
 def test_a_payload_is_put_into_the_store_once_whatever_the_number_of_clients(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(RAY, federation={"num_clients": 6, "rounds": 2})
     import ray
@@ -77,6 +79,7 @@ def test_a_payload_is_put_into_the_store_once_whatever_the_number_of_clients(tin
     assert sum(sizes) < 2.1 * payload
 
 
+@pytest.mark.exhaustive
 def test_nothing_is_left_of_an_engine_that_is_closed(tiny: Tiny, tmp_path: Path) -> None:
     import ray  # not before the cluster, which chooses its environment
 
@@ -93,6 +96,7 @@ def test_nothing_is_left_of_an_engine_that_is_closed(tiny: Tiny, tmp_path: Path)
     assert ray.is_initialized()  # it was there before
 
 
+@pytest.mark.exhaustive
 def test_a_cell_whose_clients_keep_something_leaves_what_it_leaves_in_one_process(
     tiny: Tiny, tmp_path: Path
 ) -> None:
@@ -106,6 +110,7 @@ def test_a_cell_whose_clients_keep_something_leaves_what_it_leaves_in_one_proces
     assert kept[0] == kept[1]
 
 
+@pytest.mark.exhaustive
 def test_a_client_that_keeps_something_needs_a_folder_that_its_node_sees(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny({"strategy": {"name": "fedssl", "moon": True}}, **RAY)
     federation = Federation(prepare(config), tmp_path)

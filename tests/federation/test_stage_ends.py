@@ -156,6 +156,7 @@ def test_a_turn_knows_the_rounds_that_its_stage_has_now(tiny: Tiny, monkeypatch:
     assert list(dict.fromkeys(seen)) == expected
 
 
+@pytest.mark.exhaustive
 def test_a_stop_and_processes_leave_the_same_bits(tiny: Tiny, tmp_path: Path) -> None:
     strategy = {"name": "lw_fedssl", "effective_movement": ALWAYS}
     config = tiny(strategy=strategy, federation={"rounds": 12})

@@ -163,6 +163,7 @@ def test_the_servers_flops_are_forward_passes_of_its_images(tiny: Tiny) -> None:
     assert fedbench.profile(config).server_flops == 2 * images * macs
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_is_stopped_goes_on_with_pruned_blocks(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(strategy={"name": "lw_fedssl", "dsnot": HALF})
     whole = fedbench.run(config, out=tmp_path / "whole").path

@@ -216,6 +216,7 @@ def test_flops_have_the_products_of_the_term_and_the_rows(tiny: Tiny) -> None:
     assert one.flops_per_step - other.flops_per_step == own + dictionary
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("strategy", ["fedssl", exhaustive("lw_fedssl")])
 def test_two_processes_end_with_the_bits_of_none(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
     assert_processes_change_nothing(fedca(tiny, strategy, federation=UNRELIABLE), tmp_path)

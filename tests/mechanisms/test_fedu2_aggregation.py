@@ -123,6 +123,7 @@ def test_a_step_never_makes_it_longer() -> None:
     assert lengths[0] > lengths[-1]
 
 
+@pytest.mark.exhaustive
 def test_a_run_is_the_same_with_processes_and_after_a_stop(tiny: Tiny, tmp_path: Path) -> None:
     federation = {"num_clients": 4, "participants": 3, "dropout_after": 0.2}
     config = tiny(strategy={"name": "lw_fedssl", "fedu2_aggregation": True}, federation=federation)

@@ -94,6 +94,7 @@ def test_clients_of_several_tiers_have_each_their_own_density(adapted: Any, tmp_
     assert sum(one.upload_bytes for one in records) == 4 * predicted.total("upload_bytes", "step")
 
 
+@pytest.mark.exhaustive
 def test_two_processes_keep_tiers_apart(adapted: Any, tmp_path: Path) -> None:
     config = adapted({"tiers": [1.0, 0.5, 0.05]}, num_clients=4, participants=3)
     assert_processes_change_nothing(config, tmp_path)

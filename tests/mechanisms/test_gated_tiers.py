@@ -145,6 +145,7 @@ def test_where_all_are_poor_the_norms_of_the_dense_way_stay(tiny: Tiny) -> None:
     assert not any(key.endswith("gate.weight") for key in kept)
 
 
+@pytest.mark.exhaustive
 def test_a_run_is_the_same_with_processes_and_after_a_stop(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(sections(), strategy=tiers("lw_fedssl", rich=0.4), federation=LOSING)
     assert_processes_change_nothing(config, tmp_path / "processes")

@@ -186,6 +186,7 @@ def test_a_profile_has_the_bytes_and_flops_of_the_run(tiny: Tiny, tmp_path: Path
         assert sum(getattr(record, figure) for record in records) == 5 * predicted.total(figure, "step"), figure
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("strategy", ["fedssl", exhaustive("lw_fedssl")])
 def test_two_processes_end_with_the_bits_of_none(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
     assert_processes_change_nothing(orchestra(tiny, strategy, federation=UNRELIABLE), tmp_path)

@@ -104,6 +104,7 @@ def test_steps_follow_the_corrected_gradient(tiny: Tiny) -> None:
     assert all(torch.allclose(one[key].double(), other[key].double(), atol=1e-5) for key in other)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("strategy", ["lw_fedssl", exhaustive("fedssl")])
 def test_two_processes_end_with_the_bits_of_none(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
     assert_processes_change_nothing(tiny(with_variates(strategy), federation=UNRELIABLE), tmp_path)
@@ -114,6 +115,7 @@ def test_a_run_goes_on_from_any_round_with_the_same_bits(tiny: Tiny, tmp_path: P
     assert_a_stop_changes_nothing(tiny(with_variates("lw_fedssl"), federation=UNRELIABLE), tmp_path, stop)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("strategy", ["lw_fedssl", exhaustive("fedssl")])
 def test_it_keeps_the_contract(tiny: Tiny, strategy: str) -> None:
     found = run_checks(Trial(tiny(with_variates(strategy))))
