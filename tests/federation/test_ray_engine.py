@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from exhaustive import exhaustive
+from exhaustive import exhaustive, stress
 from ray_cluster import ray_cluster
 from test_engine import CASES, Tiny, deaths, eventful, result
 
@@ -29,7 +29,7 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["strategy"]))
-@pytest.mark.parametrize("workers", [exhaustive(1), 2, exhaustive(4)])
+@pytest.mark.parametrize("workers", [stress(1), 2, stress(4)])
 def test_actors_end_with_the_bits_of_one_process(
     tiny: Tiny, tmp_path: Path, case: dict[str, Any], workers: int
 ) -> None:
