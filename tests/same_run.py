@@ -10,6 +10,7 @@ from fedbench.encoders.tensor_groups import StateDict
 from fedbench.federation.experiment import prepare
 from fedbench.federation.federation import Federation
 from fedbench.federation.record import RoundRecord
+from fedbench.profiling import Profile, profile
 
 
 def run(config: Config, folder: Path) -> tuple[StateDict, list[RoundRecord]]:
@@ -51,3 +52,16 @@ def assert_a_stop_changes_nothing(config: Config, folder: Path, stop: int) -> No
     state, again = stopped(config, folder / "b", stop)
     assert equal(whole, state)
     assert [one.ledger() for one in again] == [one.ledger() for one in records[stop:]]
+
+
+def assert_a_profile_has_the_bytes_and_flops(config: Config, folder: Path) -> tuple[list[RoundRecord], Profile]:
+    """To the byte and the FLOP, of all clients: a profile has those of the mean one."""
+    experiment = prepare(config)
+    _, records = run(config, folder)
+    predicted = profile(config, [len(own) for own in experiment.client_indices])
+    for figure in ("download_bytes", "upload_bytes", "flops"):
+        mean = predicted.total(figure, "step")
+        assert sum(getattr(record, figure) for record in records) == round(config.federation.num_clients * mean), (
+            figure
+        )
+    return records, predicted

@@ -10,7 +10,13 @@ import pytest
 import torch
 from exhaustive import exhaustive
 from safetensors.torch import load_file
-from same_run import assert_a_stop_changes_nothing, assert_processes_change_nothing, equal, run
+from same_run import (
+    assert_a_profile_has_the_bytes_and_flops,
+    assert_a_stop_changes_nothing,
+    assert_processes_change_nothing,
+    equal,
+    run,
+)
 
 from fedbench.config import Config
 from fedbench.conformance.witness import Witness
@@ -59,11 +65,7 @@ def test_a_profile_has_the_bytes_and_flops_of_the_run(
     tiny: Tiny, tmp_path: Path, strategy: str, codec: dict[str, Any]
 ) -> None:
     config = tiny(with_codec(strategy, codec), federation=UNRELIABLE | {"num_clients": 4})
-    experiment = prepare(config)
-    _, records = run(config, tmp_path)
-    predicted = profile(config, [len(own) for own in experiment.client_indices])
-    for figure in ("download_bytes", "upload_bytes", "flops"):
-        assert sum(getattr(record, figure) for record in records) == 4 * predicted.total(figure, "step"), figure
+    records, predicted = assert_a_profile_has_the_bytes_and_flops(config, tmp_path)
     assert sum(record.server_flops for record in records) == predicted.server_flops
 
 

@@ -12,7 +12,12 @@ from exhaustive import exhaustive
 from fedbench.methods.mechanisms.fedca import FedCA
 from fedbench.methods.ssl.simclr import nt_xent
 from local_task import local_task
-from same_run import assert_a_stop_changes_nothing, assert_processes_change_nothing, run
+from same_run import (
+    assert_a_profile_has_the_bytes_and_flops,
+    assert_a_stop_changes_nothing,
+    assert_processes_change_nothing,
+    run,
+)
 from torch import Tensor
 
 from fedbench.config import Config
@@ -201,13 +206,7 @@ def test_methods_without_simclrs_loss_are_refused(tiny: Tiny, ssl: str) -> None:
 @pytest.mark.parametrize("strategy", ["lw_fedssl", exhaustive("fedssl"), exhaustive("prog_fedssl")])
 def test_a_profile_has_the_bytes_and_flops_of_the_run(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
     config = fedca(tiny, strategy, federation=UNRELIABLE)
-    experiment = prepare(config)
-    _, records = run(config, tmp_path)
-    predicted = profile(config, [len(own) for own in experiment.client_indices])
-    for figure in ("download_bytes", "upload_bytes", "flops"):
-        assert sum(getattr(record, figure) for record in records) == pytest.approx(
-            5 * predicted.total(figure, "step"), rel=1e-12
-        ), figure
+    assert_a_profile_has_the_bytes_and_flops(config, tmp_path)
 
 
 def test_flops_have_the_products_of_the_term_and_the_rows(tiny: Tiny) -> None:

@@ -15,7 +15,13 @@ import torch
 from exhaustive import exhaustive
 from fedbench.methods.mechanisms.fedspa import FedSpa, bitmap_of, erk, exchanged, mask_of
 from local_task import local_task
-from same_run import assert_a_stop_changes_nothing, assert_processes_change_nothing, equal, run
+from same_run import (
+    assert_a_profile_has_the_bytes_and_flops,
+    assert_a_stop_changes_nothing,
+    assert_processes_change_nothing,
+    equal,
+    run,
+)
 from tiny_config import UNEVEN
 
 from fedbench.config import Config
@@ -211,11 +217,7 @@ def test_a_profile_has_the_bytes_and_flops_of_the_run(
     tiny: Tiny, tmp_path: Path, strategy: str, more: dict[str, Any]
 ) -> None:
     config = tiny(UNEVEN, with_masks(strategy, more), federation=UNRELIABLE | {"num_clients": 4})
-    experiment = prepare(config)
-    _, records = run(config, tmp_path)
-    predicted = profile(config, [len(own) for own in experiment.client_indices])
-    for figure in ("download_bytes", "upload_bytes", "flops"):
-        assert sum(getattr(record, figure) for record in records) == 4 * predicted.total(figure, "step"), figure
+    records, predicted = assert_a_profile_has_the_bytes_and_flops(config, tmp_path)
     assert max(record.peak_memory_bytes for record in records) == predicted.peak_memory_bytes
 
 

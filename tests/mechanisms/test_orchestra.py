@@ -11,7 +11,12 @@ import torch.nn.functional as F
 from exhaustive import exhaustive
 from fedbench.methods.mechanisms.orchestra import SOFTNESS, Orchestra, balanced, clustered
 from local_task import local_task
-from same_run import assert_a_stop_changes_nothing, assert_processes_change_nothing, run
+from same_run import (
+    assert_a_profile_has_the_bytes_and_flops,
+    assert_a_stop_changes_nothing,
+    assert_processes_change_nothing,
+    run,
+)
 from torch import Tensor
 
 from fedbench.config import Config
@@ -21,7 +26,6 @@ from fedbench.federation import LocalStep
 from fedbench.federation.experiment import prepare
 from fedbench.federation.messages import know_messages
 from fedbench.federation.record import LEDGER_COLUMNS
-from fedbench.profiling.profile import profile
 from fedbench.random import generator
 from fedbench.training.visit import VisitHooks
 
@@ -179,13 +183,7 @@ def test_what_cannot_work_is_refused(tiny: Tiny, ssl: str, fields: dict[str, Any
 @pytest.mark.parametrize("strategy", ["lw_fedssl", exhaustive("fedssl"), exhaustive("prog_fedssl")])
 def test_a_profile_has_the_bytes_and_flops_of_the_run(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
     config = orchestra(tiny, strategy, federation=UNRELIABLE)
-    experiment = prepare(config)
-    _, records = run(config, tmp_path)
-    predicted = profile(config, [len(own) for own in experiment.client_indices])
-    for figure in ("download_bytes", "upload_bytes", "flops"):
-        assert sum(getattr(record, figure) for record in records) == pytest.approx(
-            5 * predicted.total(figure, "step"), rel=1e-12
-        ), figure
+    assert_a_profile_has_the_bytes_and_flops(config, tmp_path)
 
 
 @pytest.mark.exhaustive

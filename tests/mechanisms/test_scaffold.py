@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 import torch
 from exhaustive import exhaustive
-from same_run import assert_a_stop_changes_nothing, assert_processes_change_nothing, run
+from same_run import (
+    assert_a_profile_has_the_bytes_and_flops,
+    assert_a_stop_changes_nothing,
+    assert_processes_change_nothing,
+    run,
+)
 
 from fedbench.config import Config
 from fedbench.conformance import Trial, run_checks
@@ -48,11 +53,7 @@ def test_traffic_of_parameters_doubles_exactly_up(tiny: Tiny, tmp_path: Path, st
 @pytest.mark.parametrize("strategy", ["lw_fedssl", exhaustive("fedssl"), exhaustive("prog_fedssl")])
 def test_a_profile_has_the_bytes_and_flops_of_the_run(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
     config = tiny(with_variates(strategy), federation=UNRELIABLE)
-    experiment = prepare(config)
-    _, records = run(config, tmp_path)
-    predicted = profile(config, [len(own) for own in experiment.client_indices])
-    for figure in ("download_bytes", "upload_bytes", "flops"):
-        assert sum(getattr(record, figure) for record in records) == 5 * predicted.total(figure, "step"), figure
+    assert_a_profile_has_the_bytes_and_flops(config, tmp_path)
 
 
 def test_memory_has_the_correction(tiny: Tiny) -> None:
