@@ -71,8 +71,6 @@ class Wire:
     def start_stage(self, finished: Iterable[int]) -> None:
         """From now on no client trains these blocks any more."""
         self._finished = block_groups(finished)
-        self._forms.cache_clear()
-        self._flops.cache_clear()
 
     def way(self, direction: Direction, client: int) -> Way:
         """That of a client's payloads."""

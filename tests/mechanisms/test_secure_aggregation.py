@@ -165,6 +165,11 @@ def test_what_it_cannot_do_is_refused(tiny: Tiny, strategy: dict[str, Any], word
         prepare(config)
 
 
+def test_a_round_of_one_client_hides_nobody_and_is_told_as_failed(tiny: Tiny) -> None:
+    config = tiny(strategy=secure(), federation={"participants": 1, "rounds": 4})
+    assert fedbench.profile(config).figures[f"{KEY}failed_rounds"] == 4
+
+
 def test_messages_that_the_server_reads_one_by_one_are_refused_and_sums_are_not(tiny: Tiny) -> None:
     with pytest.raises(UserError, match="FedCA, whose messages the server has to see one by one; allowed: sums"):
         prepare(tiny(strategy={**secure(), "fedca": True}, ssl="simclr"))
