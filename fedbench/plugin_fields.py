@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields as fields_of
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -27,11 +28,24 @@ def build_plugin(
         UserError: a field is unknown or of the wrong type.
     """
     try:
-        return TypeAdapter(cls).validate_python(dict(fields))
+        plugin: Plugin = _adapter(cls).validate_python(dict(fields))
+        return plugin
     except ValidationError as error:
         allowed = [*field_names(cls), *more]
         lines = listed((_explain(section, details, allowed) for details in error.errors()), error.error_count())
         raise UserError("\n".join([f"{what} is not valid:", *lines])) from error
+
+
+def fields_as_tree(plugin: object) -> dict[str, Any]:
+    """The fields of a plugin as plain values."""
+    fields: dict[str, Any] = _adapter(type(plugin)).dump_python(plugin, mode="json")
+    return fields
+
+
+@cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    """To make one takes a millisecond or two, and a run asks for some hundred."""
+    return TypeAdapter(cls)
 
 
 def _explain(section: str, details: Any, allowed: list[str]) -> str:

@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +55,12 @@ def builtin_files(kind: Kind) -> dict[str, Path]:
 
 def entry_points(kind: Kind) -> dict[str, metadata.EntryPoint]:
     """Name -> entry point of every installed plugin of a kind."""
+    return _entry_points(kind, tuple(sys.path))
+
+
+@cache
+def _entry_points(kind: Kind, path: tuple[str, ...]) -> dict[str, metadata.EntryPoint]:
+    """Those in the folders of `path`: 3 ms where a hundred packages lie, and a run may ask 250 times."""
     return {point.name: point for point in metadata.entry_points(group=f"fedbench.{kind}")}
 
 

@@ -5,7 +5,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 
 from fedbench.config.schema import ENCODER_KEYS, OF_SOME_ENCODERS, WITH_ALL_KEYS, EncoderConfig
 from fedbench.encoders.architecture import Architecture, ImageShape
@@ -15,7 +14,7 @@ from fedbench.encoders.tensor_groups import GIVEN, is_given
 from fedbench.encoders.transform import Transform
 from fedbench.encoders.twin import Twin
 from fedbench.errors import UserError
-from fedbench.plugin_fields import build_plugin, field_names
+from fedbench.plugin_fields import build_plugin, field_names, fields_as_tree
 from fedbench.plugins import blamed, load_plugin
 from fedbench.random import stream
 
@@ -84,8 +83,7 @@ def whole_encoder(config: EncoderConfig) -> EncoderConfig:
 
 def _fields(plugin: object) -> dict[str, Any]:
     """Its fields as plain values, without those that are null."""
-    fields: dict[str, Any] = TypeAdapter(type(plugin)).dump_python(plugin, mode="json")
-    return {key: value for key, value in fields.items() if value is not None}
+    return {key: value for key, value in fields_as_tree(plugin).items() if value is not None}
 
 
 def image_shape(config: EncoderConfig) -> ImageShape:

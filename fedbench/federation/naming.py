@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from fedbench.config.load import UNTRAINED, Tree, flat, read_yaml, resolve_file
 from fedbench.config.schema import Config
 from fedbench.errors import UserError
 from fedbench.federation.strategy import active_mechanisms, load_strategy
 from fedbench.files import config_names
+from fedbench.plugin_fields import fields_as_tree
 from fedbench.plugins import short_name
 
 MISSING = object()
@@ -21,14 +20,9 @@ def whole(strategy: Mapping[str, Any]) -> Tree:
     Raises:
         UserError: as `load_strategy` does.
     """
-    own = _fields(load_strategy(strategy))
-    mechanisms = {name: _fields(one) for name, one in active_mechanisms(strategy).items()}
+    own = fields_as_tree(load_strategy(strategy))
+    mechanisms = {name: fields_as_tree(one) for name, one in active_mechanisms(strategy).items()}
     return {"name": strategy["name"], **own, **mechanisms}
-
-
-def _fields(plugin: object) -> Tree:
-    fields: Tree = TypeAdapter(type(plugin)).dump_python(plugin, mode="json")
-    return fields
 
 
 def presets_of(name: str) -> dict[str, Tree]:
@@ -72,6 +66,6 @@ def _within(key: str, section: str) -> bool:
 def _defaults(known: Tree, mechanism: str) -> Tree:
     """A mechanism's fields as they are unless they are set; none where one of them must be set."""
     try:
-        return _fields(active_mechanisms({**known, mechanism: True})[mechanism])
+        return fields_as_tree(active_mechanisms({**known, mechanism: True})[mechanism])
     except UserError:
         return {}
