@@ -23,6 +23,7 @@ from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
 from fedbench.running.cell import cell_name, run_cell
 from fedbench.running.cells import prepare_cells, run_cells
+from fedbench.running.forecast import forecast
 from fedbench.tracking.progress import Progress, duration
 from fedbench.tracking.run_directory import RunDirectory
 
@@ -120,6 +121,7 @@ def test_cells_of_another_process_are_left_to_it(
     assert "is being run by another process" in capsys.readouterr().err
 
 
+@pytest.mark.costs
 def test_a_dry_run_lists_what_a_run_costs_and_what_is_done(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +231,18 @@ def test_a_plugin_that_calls_exit_fails_its_cell_alone(
     assert "1 failed, 1 finished" in capsys.readouterr().err
 
 
+def test_cells_that_differ_in_their_seed_alone_are_tried_once(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    monkeypatch.setattr("fedbench.federation.experiment.dry_run", lambda config, *_: tried.append(config.seed))
+    configs = [tiny(optimizer={"base_lr": rate}, seed=seed) for rate in (0.1, 0.2) for seed in (3, 4)]
+    assert len(prepare_cells(configs, tmp_path)) == 4
+    assert tried == [3, 3]
+    forecast(configs, tmp_path)
+    assert tried == [3, 3, 3, 3]
+
+
 def test_a_line_that_is_being_written_is_no_round_yet(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.append_round({"round": 0})
@@ -241,7 +255,8 @@ def test_a_duration_reads_like_a_clock() -> None:
     assert [duration(seconds) for seconds in (5, 65, 7509)] == ["0:05", "1:05", "2:05:09"]
 
 
-@pytest.mark.parametrize("how", [exhaustive(signal.SIGINT), exhaustive(signal.SIGTERM), signal.SIGKILL])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_the_process_that_started_them(tmp_path: Path, how: signal.Signals) -> None:
     path = tmp_path / "grid.yaml"
     long = {**TINY, "federation": {**TINY["federation"], "rounds": 10_000}}  # type: ignore[dict-item]
@@ -303,9 +318,9 @@ def test_sigterm_lets_a_round_end_that_ends_in_time(tmp_path: Path, grace: str, 
 
 
 def ends(group: int) -> bool:
-    """Whether no process of the group runs any more, within ten seconds; a dead one may wait longer for its reaper."""
+    """Whether no process of the group runs any more, within ten seconds; a dead one may wait for its reaper."""
     for _ in range(100):
-        table = subprocess.run(["ps", "-A", "-o", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
+        table = subprocess.check_output(["ps", "-A", "-o", "pgid=,stat="], text=True)
         states = [line.split()[1] for line in table.splitlines() if line.split()[0] == str(group)]
         if all(state.startswith("Z") for state in states):
             return True

@@ -63,7 +63,7 @@ def check(config: Config, tried: bool = False) -> tuple[Strategy, list[Mechanism
     """Everything that can be checked without data: plugins, their keys, plans, rounds, accelerator, a dry run.
 
     Args:
-        tried: whether the process that started this one made the dry run.
+        tried: whether the dry run was made, for another seed or by the process that started this one.
 
     Raises:
         UserError: naming the key, the value and what is allowed.
@@ -152,6 +152,11 @@ def _rounds_per_stage(config: Config, strategy: Strategy, num_stages: int) -> li
             f"add up to federation.rounds={federation.rounds}"
         )
     return own
+
+
+def but_for_its_seed(config: Config) -> str:
+    """Equal where one dry run tells of both."""
+    return config.model_copy(update={"seed": 0, "tuning": None}).model_dump_json()
 
 
 def prepare(config: Config, tried: bool = False) -> Experiment:

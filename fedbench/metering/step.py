@@ -127,7 +127,9 @@ def _alive(task: LocalTask) -> dict[str, Iterable[Tensor]]:
     parts = [task.method, *task.teachers.values()]
     return {
         "frozen copies": [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())],
-        "parameters": [tensor for key, tensor in task.method.state_dict(keep_vars=True).items() if not is_target(key)],
+        "parameters": [
+            tensor for key, tensor in task.method.state_dict(keep_vars=True).items() if not is_target(key)
+        ],
     }
 
 

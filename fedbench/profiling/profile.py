@@ -127,6 +127,7 @@ def profile(
     trace: bool = True,
     costs: StepCosts | None = None,
     server_samples: Mapping[str, int] | None = None,
+    tried: bool = False,
 ) -> Profile:
     """Profile a configuration without its data.
 
@@ -135,11 +136,12 @@ def profile(
         trace: False leaves out what needs a traced step (FLOPs in the convention `step`, and memory: zeros).
         costs: steps that were traced before, and place for those that are now; alike for all seeds.
         server_samples: images of the server, by mechanism; None: as follows from the configuration.
+        tried: whether the configuration was checked before.
 
     Raises:
         UserError: the configuration cannot be run.
     """
-    sizes, stages = _stages(config, samples, server_samples, costs or StepCosts())
+    sizes, stages = _stages(config, samples, server_samples, costs or StepCosts(), tried)
     kept: dict[int, KeptBySpecs] = {}  # by client
     profiles = tuple(stage.profile(sizes, trace, kept) for stage in stages)
     told = figures(active_mechanisms(config.strategy).values(), config, config.federation.rounds)
@@ -157,10 +159,14 @@ def _unknown(config: Config) -> tuple[str, ...]:
 
 
 def _stages(
-    config: Config, samples: int | Sequence[int] | None, server_samples: Mapping[str, int] | None, costs: StepCosts
+    config: Config,
+    samples: int | Sequence[int] | None,
+    server_samples: Mapping[str, int] | None,
+    costs: StepCosts,
+    tried: bool,
 ) -> tuple[Sizes, list["_Stage"]]:
     """The stages of a configuration with all their visits."""
-    strategy, mechanisms, plans, rounds_per_stage = check(config)
+    strategy, mechanisms, plans, rounds_per_stage = check(config, tried)
     sizes = client_sizes(config, mechanisms, samples, server_samples)
     terms: tuple[Strategy | Mechanism, ...] = (strategy, *mechanisms)
     rounds = zip(plans, rounds_per_stage, strict=True)

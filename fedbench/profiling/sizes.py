@@ -65,7 +65,7 @@ def _sizes(
         server = of_server(samples * clients / (1 - largest))
         return (samples,) * clients, server, f"{samples} per client, as asked for"
     if config.data.name in SHIPPED:
-        experiment = prepare(config)
+        experiment = prepare(config, tried=True)  # by who asks
         counts = tuple(len(indices) for indices in experiment.client_indices)
         return counts, {name: len(one) for name, one in experiment.auxiliary.items()}, "the data's own sizes"
     total = config.data.num_train

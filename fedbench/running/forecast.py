@@ -6,7 +6,7 @@ from pathlib import Path
 from fedbench.config import Config
 from fedbench.config.grid import differences
 from fedbench.conventions import CONVENTIONS
-from fedbench.federation.experiment import prepare
+from fedbench.federation.experiment import but_for_its_seed, prepare
 from fedbench.metering.costs import StepCosts
 from fedbench.profiling.profile import Profile, profile
 from fedbench.running.cell import cell_name, identity
@@ -24,15 +24,17 @@ def forecast(configs: Sequence[Config], out: Path) -> str:
     Raises:
         UserError: if any cell cannot be run.
     """
-    costs = StepCosts()
+    costs, tried = StepCosts(), set[str]()
     settings, lines, left = differences(configs), [], 0.0
     for config, setting in zip(configs, settings, strict=True):
-        experiment = prepare(config)
+        alike = but_for_its_seed(config)
+        experiment = prepare(config, alike in tried)
+        tried.add(alike)
         directory = RunDirectory(out / cell_name(experiment))
         state = look(directory, identity(experiment), config.federation.rounds, running=False)
         samples = [len(indices) for indices in experiment.client_indices]
         server = {name: len(images) for name, images in experiment.auxiliary.items()}
-        cost = profile(config, samples, costs=costs, server_samples=server)
+        cost = profile(config, samples, costs=costs, server_samples=server, tried=True)
         lines.append([state.name, setting, _words(state), *_figures(cost)])
         to_do = 1 - state.rounds_done / state.rounds if state.rounds else 0
         left += cost.total_flops * to_do

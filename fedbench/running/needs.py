@@ -68,7 +68,7 @@ def on_device(experiment: Experiment, costs: StepCosts | None = None) -> int:
     """Bytes of a device's memory that one process of a cell is given."""
     samples = [len(indices) for indices in experiment.client_indices]
     server = {name: len(images) for name, images in experiment.auxiliary.items()}
-    cost = profile(experiment.config, samples, costs=costs, server_samples=server)
+    cost = profile(experiment.config, samples, costs=costs, server_samples=server, tried=True)
     return with_slack(
         max(cost.peak_memory_bytes, cost.server_peak_memory_bytes) + experiment.dataset.train_images.nbytes
     )
