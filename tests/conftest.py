@@ -1,6 +1,6 @@
 """Fixtures for all tests."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import pytest
@@ -8,11 +8,15 @@ import torch
 from tiny_config import TINY
 
 from fedbench.config import Config, load_config
+from fedbench.metering.step import StepCost
+from fedbench.training.local import LocalTask
+from fedbench.training.visit import KeptBefore
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "exhaustive: another case shows the same; `make test` leaves it out")
     config.addinivalue_line("markers", "stress: one more of many; only `make stress` runs it")
+    config.addinivalue_line("markers", "costs: with traced steps, a quarter of a second for each kind of step")
     config.addinivalue_line("markers", "dry_run: with the dry run of plugins, which takes a second for each")
 
 
@@ -33,6 +37,30 @@ def _without_dry_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """Hundreds of tests have a configuration of their own; those of the dry run and of `check` are marked."""
     if request.node.get_closest_marker("dry_run") is None:
         monkeypatch.setattr("fedbench.federation.experiment.dry_run", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def _without_traces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a tiny run's time is tracing: tests of what a run costs are marked, the others have a stand-in."""
+    if request.node.get_closest_marker("costs") is None:
+        monkeypatch.setattr("fedbench.federation.costs.trace_step", _cost_of_what_was_asked)
+        monkeypatch.setattr("fedbench.federation.costs.trace_edit", lambda *_: StepCost(1, 1, {}, {}))
+
+
+def _cost_of_what_was_asked(
+    task: LocalTask,
+    batch_size: int,
+    image_shape: tuple[int, int, int],
+    precision: str,
+    run: Sequence[int],
+    trained_groups: Set[str],
+    stage: int,
+    before: KeptBefore,
+    way: str,
+) -> StepCost:
+    """No cost that a step could have; equal where two runs ask for the same, and not where they do not."""
+    figure = len(run) + 100 * (len(trained_groups) + 100 * (stage + 100 * (len(before.specs) + 100 * batch_size)))
+    return StepCost(figure, figure, {}, {})
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from uuid import uuid4
 
 import pytest
 import yaml
-from exhaustive import exhaustive
 from ray_cluster import STORE, ray_cluster
 from tiny_config import TINY
 
@@ -133,8 +132,9 @@ def test_cells_on_ray_have_the_same_bits_and_the_table_tells_their_node(tiny: Ti
     assert run_cells(configs, tmp_path / "ray", ray_address=OWN) == {"finished": 2}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("sees_folder", [exhaustive(True), False])
+@pytest.mark.parametrize("sees_folder", [True, False])
 def test_a_killed_workers_cell_goes_on_after_its_last_round(
     unlucky: Tiny,
     tmp_path: Path,
@@ -155,6 +155,7 @@ def test_a_killed_workers_cell_goes_on_after_its_last_round(
     assert not list(out.glob(".seen-*"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("cluster")
 def test_a_cell_over_which_workers_die_fails_by_name_and_the_rest_is_run(
     unlucky: Tiny, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -166,6 +167,7 @@ def test_a_cell_over_which_workers_die_fails_by_name_and_the_rest_is_run(
     assert error.read_text().startswith("its worker died 3 times")
 
 
+@pytest.mark.exhaustive
 def test_a_lost_nodes_cell_goes_on_elsewhere(
     cluster: Any, unlucky: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +194,7 @@ def test_a_lost_nodes_cell_goes_on_elsewhere(
     assert digests(out) == digests(tmp_path / "alone")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("cluster", "_unseen")
 def test_what_a_node_does_not_see_is_sent_there_and_fetched(
     unlucky: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -223,8 +226,9 @@ def test_an_error_on_a_node_that_does_not_see_the_folder_stands_in_it(
     assert f"FAILED, RuntimeError: no luck (see {error})" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("sees_folder", [True, exhaustive(False)])
+@pytest.mark.parametrize("sees_folder", [True, False])
 def test_a_cell_that_another_process_runs_is_left_to_it(
     tiny: Tiny, tmp_path: Path, request: pytest.FixtureRequest, sees_folder: bool
 ) -> None:
@@ -371,7 +375,8 @@ def test_a_ray_of_this_machines_own_lets_nobody_in_without_its_token() -> None:
     assert "AuthenticationError" in done.stderr
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, exhaustive(signal.SIGTERM)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_grid_keeps_whole_rounds_and_no_process_is_left(tmp_path: Path, how: signal.Signals) -> None:
     path, mark = tmp_path / "grid.yaml", f"FEDBENCH_{uuid4().hex}"
     long = {**TINY, "federation": {"num_clients": 3, "rounds": 10_000, "local_epochs": 1}}
@@ -407,6 +412,7 @@ def test_a_stopped_grid_keeps_whole_rounds_and_no_process_is_left(tmp_path: Path
     assert not list((tmp_path / "out").glob(".seen-*"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("cluster")
 def test_a_stop_waits_for_the_round_under_way_and_begins_no_cell(
     unlucky: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

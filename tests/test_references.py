@@ -33,6 +33,7 @@ def run(config: Config, out: Path) -> RunDirectory:
     return RunDirectory(out / cell_name(prepare(config)))
 
 
+@pytest.mark.costs
 def test_a_run_of_no_rounds_is_the_untrained_encoder_and_costs_nothing(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(NO_ROUNDS)
     directory = run(config, tmp_path)
@@ -46,6 +47,7 @@ def test_a_run_of_no_rounds_is_the_untrained_encoder_and_costs_nothing(tiny: Tin
     assert directory.rounds() == []
 
 
+@pytest.mark.costs
 def test_the_profile_of_no_rounds_is_zero(tiny: Tiny) -> None:
     cost = profile(tiny(NO_ROUNDS))
     figures = [cost.total(figure, "step") for figure in ("flops", "download_bytes", "upload_bytes")]
@@ -64,6 +66,7 @@ def test_one_client_has_all_the_data(tiny: Tiny) -> None:
         assert indices.tolist() == list(range(60))
 
 
+@pytest.mark.costs
 def test_references_stand_unranked_in_the_table_of_the_federations(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

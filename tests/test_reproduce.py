@@ -26,6 +26,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Committed:
     return file, json.loads(file.read_text())
 
 
+@pytest.mark.costs
 def test_a_committed_row_is_reproduced_bit_for_bit_by_the_same_kernels(
     committed: Committed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -40,6 +41,7 @@ def test_a_committed_row_is_reproduced_bit_for_bit_by_the_same_kernels(
         assert "NOT" not in shown
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("figure", ["top1", "untrained_top1", "server/flops", "client/upload_bytes"])
 def test_a_figure_that_was_changed_is_not_reproduced(
     committed: Committed, tmp_path: Path, capsys: pytest.CaptureFixture[str], figure: str
@@ -55,6 +57,7 @@ def test_a_figure_that_was_changed_is_not_reproduced(
     assert next(line for line in shown.splitlines() if "NOT EQUAL" in line).startswith(f"| {figure}")
 
 
+@pytest.mark.costs
 def test_other_kernels_may_move_an_accuracy_within_the_spread_and_no_cost(committed: Committed) -> None:
     runs = json.loads(json.dumps(committed[1]["rows"][0]["runs"]))
     for run, top1 in zip(runs, (0.50, 0.54), strict=True):

@@ -81,9 +81,9 @@ def run_until(config: Config, out: Path, done: int, before_checkpoint: bool) -> 
     ("case", "done", "before_checkpoint"),
     [
         exhaustive(FEDSSL, 2, False),  # a stage has two rounds
-        (FEDSSL, 3, True),
-        (CALIBRATED, 2, False),
-        exhaustive(CALIBRATED, 3, True),
+        exhaustive(FEDSSL, 3, True),
+        exhaustive(CALIBRATED, 2, False),
+        (CALIBRATED, 3, True),
         exhaustive(REMEMBERING, 2, False),
         (REMEMBERING, 3, True),
         (LOST_AND_LATE, 2, False),
@@ -330,6 +330,7 @@ def test_one_cell_is_never_run_by_two(tiny: Tiny, tmp_path: Path) -> None:
     assert run_cell(prepare(config), tmp_path).words.startswith("was finished already")
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("kills", [1, exhaustive(KILLS)])
 def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path, kills: int) -> None:
     """SIGKILL; `FEDBENCH_KILLS=20` (make stress) for more of them."""

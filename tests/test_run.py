@@ -65,6 +65,7 @@ def test_the_leaderboard_is_written_in_three_forms_with_a_picture(finished: Path
     assert (finished / "pareto.png").stat().st_size > 10_000
 
 
+@pytest.mark.costs
 def test_lw_fedssl_costs_less_than_fedssl_and_prog_lies_between(finished: Path) -> None:
     costs = summaries(finished)
     for key in ("client/flops", "client/upload_bytes", "client/download_bytes"):
@@ -73,6 +74,7 @@ def test_lw_fedssl_costs_less_than_fedssl_and_prog_lies_between(finished: Path) 
     assert costs["prog_fedssl"]["client/peak_memory_bytes"] <= costs["fedssl"]["client/peak_memory_bytes"]
 
 
+@pytest.mark.costs
 def test_totals_are_the_sums_of_the_rounds(finished: Path) -> None:
     for run in (path for path in finished.iterdir() if path.is_dir()):
         rounds = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
@@ -82,6 +84,7 @@ def test_totals_are_the_sums_of_the_rounds(finished: Path) -> None:
         assert summary["client/flops"] == summary["all_clients/flops"] / 3
 
 
+@pytest.mark.costs
 def test_a_clients_share_is_of_all_that_are_registered_drawn_or_not(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(federation={"rounds": 1, "participants": 2})
     run_cell(prepare(config), tmp_path)

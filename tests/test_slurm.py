@@ -80,6 +80,7 @@ def test_the_parts_are_those_of_run_and_a_part_that_fails_says_so(tmp_path: Path
         Part(["--grid", "no such grid"], "1/1", tmp_path, 5)()
 
 
+@pytest.mark.exhaustive
 def test_a_part_whose_node_is_wanted_is_queued_again_and_goes_on(tmp_path: Path) -> None:
     from submitit import LocalExecutor
 

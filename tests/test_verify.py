@@ -140,6 +140,7 @@ def test_a_value_that_no_run_can_have_leaves_its_folder_out_by_name(
     assert run.name[-8:] in (run.parent / "report" / "report.md").read_text()  # the name is broken into lines
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize(("number", "begun"), [(0, "first round"), (2, "after round 1"), (5, "after round 3")])
 def test_a_round_that_is_trained_again_has_the_same_bits(
     run: Path, number: int, begun: str, capsys: pytest.CaptureFixture[str]
@@ -151,6 +152,7 @@ def test_a_round_that_is_trained_again_has_the_same_bits(
     assert begun in printed
 
 
+@pytest.mark.costs
 def test_a_figure_that_was_made_up_is_found_by_training_again(run: Path) -> None:
     """Even where whoever made it up has sealed it anew."""
     directory = RunDirectory(run)
@@ -164,6 +166,7 @@ def test_a_figure_that_was_made_up_is_found_by_training_again(run: Path) -> None
     assert verify([run], 4, {})[1]
 
 
+@pytest.mark.costs
 def test_a_clients_figure_that_was_made_up_is_found_too(run: Path) -> None:
     directory = RunDirectory(run)
     rows = directory.clients().to_pydict()
@@ -177,6 +180,7 @@ def test_a_clients_figure_that_was_made_up_is_found_too(run: Path) -> None:
     assert verify([run], 4, {})[1]
 
 
+@pytest.mark.costs
 def test_a_round_of_before_there_were_rows_of_clients_is_compared_by_its_line(run: Path) -> None:
     unseal(RunDirectory(run))
     (run / "clients.arrow").unlink()

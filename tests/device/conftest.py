@@ -15,7 +15,6 @@ from fedbench.config import load_config
 from fedbench.federation import client, server_training
 from fedbench.federation.experiment import prepare
 from fedbench.federation.federation import Federation
-from fedbench.metering.step import StepCost
 from fedbench.training.local import LocalTask
 
 if not REAL:
@@ -85,9 +84,3 @@ def _watch(monkeypatch: pytest.MonkeyPatch, crossed: list[Crossed]) -> None:
     monkeypatch.setattr(LocalTask, "training_step", noted_step)
     for module in (client, server_training):
         monkeypatch.setattr(module, "fit", noted_fit)
-
-
-@pytest.fixture
-def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the traced steps of the costs, which run on fake CPU tensors wherever the model is."""
-    monkeypatch.setattr("fedbench.federation.costs.trace_step", lambda *_: StepCost(1, 1, {}, {}))

@@ -65,7 +65,6 @@ INDICES = 200  # bytes, at most: ten indices of images, their order, and the sum
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["strategy"]))
-@pytest.mark.usefixtures("untraced")
 def test_while_a_client_trains_the_device_holds_what_the_client_has(
     train: Train, held: list[tuple[int, int]], case: dict[str, Any]
 ) -> None:
@@ -74,6 +73,7 @@ def test_while_a_client_trains_the_device_holds_what_the_client_has(
     assert all(0 <= device - own <= INDICES for device, own in held)
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["strategy"]))
 def test_the_measured_peak_is_the_traced_one(train: Train, second: ModuleType, case: dict[str, Any]) -> None:
     done, on_cpu = train(FOUR_ROUNDS, case), train(FOUR_ROUNDS, case, accelerator="cpu")
@@ -97,7 +97,6 @@ def gradients_stay(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("plant", [the_servers_model_stays, what_came_as_payload_is_on_the_device, gradients_stay])
-@pytest.mark.usefixtures("untraced")
 def test_what_is_not_the_clients_would_be_seen(
     train: Train,
     held: list[tuple[int, int]],

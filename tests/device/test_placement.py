@@ -80,7 +80,7 @@ def same(one: Trained, other: Trained) -> bool:
 
 
 @pytest.mark.parametrize(("strategy", "ssl", "mechanism"), list(cases()))
-@pytest.mark.usefixtures("accelerator", "untraced")
+@pytest.mark.usefixtures("accelerator")
 def test_the_device_computes_what_the_cpu_does_and_no_step_waits(
     train: Train, tmp_path: Path, strategy: str, ssl: str, mechanism: str
 ) -> None:

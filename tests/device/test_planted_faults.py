@@ -17,7 +17,7 @@ from fedbench.ssl import SSLMethod
 from fedbench.training import local
 from fedbench.training.local import LocalTask, Received, build_fabric
 
-pytestmark = pytest.mark.usefixtures("second", "untraced")
+pytestmark = pytest.mark.usefixtures("second")
 Train = Callable[..., Trained]
 Plant = Callable[[pytest.MonkeyPatch], None]
 SIXTEEN = {"data": {"num_train": 32}}  # images for each client: four steps

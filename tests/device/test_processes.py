@@ -50,7 +50,7 @@ def configure(tmp_path: Path, device: str, **keys: object) -> Config:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.usefixtures("second", "untraced")
+@pytest.mark.usefixtures("second")
 def test_workers_on_the_device_end_with_the_bits_of_one_process_on_the_cpu(tmp_path: Path) -> None:
     states = []
     for config in (

@@ -315,6 +315,7 @@ def test_a_generator_that_is_left_early_is_closed() -> None:
     assert ends == ["closed"]
 
 
+@pytest.mark.costs
 @pytest.mark.dry_run
 def test_neither_checks_nor_profiles_nor_judging_move_a_generator(
     tiny: Tiny, tmp_path: Path, unmoved: Any

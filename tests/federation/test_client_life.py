@@ -50,6 +50,7 @@ def test_the_states_of_two_visits_before_the_latest_stay(tmp_path: Path) -> None
     assert states.load(8, 5, 2) == (False, {})
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("strategy", [{"name": "fedssl", "moon": True}, {"name": "fedssl", "fedema": True}])
 def test_a_damaged_checkpoint_costs_a_round_and_no_bit(
     tiny: Tiny, tmp_path: Path, strategy: dict[str, Any]
@@ -191,6 +192,7 @@ class WorksAround(Mechanism):
         visit.keep("product", {"sum": (ones @ ones).sum()})
 
 
+@pytest.mark.costs
 def test_what_a_hook_computes_is_counted_once_a_visit_in_flops_and_memory(tiny: Tiny) -> None:
     task = local_task(tiny())
     plain = trace_step(task, 8, (1, 8, 8), "32-true")
@@ -205,6 +207,7 @@ def test_what_a_hook_computes_is_counted_once_a_visit_in_flops_and_memory(tiny: 
     )  # ones, and their product
 
 
+@pytest.mark.costs
 def test_a_runs_flops_have_what_its_hooks_computed(tiny: Tiny, tmp_path: Path) -> None:
     file = tmp_path / "works.py"
     file.write_text(
@@ -221,6 +224,7 @@ def test_a_runs_flops_have_what_its_hooks_computed(tiny: Tiny, tmp_path: Path) -
     assert sum(one.flops for one in with_it) == fedbench.profile(config).total("flops", "step") * clients
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize(("mechanism", "number"), [("moon", 3), ("fedema", 4)])
 def test_kept_blocks_are_alike_so_that_chance_needs_few_traces(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, mechanism: str, number: int

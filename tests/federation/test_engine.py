@@ -96,6 +96,7 @@ def test_two_processes_end_with_the_bits_of_none(tiny: Tiny, tmp_path: Path, cas
     assert alone_records == shared_records
 
 
+@pytest.mark.exhaustive
 def test_a_worker_that_dies_is_replaced_and_its_client_trained_again(tiny: Tiny, tmp_path: Path) -> None:
     undisturbed, records = result(eventful(tiny, tmp_path, "none"), tmp_path)
     disturbed, again = result(eventful(tiny, tmp_path, "dies twice"), tmp_path)
@@ -133,6 +134,7 @@ def test_a_stopped_worker_is_killed_even_where_its_parent_waits_in_the_middle_of
     assert [one | {"workers/num_deaths": 0} for one in timeless] == records
 
 
+@pytest.mark.costs
 def test_a_worker_has_long_and_the_longer_the_slower_a_visit_was_before(tiny: Tiny) -> None:
     experiment = prepare(tiny())
     small, large = (Mock(client=number) for number in (0, 1))
@@ -177,6 +179,7 @@ def test_a_worker_refuses_a_plugin_that_is_another_than_its_parents(tiny: Tiny, 
         next(federation.rounds())
 
 
+@pytest.mark.exhaustive
 def test_no_process_is_left_behind(tiny: Tiny, tmp_path: Path) -> None:
     federation = Federation(prepare(tiny(**PROCESSES)), tmp_path)
     engine = federation.engine

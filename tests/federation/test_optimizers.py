@@ -65,6 +65,7 @@ def test_the_cosine_begins_at_one_and_a_stage_may_restart_it() -> None:
     )
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "cosine_per_stage"])
 def test_clients_and_server_follow_the_schedule(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, schedule: str
@@ -94,6 +95,7 @@ def test_clients_and_server_follow_the_schedule(
     assert rates == pytest.approx(expected)
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("name", ["sgd", "lars"])
 def test_profile_is_the_run_and_momentum_is_one_copy(tiny: Tiny, name: str) -> None:
     config = tiny(strategy="lw_fedssl", optimizer={"name": name, "schedule": "cosine"})

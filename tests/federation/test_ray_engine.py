@@ -39,6 +39,7 @@ def test_actors_end_with_the_bits_of_one_process(
     assert alone_records == shared_records
 
 
+@pytest.mark.exhaustive
 def test_an_actor_that_dies_is_replaced_and_its_client_trained_again(tiny: Tiny, tmp_path: Path) -> None:
     undisturbed, records = result(eventful(tiny, tmp_path, "none"), tmp_path)
     disturbed, again = result(eventful(tiny, tmp_path, "dies twice").model_copy(update=RAY), tmp_path)

@@ -56,6 +56,7 @@ def test_every_client_that_was_drawn_has_a_row_that_says_what_became_of_it(recor
     assert seen == set(STATES)
 
 
+@pytest.mark.costs
 def test_a_clients_row_has_what_its_training_found_and_nothing_where_it_did_not_train(
     records: list[RoundRecord],
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_clients_row_has_what_its_training_found_and_nothing_where_it_did_not_
             assert (row["upload_bytes"] > 0) == (row["state"] in ("returned", "rejected"))
 
 
+@pytest.mark.costs
 def test_a_line_is_the_sum_the_mean_and_the_limits_of_its_clients_rows(records: list[RoundRecord]) -> None:
     for record in records:
         line, rows = record.to_dict(), rows_of(record)

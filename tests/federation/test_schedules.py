@@ -68,6 +68,7 @@ def test_the_heads_of_the_stage_before_are_discarded(grown: Witness) -> None:
     assert not all(torch.equal(trained[key], value) for key, value in first.items())
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("strategy", ["progfed", "fedcybgd"])
 def test_traffic_and_work_follow_from_the_schedule_alone(tiny: Tiny, strategy: str) -> None:
     config = tiny(strategy=strategy, federation={"rounds": 9})
@@ -137,6 +138,7 @@ class Chooses(StagePerTurn):
         return self.rounds
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("chosen", [[3], [0, 0], [-1]])
 def test_a_client_that_is_not_there_is_refused(tiny: Tiny, chosen: list[int]) -> None:
     with pytest.raises(UserError, match=r"round 0: the strategy chose .*allowed: distinct ones from 0 to 2"):

@@ -67,6 +67,7 @@ def test_a_second_data_set_for_one_and_a_share_for_the_other(tiny: Tiny, trains_
     assert sum(map(len, experiment.client_indices)) == 54
 
 
+@pytest.mark.costs
 def test_the_work_of_both_is_predicted(tiny: Tiny, trains_too: str) -> None:
     strategy = {"name": "lw_fedssl", "calibration": {"share": 0.2}, trains_too: {"share": 0.4}}
     config = tiny(strategy=strategy)

@@ -40,6 +40,7 @@ def test_clients_are_drawn_uniformly_and_lost_with_their_probability(tiny: Tiny)
     assert after == pytest.approx(0.8 * 0.3, abs=0.02)
 
 
+@pytest.mark.costs
 def test_a_client_lost_after_training_has_spent_its_download_and_one_lost_before_has_not(tiny: Tiny) -> None:
     whole = Witness(prepare(tiny())).records[0]
     after = Witness(prepare(tiny(federation={"dropout_after": 1.0}))).records

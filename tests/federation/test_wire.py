@@ -57,8 +57,9 @@ def with_codec(strategy: str, codec: dict[str, Any]) -> dict[str, Any]:
     return {"strategy": {"preset": strategy, **codec} if "@" in strategy else {"name": strategy, **codec}}
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize(
-    "strategy", ["fedssl", exhaustive("lw_fedssl@v3"), "lw_fedssl@v4", exhaustive("prog_fedssl")]
+    "strategy", [exhaustive("fedssl"), exhaustive("lw_fedssl@v3"), "lw_fedssl@v4", exhaustive("prog_fedssl")]
 )
 @pytest.mark.parametrize("codec", CODECS, ids=str)
 def test_a_profile_has_the_bytes_and_flops_of_the_run(
@@ -90,8 +91,9 @@ def test_a_codec_that_leaves_all_as_it_is_changes_no_bit_and_no_byte(
     assert not (tmp_path / "b").exists()  # nor does a client keep anything
 
 
-@pytest.mark.parametrize("codec", [TOP_K, CHAIN, exhaustive({"low_rank": True})], ids=str)
-@pytest.mark.parametrize("strategy", [exhaustive("lw_fedssl@v3"), "lw_fedssl@v4", exhaustive("fedssl")])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("codec", [TOP_K, CHAIN, {"low_rank": True}], ids=str)
+@pytest.mark.parametrize("strategy", ["lw_fedssl@v3", "lw_fedssl@v4", "fedssl"])
 def test_two_processes_end_with_the_bits_of_none(
     tiny: Tiny, tmp_path: Path, strategy: str, codec: dict[str, Any]
 ) -> None:
@@ -407,12 +409,14 @@ def test_a_run_ends_where_a_codec_packs_what_it_did_not_declare(tiny: Tiny, tmp_
         run(tiny(with_codec("fedssl", {str(path): {}})), tmp_path / "run")
 
 
+@pytest.mark.costs
 def test_two_codecs_that_would_call_two_tensors_by_one_name_are_refused(tiny: Tiny) -> None:
     config = tiny(with_codec("fedssl", {"top_k": {"upload": 0.01}, "random_k": {"upload": 0.01}}))
     with pytest.raises(UserError, match=r"makes 'indices', as a codec before it does"):
         profile(config)
 
 
+@pytest.mark.costs
 def test_the_server_packs_a_version_once_and_unpacks_what_clients_then_have(tiny: Tiny, tmp_path: Path) -> None:
     """By hand: two power iterations of two products, and the product of the factors, are 10 m n r FLOPs."""
     config = tiny(with_codec("fedssl", {"low_rank": {"download": 1, "upload": 0}}))

@@ -191,6 +191,7 @@ def test_epsilon_grows_with_rounds_and_falls_with_noise() -> None:
     assert math.isinf(epsilon(0.0, {(3, 3): 1}, 1e-5))
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("federation", [{}, UNRELIABLE])
 def test_what_is_spent_stands_in_rounds_summary_profile_and_table(
     tiny: Tiny, tmp_path: Path, federation: dict[str, Any]

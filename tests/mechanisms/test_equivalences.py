@@ -116,6 +116,7 @@ def test_copy_previous_starts_a_block_as_the_one_before_it(tiny: Tiny) -> None:
     assert all(torch.equal(first.server[key], first.server[key.replace("s.1.", "s.0.", 1)]) for key in keys)
 
 
+@pytest.mark.costs
 def test_dropped_blocks_are_neither_run_nor_downloaded(tiny: Tiny) -> None:
     config = tiny(strategy={"name": "lw_fedssl", "depth_dropout": {"max_depth": 2}})
     witness, whole = Witness(prepare(config)), Witness(prepare(tiny(strategy="lw_fedssl")))
@@ -142,6 +143,7 @@ def test_a_mechanism_that_cannot_work_is_refused(tiny: Tiny) -> None:
         prepare(tiny(strategy={"name": "fedssl", "proximal": 3}))
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("strategy", [exhaustive("fedssl"), "prog_fedssl"])
 def test_trained_blocks_that_a_client_does_not_run_are_neither_trained_nor_exchanged(
     tiny: Tiny, strategy: str

@@ -203,12 +203,14 @@ def test_methods_without_simclrs_loss_are_refused(tiny: Tiny, ssl: str) -> None:
         prepare(tiny(strategy={"name": "fedssl", "fedca": True}, ssl=ssl))
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("strategy", ["lw_fedssl", exhaustive("fedssl"), exhaustive("prog_fedssl")])
 def test_a_profile_has_the_bytes_and_flops_of_the_run(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
     config = fedca(tiny, strategy, federation=UNRELIABLE)
     assert_a_profile_has_the_bytes_and_flops(config, tmp_path)
 
 
+@pytest.mark.costs
 def test_flops_have_the_products_of_the_term_and_the_rows(tiny: Tiny) -> None:
     """(2B)^2 D forward, and backward for both sides; 2B M D forward, and backward for the one that is trained."""
     one, other = (profile(each).stages[0] for each in (fedca(tiny), plain(tiny)))

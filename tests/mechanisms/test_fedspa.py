@@ -81,6 +81,7 @@ def value_bytes(record: RoundRecord, **where: Any) -> int:
     return sum(entry["value_bytes"] for entry in lines(record, **where))
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("strategy", ["fedssl", exhaustive("lw_fedssl@v3"), exhaustive("prog_fedssl")])
 def test_at_density_one_it_is_the_strategy_to_the_bit(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
     key = "preset" if "@" in strategy else "name"
@@ -188,6 +189,7 @@ def test_bytes_are_those_of_the_formula_and_a_mask_travels_only_up_and_only_wher
         assert (tmp_path / f"again{rate}").exists() == (rate > 0)  # masks that never change are drawn, not kept
 
 
+@pytest.mark.costs
 def test_the_gradient_for_regrowing_costs_a_step_in_every_visit(tiny: Tiny, tmp_path: Path) -> None:
     """Of FedSSL's; the masks themselves save nothing, and their bits are in memory."""
     flops = {}
@@ -203,6 +205,7 @@ def test_the_gradient_for_regrowing_costs_a_step_in_every_visit(tiny: Tiny, tmp_
     assert peaks[0] == peaks[1] + bits
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize(
     ("strategy", "more"),
     [
@@ -401,8 +404,9 @@ def test_a_mask_or_a_state_that_fits_nothing_is_refused(
         hook(VisitHooks(task, 1, False, {}).visits["FedSpa"])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    ("strategy", "more"), [("fedssl", {}), ("lw_fedssl", {"quantise": True}), exhaustive("prog_fedssl", {})]
+    ("strategy", "more"), [("fedssl", {}), ("lw_fedssl", {"quantise": True}), ("prog_fedssl", {})]
 )
 def test_two_processes_end_with_the_bits_of_none(
     tiny: Tiny, tmp_path: Path, strategy: str, more: dict[str, Any]
@@ -410,7 +414,7 @@ def test_two_processes_end_with_the_bits_of_none(
     assert_processes_change_nothing(tiny(with_masks(strategy, more), federation=UNRELIABLE), tmp_path)
 
 
-@pytest.mark.parametrize("stop", range(1, 6))
+@pytest.mark.parametrize("stop", [3, *map(exhaustive, (1, 2, 4, 5))])
 @pytest.mark.parametrize("strategy", ["fedssl", exhaustive("lw_fedssl")])
 def test_a_run_goes_on_from_any_round_with_the_same_bits(
     tiny: Tiny, tmp_path: Path, strategy: str, stop: int

@@ -78,6 +78,7 @@ def test_bytes_of_a_block_are_those_of_the_formula(adapted: Any, tmp_path: Path)
                 assert values == 4 * count + min(4 * count, ceil(size / 8))
 
 
+@pytest.mark.costs
 def test_clients_of_several_tiers_have_each_their_own_density(adapted: Any, tmp_path: Path) -> None:
     """Though one worker serves them in turn, and one server sends the same version."""
     flasc = {"tiers": [1.0, 0.5, 0.05]}

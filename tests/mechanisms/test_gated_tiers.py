@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exhaustive import exhaustive
 from fedbench.methods.transforms.slim_gates import SlimMLP
 from same_run import assert_a_stop_changes_nothing, assert_processes_change_nothing, equal, run
 
@@ -38,6 +39,7 @@ def of_dense_norms(key: str) -> bool:
     return ".dense." in key
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("strategy", ["fedssl", "lw_fedssl"])
 def test_where_all_are_rich_it_is_the_run_with_gates_to_the_bit(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
     rich, records = run(tiny(sections(), strategy=tiers(strategy, rich=1)), tmp_path / "a")
@@ -85,6 +87,7 @@ def test_both_views_of_a_poor_client_go_the_gated_way(tiny: Tiny) -> None:
         encoder.ways.keep_to("sideways")
 
 
+@pytest.mark.costs
 def test_the_flops_of_a_poor_client_fall_by_the_channels_that_it_does_not_compute(tiny: Tiny) -> None:
     """Two views through K for H channels forward and twice that backward; a gate for the second view, too; which
     channels they are, from one token for each view and nothing backward."""
@@ -97,6 +100,7 @@ def test_the_flops_of_a_poor_client_fall_by_the_channels_that_it_does_not_comput
     assert record.client_flops[0] == record.client_flops[1] == record.client_flops[2] + 2 * macs
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("ssl", ["gated_vicreg", "moco_v3"])
 def test_the_memory_of_a_poor_client_falls(tiny: Tiny, ssl: str) -> None:
     """By a hidden tensor of every block at least."""
@@ -106,8 +110,9 @@ def test_the_memory_of_a_poor_client_falls(tiny: Tiny, ssl: str) -> None:
     assert rich - poor > 4 * BLOCKS * 128 * TOKENS * (CHANNELS - COMPUTED)
 
 
-@pytest.mark.parametrize("strategy", ["fedssl", "lw_fedssl", "prog_fedssl"])
-@pytest.mark.parametrize("federation", [{}, LOSING], ids=str)
+@pytest.mark.costs
+@pytest.mark.parametrize("strategy", [exhaustive("fedssl"), "lw_fedssl", exhaustive("prog_fedssl")])
+@pytest.mark.parametrize("federation", [exhaustive({}), LOSING], ids=str)
 def test_profile_is_the_run(tiny: Tiny, strategy: str, federation: dict[str, Any]) -> None:
     config = tiny(sections(), strategy=tiers(strategy, rich=0.4), federation=federation)
     records, predicted = Witness(prepare(config)).records, fedbench.profile(config)
@@ -170,6 +175,7 @@ class Sideways(Mechanism):
         return replace(plan, way="sideways")
 
 
+@pytest.mark.costs
 def test_a_plan_with_a_way_that_there_is_not_is_told(tiny: Tiny) -> None:
     with pytest.raises(UserError, match="way='sideways'"):
         fedbench.profile(tiny(sections(), strategy={"name": "fedssl", f"{__name__}:Sideways": {}}))

@@ -89,6 +89,7 @@ def test_who_is_lost_is_not_among_them_and_what_goes_both_ways_is_summed(tiny: T
     assert state["Tells.all/count"].item() == len(clients)
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("strategy", ["lw_fedssl", exhaustive("fedssl"), exhaustive("prog_fedssl")])
 def test_each_way_has_its_own_bytes_and_a_profile_has_those_of_the_run(
     tiny: Tiny, tmp_path: Path, strategy: str
@@ -105,6 +106,7 @@ def test_each_way_has_its_own_bytes_and_a_profile_has_those_of_the_run(
         assert sum(getattr(record, figure) for record in records) == 5 * predicted.total(figure, "step"), way
 
 
+@pytest.mark.exhaustive
 def test_two_processes_end_with_the_bits_of_none(tiny: Tiny, tmp_path: Path) -> None:
     assert_processes_change_nothing(telling(tiny, **UNRELIABLE), tmp_path)
 

@@ -180,6 +180,7 @@ def test_what_cannot_work_is_refused(tiny: Tiny, ssl: str, fields: dict[str, Any
         prepare(tiny(strategy={"name": "fedssl", "orchestra": {**FIELDS, **fields}}, ssl=ssl))
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("strategy", ["lw_fedssl", exhaustive("fedssl"), exhaustive("prog_fedssl")])
 def test_a_profile_has_the_bytes_and_flops_of_the_run(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
     config = orchestra(tiny, strategy, federation=UNRELIABLE)

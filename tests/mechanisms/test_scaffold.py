@@ -50,12 +50,14 @@ def test_traffic_of_parameters_doubles_exactly_up(tiny: Tiny, tmp_path: Path, st
             assert value_bytes(record, way, of_messages=True) == value_bytes(record, way, of_messages=False) > 0
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("strategy", ["lw_fedssl", exhaustive("fedssl"), exhaustive("prog_fedssl")])
 def test_a_profile_has_the_bytes_and_flops_of_the_run(tiny: Tiny, tmp_path: Path, strategy: str) -> None:
     config = tiny(with_variates(strategy), federation=UNRELIABLE)
     assert_a_profile_has_the_bytes_and_flops(config, tmp_path)
 
 
+@pytest.mark.costs
 def test_memory_has_the_correction(tiny: Tiny) -> None:
     plain = tiny(PLAIN)
     added = profile(tiny(with_variates())).peak_memory_bytes - profile(plain).peak_memory_bytes

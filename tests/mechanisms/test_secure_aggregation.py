@@ -69,6 +69,7 @@ def test_who_is_lost_has_shared_keys_and_masks_nothing() -> None:
     assert list(totals.values()) == [5 * keys, 5 * shares, 3 * masked, 3 * unmasking]
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize("strategy", ["fedssl", "lw_fedssl"])
 @pytest.mark.parametrize("federation", [{}, LOSING], ids=str)
 def test_the_figures_are_those_of_the_runs_own_clients_and_entries(
@@ -91,11 +92,13 @@ def test_the_figures_are_those_of_the_runs_own_clients_and_entries(
     assert fedbench.profile(config).figures == record.figures
 
 
+@pytest.mark.costs
 def test_a_sum_of_one_hides_nobody(tiny: Tiny) -> None:
     late = {"num_clients": 2, "late_clients": 1, "late_round": 4}
     assert fedbench.profile(tiny(strategy=secure(), federation=late)).figures[f"{KEY}failed_rounds"] == 4
 
 
+@pytest.mark.costs
 def test_variates_are_masked_too(tiny: Tiny) -> None:
     sgd = {"optimizer": {"name": "sgd", "momentum": 0.0}}
     plain, more = (
@@ -112,6 +115,7 @@ def test_no_bit_and_no_counted_byte_changes(tiny: Tiny, tmp_path: Path) -> None:
     assert [one.ledger() for one in records] == [one.ledger() for one in again]
 
 
+@pytest.mark.costs
 def test_the_model_stands_in_rounds_summary_profile_and_a_column_of_its_own(tiny: Tiny, tmp_path: Path) -> None:
     config, key = tiny(strategy=secure()), f"{KEY}model_bytes"
     directory = RunDirectory(fedbench.run(config, out=tmp_path).path)
@@ -128,6 +132,7 @@ def test_the_model_stands_in_rounds_summary_profile_and_a_column_of_its_own(tiny
     assert MODEL in {column.title for column in grid(rows)["columns"]}
 
 
+@pytest.mark.costs
 def test_without_it_no_table_speaks_of_it(tiny: Tiny, tmp_path: Path) -> None:
     fedbench.run(tiny(strategy="fedssl"), out=tmp_path)
     rows = leaderboard(read_runs(tmp_path))
@@ -165,6 +170,7 @@ def test_what_it_cannot_do_is_refused(tiny: Tiny, strategy: dict[str, Any], word
         prepare(config)
 
 
+@pytest.mark.costs
 def test_a_round_of_one_client_hides_nobody_and_is_told_as_failed(tiny: Tiny) -> None:
     config = tiny(strategy=secure(), federation={"participants": 1, "rounds": 4})
     assert fedbench.profile(config).figures[f"{KEY}failed_rounds"] == 4

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exhaustive import exhaustive
 from torch import Tensor
 
 import fedbench
@@ -20,8 +21,6 @@ from fedbench.federation.aggregation import Aggregation
 from fedbench.federation.experiment import prepare
 from fedbench.federation.strategy import load_strategy
 from fedbench.random import generator
-
-pytestmark = pytest.mark.dry_run
 
 Tiny = Callable[..., Config]
 NEUTRAL: list[
@@ -78,8 +77,9 @@ def test_with_nothing_of_it_left_it_is_the_strategy_to_the_bit(
     assert [one.ledger() for one in with_it.records] == [one.ledger() for one in without.records]
 
 
+@pytest.mark.costs
 @pytest.mark.parametrize(("name", "fields"), ACTIVE)
-@pytest.mark.parametrize("strategy", ["fedssl", "prog_fedssl"])
+@pytest.mark.parametrize("strategy", [exhaustive("fedssl"), "prog_fedssl"])
 def test_what_is_predicted_is_what_is_counted(
     tiny: Tiny, name: str, fields: dict[str, Any], strategy: str
 ) -> None:
@@ -100,6 +100,7 @@ def test_it_does_something(tiny: Tiny, name: str, fields: dict[str, Any]) -> Non
     )
 
 
+@pytest.mark.dry_run
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "fields"), ACTIVE)
 def test_it_keeps_what_all_must_keep_to(name: str, fields: dict[str, Any]) -> None:
@@ -201,6 +202,7 @@ def test_on_average_salf_aggregates_the_mean_of_all_clients(correction: bool) ->
         assert means == pytest.approx([2 * (1 - (1 - (b + 1) / 4) ** 2) for b in range(4)], abs=0.1)
 
 
+@pytest.mark.costs
 def test_a_straggler_sends_a_suffix_and_its_work_is_less(tiny: Tiny) -> None:
     witness = Witness(prepare(tiny(strategy={"name": "fedssl", "salf": {"stragglers": 1.0}})))
     lengths = set()

@@ -22,6 +22,7 @@ from fedbench.profiling import Profile, profile
 from fedbench.profiling.budget import verdicts
 from fedbench.profiling.profile import PAPER_RULES
 
+pytestmark = pytest.mark.costs
 Tiny = Callable[..., Config]
 STRATEGIES = ["fedssl", "prog_fedssl", "lw_fedssl@v3", "lw_fedssl@v4"]
 UNRELIABLE = {
@@ -101,32 +102,41 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
 @pytest.mark.parametrize(
     "trees",
     [
-        {"strategy": "lw_fedssl@v4", "federation": UNRELIABLE},
+        exhaustive({"strategy": "lw_fedssl@v4", "federation": UNRELIABLE}),
         {"strategy": "lw_fedssl@v3", "federation": {"client_memory": "none"}},
         {"strategy": {"name": "lw_fedssl@v4", "moon": True}},
-        {"strategy": {"name": "lw_fedssl", "depth_dropout": {"max_depth": 2}}},
+        exhaustive({"strategy": {"name": "lw_fedssl", "depth_dropout": {"max_depth": 2}}}),
         {"strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}}, "federation": UNRELIABLE},
         {"strategy": {"name": "fedssl", "depth_dropout": {"max_depth": 2}, "calibration": {}}, **UNEVEN},
-        {"strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}, "moon": True, "alignment": True}},
+        exhaustive(
+            {
+                "strategy": {
+                    "name": "prog_fedssl",
+                    "depth_dropout": {"max_depth": 2},
+                    "moon": True,
+                    "alignment": True,
+                }
+            }
+        ),
         {"strategy": {"name": "fedssl", "proximal": {"mu": 0.1}}},
         {"strategy": f"{__name__}:UploadsMore"},
         {"strategy": {"name": f"{__name__}:TrainsTheFirstAndTheLast", "depth_dropout": {"max_depth": 2}}},
-        {"strategy": "lw_fedssl@v4", "federation": {"dropout_after": 0.6}},
+        exhaustive({"strategy": "lw_fedssl@v4", "federation": {"dropout_after": 0.6}}),
         {
             "strategy": {"name": "prog_fedssl", "calibration": {"epochs": 3, "share": 0.2}},
             "federation": UNRELIABLE,
         },
         {"strategy": {"name": "lw_fedssl", "blocks_per_stage": 2}},
-        {"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["shared_mlp"]}},
-        {"strategy": "lw_fedssl@v4", "federation": UNRELIABLE, **LORA},
+        exhaustive({"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["shared_mlp"]}}),
+        exhaustive({"strategy": "lw_fedssl@v4", "federation": UNRELIABLE, **LORA}),
         {
             "strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}},
             "encoder": {"transforms": ["lora"]},
         },
         {"strategy": {"name": "lw_fedssl@v3", "dp_fedavg": True}, "federation": UNRELIABLE},
-        {"strategy": {"name": f"{__name__}:UploadsMore", "dp_fedavg": True}},
+        exhaustive({"strategy": {"name": f"{__name__}:UploadsMore", "dp_fedavg": True}}),
         {"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["gates"]}, "federation": UNRELIABLE},
-        {"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["two_towers"]}},
+        exhaustive({"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["two_towers"]}}),
         exhaustive({"strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}}, **GATED}),
         exhaustive({"strategy": "lw_fedssl@v3", **GATED}),
         exhaustive({"strategy": {"name": "lw_fedssl", "fedu2": True}}),
