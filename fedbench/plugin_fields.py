@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields as fields_of
-from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -12,6 +11,7 @@ from fedbench.errors import UserError, listed, shorten, shown, suggest
 Plugin = TypeVar("Plugin")
 # `__pydantic_config__` of every plugin with fields: closed, finite, each field explained by the text below it.
 FIELDS = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+_adapters: dict[type, TypeAdapter[Any]] = {}
 
 
 def field_names(cls: Any) -> list[str]:
@@ -42,10 +42,11 @@ def fields_as_tree(plugin: object) -> dict[str, Any]:
     return fields
 
 
-@cache
 def _adapter(cls: type) -> TypeAdapter[Any]:
     """To make one takes a millisecond or two, and a run asks for some hundred."""
-    return TypeAdapter(cls)
+    if cls not in _adapters:
+        _adapters[cls] = TypeAdapter(cls)
+    return _adapters[cls]
 
 
 def _explain(section: str, details: Any, allowed: list[str]) -> str:

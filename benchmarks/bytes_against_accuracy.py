@@ -1,0 +1,80 @@
+"""Bytes against accuracy, of strategies under codecs: a table, a picture, and intervals of pairs.
+
+    python benchmarks/bytes_against_accuracy.py LEADERBOARD.json PICTURE.png [ROW - ROW ...]
+
+LEADERBOARD.json is that of the grid `codecs`. A row is named by its strategy and its codec, as in the table:
+`"fedssl 4 bit - lw_fedssl@v4"` asks for the paired difference of two, with its 95 % t interval over their seeds.
+"""
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+from scipy import stats
+
+MB = 1e6
+COLOURS = {"fedssl": "#0072b2", "prog_fedssl": "#e69f00", "lw_fedssl@v4": "#56b4e9", "lw_fedssl@v3": "#d55e00"}
+MARKERS = {"": "o", "8 bit": "s", "4 bit": "D", "top 10 %": "^", "top 1 %": "v", "rank 2": "X"}
+
+
+def name_of(row: dict[str, Any]) -> tuple[str, str]:
+    """Strategy and codec."""
+    strategy, text = re.split(r"\(|$", row["strategy"], maxsplit=1)
+    if "quantise" in text:
+        codec = "4 bit" if "quantise.upload=4" in text else "8 bit"
+    elif "top_k" in text:
+        codec = "top 1 %" if "top_k.upload=0.01" in text else "top 10 %"
+    else:
+        codec = "rank 2" if "low_rank" in text else ""
+    return strategy, codec
+
+
+def paired(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """Mean difference in points of top-1, and its 95 % interval."""
+    assert one["seeds"] == other["seeds"]
+    differences = [100 * (a - b) for a, b in zip(one["top1_by_seed"], other["top1_by_seed"], strict=True)]
+    mean, error = statistics.mean(differences), stats.sem(differences)
+    low, high = stats.t.interval(0.95, len(differences) - 1, mean, error)
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def main(source: str, picture: str, pairs: list[str]) -> None:
+    """Print the table and the pairs; draw the picture."""
+    rows = {name_of(row): row for row in json.loads(Path(source).read_text())}
+    megabytes = {name: (row["download_bytes"] + row["upload_bytes"]) / MB for name, row in rows.items()}
+    print("| | " + " | ".join(codec or "as it is" for codec in MARKERS) + " |")
+    print("|---" * (len(MARKERS) + 1) + "|")
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for strategy, colour in COLOURS.items():
+        cells = []
+        for codec, marker in MARKERS.items():
+            row, place = rows[strategy, codec], megabytes[strategy, codec]
+            mean, spread = 100 * row["top1_mean"], 100 * row["top1_std"]
+            cells.append(f"{mean:.1f} ± {spread:.1f}, {place:.2f} MB")
+            axes.errorbar(place, mean, spread, color=colour, marker=marker, capsize=2, linestyle="")
+        print(f"| {strategy} | " + " | ".join(cells) + " |")
+        axes.plot([], [], color=colour, linewidth=4, label=strategy)
+    for codec, marker in MARKERS.items():
+        axes.plot([], [], color="grey", marker=marker, linestyle="", label=codec or "as it is")
+    floor = 100 * next(iter(rows.values()))["untrained_top1_mean"]
+    axes.axhline(floor, color="grey", linestyle="--", label="untrained")
+    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.set(xscale="log", xlabel="download and upload of a client (MB, log)", ylabel="linear top-1 (%)")
+    axes.set_xticks([0.7, 1, 2, 4, 8], ["0.7", "1", "2", "4", "8"])
+    axes.minorticks_off()
+    seeds = len(next(iter(rows.values()))["seeds"])
+    axes.set_title(f"mean and sample standard deviation of {seeds} seeds", fontsize=10)
+    figure.legend(loc="outside right upper", fontsize=8)
+    figure.savefig(picture, dpi=130)
+    by_words = {" ".join(name).strip(): row for name, row in rows.items()}
+    for pair in pairs:
+        one, other = pair.split(" - ")
+        print(f"{pair}: {paired(by_words[one], by_words[other])}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])
