@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
@@ -14,6 +15,7 @@ from fedbench.training.visit import KeptBefore
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.set_threshold(50_000, 20, 100)  # a collection of all that was imported takes half a second
     config.addinivalue_line("markers", "exhaustive: another case shows the same; `make test` leaves it out")
     config.addinivalue_line("markers", "stress: one more of many; only `make stress` runs it")
     config.addinivalue_line("markers", "costs: with traced steps, a quarter of a second for each kind of step")

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from exhaustive import exhaustive
 from rich.console import Console
 from tiny_config import TINY
 
@@ -287,9 +286,8 @@ def test_workers_end_with_the_process_that_started_them(tmp_path: Path, how: sig
     assert b"Traceback" not in text
 
 
-@pytest.mark.parametrize(
-    ("grace", "rounds_kept"), [("60", "the one under way too"), exhaustive("0.1", "those before it")]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("grace", "rounds_kept"), [("60", "the one under way too"), ("0.1", "those before it")])
 def test_sigterm_lets_a_round_end_that_ends_in_time(tmp_path: Path, grace: str, rounds_kept: str) -> None:
     plugin = tmp_path / "slow.py"
     plugin.write_text(

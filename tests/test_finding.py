@@ -161,6 +161,7 @@ def test_several_cells_are_printed_as_several_documents(capsys: pytest.CaptureFi
     assert [tree["seed"] for tree in yaml.safe_load_all(text)] == [0, 1]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", all_but("strategy", TEMPLATES))
 def test_a_new_plugin_passes_the_test_that_comes_with_it(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

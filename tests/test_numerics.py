@@ -47,6 +47,7 @@ def test_every_strategy_and_method_has_the_golden_losses_whatever_processor_this
     assert json.loads(done.stdout)["losses"] == GOLDEN["losses"]
 
 
+@pytest.mark.exhaustive
 @x86_64_linux
 @the_same_libraries
 def test_the_command_starts_itself_again_with_portable_kernels_and_so_do_its_workers(tmp_path: Path):

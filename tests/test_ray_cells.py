@@ -116,6 +116,7 @@ def _unseen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cells, "_marked", marked)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("cluster")
 def test_cells_on_ray_have_the_same_bits_and_the_table_tells_their_node(tiny: Tiny, tmp_path: Path) -> None:
     configs = [tiny(strategy="fedssl"), tiny(strategy="lw_fedssl@v3")]
@@ -319,6 +320,7 @@ def test_an_address_at_which_nobody_answers_is_named(address: str, said: str) ->
         _check_answers(address)
 
 
+@pytest.mark.exhaustive
 def test_who_does_not_ask_for_ray_does_not_import_it(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({**TINY, "federation": {"num_clients": 1, "rounds": 1, "local_epochs": 1}}))
@@ -356,6 +358,7 @@ def own_ray(mark: str) -> Iterator[str]:
         process.communicate("")
 
 
+@pytest.mark.exhaustive
 def test_a_ray_of_this_machines_own_listens_on_the_loopback_alone_and_tells_nobody() -> None:
     mark = f"FEDBENCH_{uuid4().hex}"
     with own_ray(mark):

@@ -330,8 +330,9 @@ def test_one_cell_is_never_run_by_two(tiny: Tiny, tmp_path: Path) -> None:
     assert run_cell(prepare(config), tmp_path).words.startswith("was finished already")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.costs
-@pytest.mark.parametrize("kills", [1, exhaustive(KILLS)])
+@pytest.mark.parametrize("kills", [1, KILLS])
 def test_killed_at_random_moments(tiny: Tiny, tmp_path: Path, kills: int) -> None:
     """SIGKILL; `FEDBENCH_KILLS=20` (make stress) for more of them."""
     federation = {**TINY["federation"], "rounds": 12 if kills == 1 else 30, "local_epochs": 2}

@@ -15,7 +15,7 @@ from fedbench.training.local import LocalTask
 Train = Callable[..., Trained]
 FOUR_ROUNDS = {"federation": {"rounds": 4}}
 CASES: list[Any] = [
-    {"strategy": "fedssl"},
+    exhaustive({"strategy": "fedssl"}),
     {"strategy": "lw_fedssl@v3"},
     exhaustive({"strategy": {"name": "prog_fedssl", "proximal": True}}),
     exhaustive({"strategy": {"name": "lw_fedssl@v4", "moon": True}}),

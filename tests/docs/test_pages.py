@@ -116,6 +116,7 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(listed) == sorted(page.name for page in PAGES if page.parent.name == "docs")
 
 
+@pytest.mark.exhaustive
 def test_the_site_builds_strictly_with_every_key_and_function(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from exhaustive import exhaustive
 from fedbench.methods.mechanisms.fedema import FedEMA
 from local_task import local_task
 from torch import Tensor
@@ -50,7 +51,6 @@ def test_the_states_of_two_visits_before_the_latest_stay(tmp_path: Path) -> None
     assert states.load(8, 5, 2) == (False, {})
 
 
-@pytest.mark.costs
 @pytest.mark.parametrize("strategy", [{"name": "fedssl", "moon": True}, {"name": "fedssl", "fedema": True}])
 def test_a_damaged_checkpoint_costs_a_round_and_no_bit(
     tiny: Tiny, tmp_path: Path, strategy: dict[str, Any]
@@ -225,7 +225,7 @@ def test_a_runs_flops_have_what_its_hooks_computed(tiny: Tiny, tmp_path: Path) -
 
 
 @pytest.mark.costs
-@pytest.mark.parametrize(("mechanism", "number"), [("moon", 3), ("fedema", 4)])
+@pytest.mark.parametrize(("mechanism", "number"), [("moon", 3), exhaustive("fedema", 4)])
 def test_kept_blocks_are_alike_so_that_chance_needs_few_traces(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, mechanism: str, number: int
 ) -> None:

@@ -160,7 +160,7 @@ def test_a_worker_has_long_and_the_longer_the_slower_a_visit_was_before(tiny: Ti
             r"3 worker .* the last was killed after 3 s without an answer .federation.timeout",
         ),
         ("user's fault", UserError, "tau=0; allowed: above 0"),
-        ("raises", RuntimeError, "ZeroDivisionError: by itself"),
+        exhaustive("raises", RuntimeError, "ZeroDivisionError: by itself"),
     ],
 )
 def test_what_goes_wrong_in_a_worker_is_told_here(
@@ -170,6 +170,7 @@ def test_what_goes_wrong_in_a_worker_is_told_here(
         result(eventful(tiny, tmp_path, event, **({"timeout": 3} if event == "hangs" else {})), tmp_path)
 
 
+@pytest.mark.exhaustive
 def test_a_worker_refuses_a_plugin_that_is_another_than_its_parents(tiny: Tiny, tmp_path: Path) -> None:
     experiment = replace(prepare(eventful(tiny, tmp_path, "none")), sources={"strategy": "other"})
     with (

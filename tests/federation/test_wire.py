@@ -45,10 +45,10 @@ CODECS: list[Any] = [
     {"quantise": True},
     exhaustive({"cast": {"download": "bf16"}}),
     TOP_K,
-    CHAIN,
+    exhaustive(CHAIN),
     exhaustive({"random_k": {"upload": 1.0}}),
     {"low_rank": True},
-    {"quantise": {"download_of": "values"}},
+    exhaustive({"quantise": {"download_of": "values"}}),
 ]
 UNRELIABLE = {"num_clients": 5, "participants": 3, "dropout_before": 0.2, "dropout_after": 0.2, "late_clients": 1}
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from exhaustive import exhaustive
 from local_task import local_task
 from ssl_methods import fits, needed
 from torch import Tensor
@@ -39,7 +40,7 @@ def block_flops(width: int, tokens: int, batch: int) -> int:
     return 2 * batch * (tokens * dense + 2 * tokens * tokens * width)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", exhaustive("bf16-mixed")])
 @pytest.mark.parametrize("ssl", builtin_files("ssl"))
 @pytest.mark.parametrize(("strategy", "stage"), [("fedssl", 1), ("lw_fedssl", 2)])
 def test_flops_are_those_of_a_real_step(tiny: Tiny, ssl: str, strategy: str, stage: int, precision: str) -> None:

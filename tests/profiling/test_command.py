@@ -117,6 +117,7 @@ def test_bad_input_is_named(words: list[str], message: str, capsys: pytest.Captu
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_published_tables_are_marked_and_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["published"]) == 0
     text = capsys.readouterr().out

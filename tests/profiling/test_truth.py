@@ -103,7 +103,7 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
     "trees",
     [
         exhaustive({"strategy": "lw_fedssl@v4", "federation": UNRELIABLE}),
-        {"strategy": "lw_fedssl@v3", "federation": {"client_memory": "none"}},
+        exhaustive({"strategy": "lw_fedssl@v3", "federation": {"client_memory": "none"}}),
         {"strategy": {"name": "lw_fedssl@v4", "moon": True}},
         exhaustive({"strategy": {"name": "lw_fedssl", "depth_dropout": {"max_depth": 2}}}),
         {"strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}}, "federation": UNRELIABLE},
@@ -118,7 +118,7 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
                 }
             }
         ),
-        {"strategy": {"name": "fedssl", "proximal": {"mu": 0.1}}},
+        exhaustive({"strategy": {"name": "fedssl", "proximal": {"mu": 0.1}}}),
         {"strategy": f"{__name__}:UploadsMore"},
         {"strategy": {"name": f"{__name__}:TrainsTheFirstAndTheLast", "depth_dropout": {"max_depth": 2}}},
         exhaustive({"strategy": "lw_fedssl@v4", "federation": {"dropout_after": 0.6}}),
@@ -126,14 +126,14 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
             "strategy": {"name": "prog_fedssl", "calibration": {"epochs": 3, "share": 0.2}},
             "federation": UNRELIABLE,
         },
-        {"strategy": {"name": "lw_fedssl", "blocks_per_stage": 2}},
+        exhaustive({"strategy": {"name": "lw_fedssl", "blocks_per_stage": 2}}),
         exhaustive({"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["shared_mlp"]}}),
         exhaustive({"strategy": "lw_fedssl@v4", "federation": UNRELIABLE, **LORA}),
         {
             "strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}},
             "encoder": {"transforms": ["lora"]},
         },
-        {"strategy": {"name": "lw_fedssl@v3", "dp_fedavg": True}, "federation": UNRELIABLE},
+        exhaustive({"strategy": {"name": "lw_fedssl@v3", "dp_fedavg": True}, "federation": UNRELIABLE}),
         exhaustive({"strategy": {"name": f"{__name__}:UploadsMore", "dp_fedavg": True}}),
         {"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["gates"]}, "federation": UNRELIABLE},
         exhaustive({"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["two_towers"]}}),

@@ -108,6 +108,7 @@ def test_the_manifest_says_which_vector_kernels_ran(monkeypatch: pytest.MonkeyPa
     assert found["environment"]["ATEN_CPU_CAPABILITY"] == "default"
 
 
+@pytest.mark.exhaustive
 def test_the_fingerprint_tells_kernels_apart_that_round_differently() -> None:
     command = [sys.executable, "-c", "from fedbench.numerics import fingerprint; print(fingerprint())"]
     settings = [{}, {}, {"ATEN_CPU_CAPABILITY": "default"}, {"MKL_CBWR": "COMPATIBLE"}]
