@@ -3,12 +3,14 @@
 from collections.abc import Iterable
 from typing import Any
 
-from exhaustive import crossed
+from exhaustive import crossed, exhaustive
 
 from fedbench.plugins import builtin_files, load_plugin
 from fedbench.ssl import SSLMethod
 
 OF_THE_PAPER = ("byol", "moco_v3", "simclr")
+
+OF_A_KIND = {"clip", "dino", "mae", "moco_v2"}  # two towers, small crops, one view, a queue: others are like these
 
 NEEDS_TOKENS = {"mae", "gated_vicreg"}  # encoders that are vision transformers
 ONE_WIDTH = {"clip"}  # encoders whose blocks have one
@@ -42,5 +44,6 @@ def methods(without: set[str]) -> list[str]:
 
 def pairs(others: Iterable[str], one: str) -> list[Any]:
     """(strategy, SSL method) as cases: all strategies with the paper's methods, the further methods with `one`."""
-    further = [(one, name) for name in builtin_files("ssl") if name not in OF_THE_PAPER]
-    return [*crossed(others, one, OF_THE_PAPER, "moco_v3"), *filter(fits, further)]
+    further = filter(fits, [(one, name) for name in builtin_files("ssl") if name not in OF_THE_PAPER])
+    cases = [pair if pair[1] in OF_A_KIND else exhaustive(*pair) for pair in further]
+    return [*crossed(others, one, OF_THE_PAPER, "moco_v3"), *cases]

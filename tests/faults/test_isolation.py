@@ -175,6 +175,7 @@ def test_a_cell_that_sets_everything_leaves_the_process_as_it_was_and_the_next_o
     assert one == two
 
 
+@pytest.mark.exhaustive
 def test_a_plugin_that_ends_the_process_fails_its_cell_by_name_and_the_next_one_runs(
     tmp_path: Path, vandal: Path
 ) -> None:

@@ -28,6 +28,7 @@ def cluster() -> Iterator[None]:
         yield
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case["strategy"]))
 @pytest.mark.parametrize("workers", [stress(1), 2, stress(4)])
 def test_actors_end_with_the_bits_of_one_process(

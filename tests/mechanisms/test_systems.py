@@ -38,16 +38,16 @@ NEUTRAL: list[
     ("fedu2_aggregation", {"iterations": 0}, "lw_fedssl"),
     ("secure_aggregation", {}, "prog_fedssl"),  # a model: it never does anything
 ]
-ACTIVE: list[tuple[str, dict[str, Any]]] = [
+ACTIVE: list[Any] = [
     ("l_dawa", {}),
     ("server_optimizer", {"rule": "adam"}),
-    ("server_optimizer", {"rule": "yogi"}),
-    ("server_optimizer", {"rule": "avgm"}),
+    exhaustive("server_optimizer", {"rule": "yogi"}),
+    exhaustive("server_optimizer", {"rule": "avgm"}),
     ("salf", {"stragglers": 0.7}),
     ("capacity_tiers", {}),
     ("depth_dropout", {"max_depth": 3, "rate": 0.5}),
     ("fedu", {}),
-    ("fedu", {"mu": 0.0}),
+    exhaustive("fedu", {"mu": 0.0}),
     ("fedema", {}),
     ("dp_fedavg", {}),
     ("fedu2_aggregation", {}),

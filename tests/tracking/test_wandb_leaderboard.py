@@ -183,6 +183,7 @@ def test_bad_words_are_named_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_grid_leaves_its_leaderboard_too(tiny: Callable[..., Config], tmp_path: Path) -> None:
     tracking = {"wandb": "offline", "project": "p"}
     run_cells([tiny(tracking=tracking, strategy=name) for name in ("fedssl", "lw_fedssl")], tmp_path)
