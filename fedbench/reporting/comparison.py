@@ -46,6 +46,12 @@ class Cell:
         return fmean(run.evaluation.top1 for run in self.runs)
 
     @property
+    def personal(self) -> list[float] | None:
+        """The same of the clients' own models, by seed; None where they have none."""
+        known = [run.evaluation.personal_top1 for run in self.runs if run.evaluation.personal_top1 is not None]
+        return known if len(known) == len(self.runs) else None
+
+    @property
     def floor(self) -> float:
         """Mean top-1 of the untrained encoder under the same protocol, a fraction."""
         return fmean(run.evaluation.untrained_top1 for run in self.runs)

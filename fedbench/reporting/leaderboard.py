@@ -32,6 +32,7 @@ __all__ = ["Row", "Run", "leaderboard", "read_runs", "render", "write"]
 Column = tuple[str, Callable[[Row], str]]
 EQUAL_WORK = 0.005  # a share of the reference's local steps: what rounding to whole batches may do
 MODEL = "secure aggregation MB (model)"
+PERSONAL = "personal %"
 OF_FEATURES = ("rank of features", "uniformity", "alignment")
 LEFT: list[Column] = [
     ("#", lambda row: place(row)),
@@ -43,6 +44,7 @@ ACCURACY: list[Column] = [
     ("tuned", lambda row: row.tuned or "-"),
     ("seeds", lambda row: str(len(row.seeds))),
     ("top-1 %", lambda row: percent(row.top1_mean, row.top1_std)),
+    (PERSONAL, lambda row: personal(row)),
     ("floor %", lambda row: percent(row.untrained_top1_mean)),
     ("gain", lambda row: f"{100 * row.gain:+.1f}"),
     ("minus fedssl [95 %]", lambda row: difference(row)),
@@ -147,6 +149,7 @@ def _columns(
     silent = {
         "settings": not any(settings(row) for row in rows),
         "tuned": not any(row.tuned for row in rows),
+        PERSONAL: not any(row.personal_top1_mean is not None for row in rows),
         "epsilon (delta)": not any(row.epsilon is not None for row in rows),
         MODEL: not any(row.secure_aggregation_bytes is not None for row in rows),
         "density %": not any(row.density is not None for row in rows),
@@ -178,6 +181,11 @@ def privacy(row: Row) -> str:
     return "-" if row.epsilon is None else f"{row.epsilon:.3g} ({row.delta:g})"
 
 
+def personal(row: Row) -> str:
+    """Accuracy of the clients' own models; `-` where they have none."""
+    return "-" if row.personal_top1_mean is None else percent(row.personal_top1_mean, row.personal_top1_std)
+
+
 def place(row: Row) -> str:
     """Its rank, or that it is a point of reference, or that nothing can be said."""
     return "ref" if row.reference else "-" if row.rank is None else str(row.rank)
@@ -198,6 +206,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
         *training(rows),
         f"Protocol `{first.protocol}`: {PROTOCOLS[first.protocol]}{own}. Mean ± sample "
         "standard deviation over seeds. Floor: the same protocol on the untrained encoder; gain: points above it.",
+        *of_clients(rows),
         *features(rows),
         f"Convention `{first.convention}`. FLOPs: {rule.flops}. Bytes: {rule.traffic}.",
         "`#`: a row ranks below others only where each of these is better than it and than all that rank no "
@@ -227,6 +236,16 @@ def features(rows: Sequence[Row]) -> list[str]:
         "Features of test images, the encoder frozen: effective rank (1: all on a line, collapsed); uniformity "
         "(0: all alike; lower: more even on a sphere), alignment of two views (0: the same), Wang and Isola 2020.",
         *(["Density: of gated channels, the share that inference needs; FLOPs are of all."] if gates else []),
+    ]
+
+
+def of_clients(rows: Sequence[Row]) -> list[str]:
+    """Whose accuracy the personal one is, where there is one."""
+    if all(row.personal_top1_mean is None for row in rows):
+        return []
+    return [
+        f"{PERSONAL}: the same protocol on the model that each client has of its own, mean over all clients; all "
+        "other figures of accuracy are of the server's. -: clients have none."
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from pathlib import Path
-from statistics import stdev
+from statistics import fmean, stdev
 from typing import Any
 
 from fedbench.config.load import UNTRAINED
@@ -56,6 +56,8 @@ class Row:
     top1_mean: float  # fraction
     top1_std: float | None  # sample standard deviation (ddof = 1); None for one seed
     top1_by_seed: tuple[float, ...]  # in the order of `seeds`
+    personal_top1_mean: float | None  # of the clients' own models, where they have some: the mean over all clients
+    personal_top1_std: float | None
     difference: float | None  # to the reference, see `paired`; mean over the seeds that both have, a fraction
     difference_low: float | None  # of its confidence interval
     difference_high: float | None
@@ -194,6 +196,8 @@ def _row(number: int, cell: Cell, table: Sequence[Cell]) -> Row:
         top1_mean=cell.accuracy,
         top1_std=stdev(accuracies) if len(accuracies) > 1 else None,
         top1_by_seed=tuple(accuracies),
+        personal_top1_mean=fmean(cell.personal) if cell.personal else None,
+        personal_top1_std=stdev(cell.personal) if cell.personal and len(cell.personal) > 1 else None,
         **_difference(cell, table),
         untrained_top1_mean=cell.floor,
         gain=cell.accuracy - cell.floor,

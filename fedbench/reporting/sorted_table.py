@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
-from fedbench.reporting.leaderboard import MODEL, difference, known, percent, place, privacy
+from fedbench.reporting.leaderboard import MODEL, PERSONAL, difference, known, percent, personal, place, privacy
 from fedbench.reporting.pareto import front_names
 from fedbench.reporting.ranking import Row
 from fedbench.tables import GFLOPS, MB, MIB, number
@@ -45,6 +45,7 @@ def cost(title: str, field: str, unit: int, ratio: str = "") -> Column:
 ACCURACY = (
     Column("#", lambda row: place(row), lambda row: row.rank),
     Column("top-1 %", lambda row: percent(row.top1_mean, row.top1_std), lambda row: row.top1_mean, "descending"),
+    Column(PERSONAL, lambda row: personal(row), lambda row: row.personal_top1_mean, "descending"),
     Column("gain", lambda row: f"{100 * row.gain:+.1f}", lambda row: row.gain, "descending"),
     words("ssl", lambda row: row.ssl),
     words("variant", lambda row: row.variant),
@@ -76,7 +77,7 @@ def grid(rows: Sequence[Row]) -> dict[str, Any]:
     columns = [
         column
         for column in (STRATEGY, *ACCURACY, *COSTS, front)
-        if column.title not in ("variant", "tuned", PRIVACY, MODEL)
+        if column.title not in ("variant", "tuned", PERSONAL, PRIVACY, MODEL)
         or any(column.shown(row) not in ("", "-") for row in rows)
     ]
     lines = [

@@ -20,6 +20,7 @@ class Evaluation:
         settings: of the protocol, by key.
         data: name of the data that judged, with `data_hash`.
         top1: of the trained encoder, a fraction; `untrained_top1`: of the same encoder untrained, the floor.
+        personal_top1: where clients have models of their own, the mean over all of them; else None.
         own: whether the run made it itself; then its rounds may hold figures of it too.
     """
 
@@ -29,6 +30,7 @@ class Evaluation:
     data_hash: str
     top1: float
     untrained_top1: float
+    personal_top1: float | None
     own: bool
 
 
@@ -56,6 +58,7 @@ def _evaluation(facts: Mapping[str, Any], figures: Mapping[str, Any], own: bool)
     protocol = facts["protocol"]
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}")
+    personal = f"personal/{protocol}_top1"
     return Evaluation(
         protocol,
         dict(facts["settings"]),
@@ -63,6 +66,7 @@ def _evaluation(facts: Mapping[str, Any], figures: Mapping[str, Any], own: bool)
         data_hash=str(facts["data_hash"]),
         top1=_fraction(figures, f"probe/{protocol}_top1"),
         untrained_top1=_fraction(figures, f"untrained/{protocol}_top1"),
+        personal_top1=_fraction(figures, personal) if personal in figures else None,
         own=own,
     )
 

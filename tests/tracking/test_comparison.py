@@ -160,6 +160,19 @@ def test_how_features_lie_is_told_where_it_is_known(fake_run: Fake, runs: Path) 
     assert "density" not in text.lower()
 
 
+def test_what_clients_models_of_their_own_are_worth_stands_beside_the_servers(fake_run: Fake, runs: Path) -> None:
+    for seed, own in ((0, 0.7), (1, 0.74)):
+        fake_run("fedssl", 0.8, seed=seed)
+        fake_run("prog_fedssl", 0.8, seed=seed, figures={"personal/linear_top1": own, "personal/knn_top1": 0.1})
+    (rows,) = tables(runs)
+    plain, own_models = sorted(rows, key=lambda row: row.strategy)
+    assert plain.personal_top1_mean is None
+    assert own_models.personal_top1_mean == pytest.approx(0.72)
+    text = render([plain, own_models])
+    assert all(word in text for word in ("personal %", "72.0 ± 2.8", "mean over all clients"))
+    assert "personal" not in render([plain])
+
+
 def test_the_density_of_gates_is_told_beside_the_flops(fake_run: Fake, runs: Path) -> None:
     fake_run("fedssl", 0.8, figures={"features/effective_rank": 7.25, "features/density": 0.312})
     fake_run("prog_fedssl", 0.8)

@@ -271,7 +271,9 @@ def test_a_seed_that_was_run_twice_counts_once_and_the_newer_run_counts() -> Non
         config |= {"federation": {"rounds": 1, "num_clients": 2}}
         manifest = {"config": config, "data_hash": "d", "device": "cpu", "sources": {}, "started": started}
         labels = ("strategy", "ssl", "convention", "memory_source", "diverged")
-        return Run(manifest, dict.fromkeys(labels, "x"), Evaluation("linear", {}, "d", "d", top1, 0.1, own=True))
+        return Run(
+            manifest, dict.fromkeys(labels, "x"), Evaluation("linear", {}, "d", "d", top1, 0.1, None, own=True)
+        )
 
     (cell,) = cells([run("2026-02", 0.7), run("2026-01", 0.5)])
     assert len(cell.runs) == 1
