@@ -53,21 +53,23 @@ def main(source: str, picture: str, pairs: list[str]) -> None:
         cells = []
         for codec, marker in MARKERS.items():
             row, place = rows[strategy, codec], megabytes[strategy, codec]
-            mean, spread = 100 * row["top1_mean"], 100 * row["top1_std"]
-            cells.append(f"{mean:.1f} ± {spread:.1f}, {place:.2f} MB")
-            axes.errorbar(place, mean, spread, color=colour, marker=marker, capsize=2, linestyle="")
+            mean, spread = 100 * row["top1_mean"], 100 * (row["top1_std"] or 0.0)
+            cells.append(f"{mean:.1f} ± {spread:.1f}, {place:.2f} MB" if spread else f"{mean:.1f}, {place:.2f} MB")
+            axes.errorbar(place, mean, spread or None, color=colour, marker=marker, capsize=2, linestyle="")
         print(f"| {strategy} | " + " | ".join(cells) + " |")
         axes.plot([], [], color=colour, linewidth=4, label=strategy)
     for codec, marker in MARKERS.items():
         axes.plot([], [], color="grey", marker=marker, linestyle="", label=codec or "as it is")
     floor = 100 * next(iter(rows.values()))["untrained_top1_mean"]
     axes.axhline(floor, color="grey", linestyle="--", label="untrained")
-    axes.yaxis.set_major_formatter("{x:.0f}")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xscale="log", xlabel="download and upload of a client (MB, log)", ylabel="linear top-1 (%)")
-    axes.set_xticks([0.7, 1, 2, 4, 8], ["0.7", "1", "2", "4", "8"])
+    ticks = [one for one in (0.5, 0.7, 1, 2, 4, 8, 16, 32, 64) if min(megabytes.values()) / 2 < one]
+    axes.set_xticks(ticks := [one for one in ticks if one < 2 * max(megabytes.values())], list(map(str, ticks)))
     axes.minorticks_off()
     seeds = len(next(iter(rows.values()))["seeds"])
-    axes.set_title(f"mean and sample standard deviation of {seeds} seeds", fontsize=10)
+    said = f"mean and sample standard deviation of {seeds} seeds" if seeds > 1 else "one seed, which ranks nothing"
+    axes.set_title(said, fontsize=10)
     figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(picture, dpi=130)
     by_words = {" ".join(name).strip(): row for name, row in rows.items()}
