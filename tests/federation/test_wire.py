@@ -92,8 +92,11 @@ def test_a_codec_that_leaves_all_as_it_is_changes_no_bit_and_no_byte(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("codec", [TOP_K, CHAIN, {"low_rank": True}], ids=str)
-@pytest.mark.parametrize("strategy", ["lw_fedssl@v3", "lw_fedssl@v4", "fedssl"])
+@pytest.mark.parametrize(
+    ("strategy", "codec"),
+    [("lw_fedssl@v3", TOP_K), ("lw_fedssl@v4", CHAIN), ("fedssl", {"low_rank": True}), ("prog_fedssl", TOP_K)],
+    ids=str,
+)
 def test_two_processes_end_with_the_bits_of_none(
     tiny: Tiny, tmp_path: Path, strategy: str, codec: dict[str, Any]
 ) -> None:
