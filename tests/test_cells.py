@@ -85,6 +85,7 @@ def test_a_cell_that_fails_or_dies_does_not_stop_the_rest(
     assert any('raise RuntimeError("no luck")' in text for text in texts)
 
 
+@pytest.mark.exhaustive
 def test_the_number_of_jobs_does_not_change_a_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump({"base": TINY, "axes": {"strategy": ["fedssl", "lw_fedssl@v3"]}}))

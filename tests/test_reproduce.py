@@ -26,6 +26,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Committed:
     return file, json.loads(file.read_text())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.costs
 def test_a_committed_row_is_reproduced_bit_for_bit_by_the_same_kernels(
     committed: Committed, tmp_path: Path, capsys: pytest.CaptureFixture[str]

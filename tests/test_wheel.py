@@ -41,6 +41,7 @@ def test_the_wheel_holds_one_top_level_package_and_every_source_file(wheel: Path
                 assert f"{prefix}{path.relative_to(ROOT).as_posix()}" in names
 
 
+@pytest.mark.exhaustive
 def test_the_wheel_runs_the_quick_start_from_another_directory(wheel: Path, tmp_path: Path) -> None:
     """In an environment of its own that borrows the installed libraries, but not the source checkout."""
     environment = tmp_path / "venv"

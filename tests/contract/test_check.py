@@ -87,6 +87,7 @@ def test_what_cannot_be_started_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert "aggregate left updates" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_a_mechanism_is_checked_with_strategies_of_both_kinds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -144,6 +144,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     return Told(out, done.stdout + done.stderr, asked, calls)
 
 
+@pytest.mark.exhaustive
 def test_no_file_of_a_run_and_no_line_that_is_printed_holds_a_planted_secret(told: Told) -> None:
     assert re.findall(r"planted\d+", told.printed) == []
     found = {str(path): sorted(set(re.findall(rb"planted\d+", content))) for path, content in told.files()}
