@@ -1,5 +1,6 @@
 # Two commands: `make demo` (the quick start) and `make test` (lint, types, tests). Both set up VENV first.
-# `make test-all` also runs the tests marked `exhaustive`: every combination, where `make test` runs one of each.
+# `make test-all` also runs the tests marked `exhaustive`: combinations of which `make test` runs one of each, and what takes
+# seconds by itself, such as kills, processes, Ray, Slurm and the blocks of the docs.
 # What is marked `stress`, combinations of three, is left to `make stress`.
 PYTHON ?= python3
 VENV ?= .venv

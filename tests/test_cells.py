@@ -20,6 +20,7 @@ from fedbench.cli import main
 from fedbench.config import Config
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
+from fedbench.profiling import profile
 from fedbench.running.cell import cell_name, run_cell
 from fedbench.running.cells import prepare_cells, run_cells
 from fedbench.running.forecast import forecast
@@ -241,6 +242,8 @@ def test_cells_that_differ_in_their_seed_alone_are_tried_once(
     assert tried == [3, 3]
     forecast(configs, tmp_path)
     assert tried == [3, 3, 3, 3]
+    profile(configs[0])
+    assert tried == [3, 3, 3, 3, 3]
 
 
 def test_a_line_that_is_being_written_is_no_round_yet(tmp_path: Path) -> None:
@@ -317,8 +320,8 @@ def test_sigterm_lets_a_round_end_that_ends_in_time(tmp_path: Path, grace: str, 
 
 
 def ends(group: int) -> bool:
-    """Whether no process of the group runs any more, within ten seconds; a dead one may wait for its reaper."""
-    for _ in range(100):
+    """Whether no process of the group runs any more within two seconds; a dead one may wait for its reaper."""
+    for _ in range(20):
         table = subprocess.check_output(["ps", "-A", "-o", "pgid=,stat="], text=True)
         states = [line.split()[1] for line in table.splitlines() if line.split()[0] == str(group)]
         if all(state.startswith("Z") for state in states):

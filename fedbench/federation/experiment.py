@@ -2,7 +2,7 @@
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -154,9 +154,13 @@ def _rounds_per_stage(config: Config, strategy: Strategy, num_stages: int) -> li
     return own
 
 
-def but_for_its_seed(config: Config) -> str:
-    """Equal where one dry run tells of both."""
-    return config.model_copy(update={"seed": 0, "tuning": None}).model_dump_json()
+def tried_before(configs: Iterable[Config]) -> Iterator[tuple[Config, bool]]:
+    """Each, and whether one before it differs in its seed alone: then a dry run tells nothing new."""
+    seen: set[str] = set()
+    for config in configs:
+        but_for_its_seed = config.model_copy(update={"seed": 0, "tuning": None}).model_dump_json()
+        yield config, but_for_its_seed in seen
+        seen.add(but_for_its_seed)
 
 
 def prepare(config: Config, tried: bool = False) -> Experiment:

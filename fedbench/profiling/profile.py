@@ -136,7 +136,7 @@ def profile(
         trace: False leaves out what needs a traced step (FLOPs in the convention `step`, and memory: zeros).
         costs: steps that were traced before, and place for those that are now; alike for all seeds.
         server_samples: images of the server, by mechanism; None: as follows from the configuration.
-        tried: whether the configuration was checked before.
+        tried: whether the dry run was made before, see `fedbench.federation.experiment.check`.
 
     Raises:
         UserError: the configuration cannot be run.

@@ -36,7 +36,7 @@ def client_sizes(
     """Samples per client: those given, those of a data set that is shipped, an even split of `data.num_train`.
 
     If none of these is known, one batch for each client. The server's: those given, those of a set that is
-    shipped, the share of the pool that its mechanism names, else one batch.
+    shipped, the share of the pool that its mechanism names, else one batch. The configuration was checked before.
     """
     counts, server, source = _sizes(config, mechanisms, samples)
     least, needed = min(counts), config.data.partition.min_size
@@ -65,7 +65,7 @@ def _sizes(
         server = of_server(samples * clients / (1 - largest))
         return (samples,) * clients, server, f"{samples} per client, as asked for"
     if config.data.name in SHIPPED:
-        experiment = prepare(config, tried=True)  # by who asks
+        experiment = prepare(config, tried=True)
         counts = tuple(len(indices) for indices in experiment.client_indices)
         return counts, {name: len(one) for name, one in experiment.auxiliary.items()}, "the data's own sizes"
     total = config.data.num_train

@@ -14,7 +14,7 @@ from pebble import ProcessExpired, ProcessPool
 from fedbench import stopping
 from fedbench.config import Config
 from fedbench.errors import UserError
-from fedbench.federation.experiment import but_for_its_seed, prepare
+from fedbench.federation.experiment import prepare, tried_before
 from fedbench.files import exclusive
 from fedbench.reporting.leaderboard import write
 from fedbench.reporting.pareto import plot
@@ -39,12 +39,9 @@ def prepare_cells(configs: Sequence[Config], out: Path) -> list[Task]:
     tasks: dict[str, Task] = {}
     if len({config.numerics for config in configs}) > 1:
         raise UserError("numerics=portable in some cells only; allowed: in all or none, they share a process")
-    tried: set[str] = set()
-    for config in configs:
-        alike = but_for_its_seed(config)
+    for config, tried in tried_before(configs):
         with told(config.seed):
-            experiment = prepare(config, alike in tried)
-        tried.add(alike)
+            experiment = prepare(config, tried)
         name = cell_name(experiment)
         tasks.setdefault(name, Task(config, identity(experiment), RunDirectory(out / name)))
     return list(tasks.values())

@@ -6,7 +6,7 @@ from pathlib import Path
 from fedbench.config import Config
 from fedbench.config.grid import differences
 from fedbench.conventions import CONVENTIONS
-from fedbench.federation.experiment import but_for_its_seed, prepare
+from fedbench.federation.experiment import prepare, tried_before
 from fedbench.metering.costs import StepCosts
 from fedbench.profiling.profile import Profile, profile
 from fedbench.running.cell import cell_name, identity
@@ -24,12 +24,10 @@ def forecast(configs: Sequence[Config], out: Path) -> str:
     Raises:
         UserError: if any cell cannot be run.
     """
-    costs, tried = StepCosts(), set[str]()
+    costs = StepCosts()
     settings, lines, left = differences(configs), [], 0.0
-    for config, setting in zip(configs, settings, strict=True):
-        alike = but_for_its_seed(config)
-        experiment = prepare(config, alike in tried)
-        tried.add(alike)
+    for (config, tried), setting in zip(tried_before(configs), settings, strict=True):
+        experiment = prepare(config, tried)
         directory = RunDirectory(out / cell_name(experiment))
         state = look(directory, identity(experiment), config.federation.rounds, running=False)
         samples = [len(indices) for indices in experiment.client_indices]

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from exhaustive import exhaustive
+from exhaustive import exhaustive, stress
 from safetensors.torch import load_file
 from same_run import (
     assert_a_profile_has_the_bytes_and_flops,
@@ -91,10 +92,13 @@ def test_a_codec_that_leaves_all_as_it_is_changes_no_bit_and_no_byte(
     assert not (tmp_path / "b").exists()  # nor does a client keep anything
 
 
-@pytest.mark.exhaustive
+IN_PROCESSES = list(product(["lw_fedssl@v3", "lw_fedssl@v4", "fedssl"], [TOP_K, CHAIN, {"low_rank": True}]))
+
+
 @pytest.mark.parametrize(
     ("strategy", "codec"),
-    [("lw_fedssl@v3", TOP_K), ("lw_fedssl@v4", CHAIN), ("fedssl", {"low_rank": True}), ("prog_fedssl", TOP_K)],
+    # each strategy, and each codec, once: the first, the fifth and the last
+    [exhaustive(*pair) if place % 4 == 0 else stress(*pair) for place, pair in enumerate(IN_PROCESSES)],
     ids=str,
 )
 def test_two_processes_end_with_the_bits_of_none(

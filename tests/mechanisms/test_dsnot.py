@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from exhaustive import exhaustive
+from exhaustive import exhaustive, stress
 from fedbench.methods.mechanisms.dsnot import DSnoT
 from same_run import assert_a_stop_changes_nothing, assert_processes_change_nothing, equal, run
 from torch import Tensor, nn
@@ -235,7 +235,7 @@ class Settles(Mechanism):
         return plan.limited_to([plan.depth - 1]) if turn.round_in_stage == turn.rounds_in_stage - 1 else plan
 
 
-@pytest.mark.exhaustive
+@pytest.mark.parametrize("stop", [exhaustive(3), stress(2), stress(4)])
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -247,11 +247,11 @@ class Settles(Mechanism):
     ids=str,
 )
 def test_pruned_blocks_are_the_same_with_processes_and_after_a_stop(
-    tiny: Tiny, tmp_path: Path, strategy: dict[str, Any]
+    tiny: Tiny, tmp_path: Path, strategy: dict[str, Any], stop: int
 ) -> None:
     config = tiny(strategy={"name": "lw_fedssl", **strategy}, federation=UNRELIABLE)
     assert_processes_change_nothing(config, tmp_path / "processes")
-    assert_a_stop_changes_nothing(config, tmp_path / "stopped", 3)  # in the middle of a stage, a block pruned
+    assert_a_stop_changes_nothing(config, tmp_path / "stopped", stop)
 
 
 @pytest.mark.parametrize(("download", "is_sparse"), [(8, False), (32, True)])
