@@ -81,14 +81,12 @@ def test_an_encoder_comes_out_of_a_result(tmp_path: Path) -> None:
     assert encoder(torch.zeros(2, 1, 8, 8)).shape == (2, encoder.feature_dim)
 
 
-@pytest.mark.costs
 def test_a_profile_is_the_commands() -> None:
     ours = fedbench.profile(TINY, samples=20, strategy="lw_fedssl")
     theirs = profile_config(load_config(TINY, {"strategy": "lw_fedssl"}), 20)
     assert ours.peak_memory_bytes == theirs.peak_memory_bytes > 0
 
 
-@pytest.mark.costs
 def test_a_configuration_may_be_a_name_a_file_a_mapping_or_checked(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     ways = [str(tmp_path / "tiny.yaml"), tmp_path / "tiny.yaml", TINY, load_config(TINY)]
@@ -110,7 +108,6 @@ def test_a_run_of_another_process_is_an_error_that_says_so(tmp_path: Path) -> No
         fedbench.run(TINY, tmp_path / "again")
 
 
-@pytest.mark.costs
 def test_the_import_alone_costs_no_torch() -> None:
     code = "import sys, fedbench; assert 'torch' not in sys.modules; fedbench.run; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -33,7 +33,6 @@ def run(config: Config, out: Path) -> RunDirectory:
     return RunDirectory(out / cell_name(prepare(config)))
 
 
-@pytest.mark.costs
 def test_a_run_of_no_rounds_is_the_untrained_encoder_and_costs_nothing(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny(NO_ROUNDS)
     directory = run(config, tmp_path)
@@ -47,7 +46,6 @@ def test_a_run_of_no_rounds_is_the_untrained_encoder_and_costs_nothing(tiny: Tin
     assert directory.rounds() == []
 
 
-@pytest.mark.costs
 def test_the_profile_of_no_rounds_is_zero(tiny: Tiny) -> None:
     cost = profile(tiny(NO_ROUNDS))
     figures = [cost.total(figure, "step") for figure in ("flops", "download_bytes", "upload_bytes")]

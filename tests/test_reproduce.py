@@ -58,7 +58,6 @@ def test_a_figure_that_was_changed_is_not_reproduced(
     assert next(line for line in shown.splitlines() if "NOT EQUAL" in line).startswith(f"| {figure}")
 
 
-@pytest.mark.costs
 def test_other_kernels_may_move_an_accuracy_within_the_spread_and_no_cost(committed: Committed) -> None:
     runs = json.loads(json.dumps(committed[1]["rows"][0]["runs"]))
     for run, top1 in zip(runs, (0.50, 0.54), strict=True):

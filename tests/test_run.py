@@ -65,7 +65,6 @@ def test_the_leaderboard_is_written_in_three_forms_with_a_picture(finished: Path
     assert (finished / "pareto.png").stat().st_size > 10_000
 
 
-@pytest.mark.costs
 def test_lw_fedssl_costs_less_than_fedssl_and_prog_lies_between(finished: Path) -> None:
     costs = summaries(finished)
     for key in ("client/flops", "client/upload_bytes", "client/download_bytes"):
@@ -74,7 +73,6 @@ def test_lw_fedssl_costs_less_than_fedssl_and_prog_lies_between(finished: Path) 
     assert costs["prog_fedssl"]["client/peak_memory_bytes"] <= costs["fedssl"]["client/peak_memory_bytes"]
 
 
-@pytest.mark.costs
 def test_totals_are_the_sums_of_the_rounds(finished: Path) -> None:
     for run in (path for path in finished.iterdir() if path.is_dir()):
         rounds = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]

@@ -192,7 +192,6 @@ class WorksAround(Mechanism):
         visit.keep("product", {"sum": (ones @ ones).sum()})
 
 
-@pytest.mark.costs
 def test_what_a_hook_computes_is_counted_once_a_visit_in_flops_and_memory(tiny: Tiny) -> None:
     task = local_task(tiny())
     plain = trace_step(task, 8, (1, 8, 8), "32-true")

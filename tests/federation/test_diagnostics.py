@@ -142,7 +142,6 @@ def test_the_mean_over_clients_is_weighted_by_samples(seen: dict[str, Witness], 
         assert expected != pytest.approx(sum(values) / 3)
 
 
-@pytest.mark.costs
 def test_a_round_has_its_clients_highest_peak_and_the_flops_of_all_their_steps(seen: dict[str, Witness]) -> None:
     uploads = seen["tilted"].records[0].uploads
     record = RoundRecord(0, 1, Participation((0, 1, 2), frozenset(), frozenset()))

@@ -134,7 +134,6 @@ def test_a_stopped_worker_is_killed_even_where_its_parent_waits_in_the_middle_of
     assert [one | {"workers/num_deaths": 0} for one in timeless] == records
 
 
-@pytest.mark.costs
 def test_a_worker_has_long_and_the_longer_the_slower_a_visit_was_before(tiny: Tiny) -> None:
     experiment = prepare(tiny())
     small, large = (Mock(client=number) for number in (0, 1))

@@ -65,7 +65,6 @@ def test_the_cosine_begins_at_one_and_a_stage_may_restart_it() -> None:
     )
 
 
-@pytest.mark.costs
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "cosine_per_stage"])
 def test_clients_and_server_follow_the_schedule(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, schedule: str

@@ -138,7 +138,6 @@ class Chooses(StagePerTurn):
         return self.rounds
 
 
-@pytest.mark.costs
 @pytest.mark.parametrize("chosen", [[3], [0, 0], [-1]])
 def test_a_client_that_is_not_there_is_refused(tiny: Tiny, chosen: list[int]) -> None:
     with pytest.raises(UserError, match=r"round 0: the strategy chose .*allowed: distinct ones from 0 to 2"):

@@ -171,7 +171,6 @@ def test_a_stop_and_processes_leave_the_same_bits(tiny: Tiny, tmp_path: Path) ->
     assert (alone / "encoder.safetensors").read_bytes() == (resumed / "encoder.safetensors").read_bytes()
 
 
-@pytest.mark.costs
 def test_the_profile_says_that_it_cannot_know(tiny: Tiny) -> None:
     config = tiny(strategy={"name": "lw_fedssl", "effective_movement": ALWAYS})
     found = fedbench.profile(config)

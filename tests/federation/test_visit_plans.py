@@ -102,7 +102,6 @@ def test_an_entry_is_averaged_over_those_who_sent_it(tiny: Tiny) -> None:
         assert torch.allclose(value.double(), mean)  # type: ignore[arg-type]
 
 
-@pytest.mark.costs
 def test_blocks_that_are_not_trained_save_flops_and_memory(tiny: Tiny) -> None:
     figures = [
         fedbench.profile(tiny(strategy={"name": STRATEGY, "last": [last] * 3})).stages[0] for last in (1, 2, 3)
@@ -129,7 +128,6 @@ def test_a_turn_says_whose_it_is_and_when(tiny: Tiny) -> None:
     assert len(draws) == 18
 
 
-@pytest.mark.costs
 @pytest.mark.parametrize(
     ("kind", "words"),
     [

@@ -416,7 +416,6 @@ def test_a_run_ends_where_a_codec_packs_what_it_did_not_declare(tiny: Tiny, tmp_
         run(tiny(with_codec("fedssl", {str(path): {}})), tmp_path / "run")
 
 
-@pytest.mark.costs
 def test_two_codecs_that_would_call_two_tensors_by_one_name_are_refused(tiny: Tiny) -> None:
     config = tiny(with_codec("fedssl", {"top_k": {"upload": 0.01}, "random_k": {"upload": 0.01}}))
     with pytest.raises(UserError, match=r"makes 'indices', as a codec before it does"):

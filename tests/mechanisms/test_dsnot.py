@@ -154,7 +154,6 @@ def test_profile_is_the_run(tiny: Tiny, strategy: dict[str, Any], federation: di
         assert counted == pytest.approx(predicted.total(figure, "step") * clients, rel=1e-12)
 
 
-@pytest.mark.costs
 def test_the_servers_flops_are_forward_passes_of_its_images(tiny: Tiny) -> None:
     """LW, stage s: the stem and the blocks below, once; then the block to be pruned."""
     config = tiny(strategy={"name": "lw_fedssl", "dsnot": HALF})
@@ -208,7 +207,6 @@ def test_the_form_of_a_pruned_block_changes_no_bit_and_only_less_is_sent(
     assert [one.upload_bytes for one in records] == [two.upload_bytes for two in others]
 
 
-@pytest.mark.costs
 def test_the_papers_rules_count_a_pruned_block_as_it_travels(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that remember nothing are sent one in two rounds, two in two more: half of 3,072 weights is left."""
     config = tiny(strategy={"name": "lw_fedssl", "dsnot": HALF}, federation={"client_memory": "none"})

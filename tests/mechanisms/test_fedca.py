@@ -210,7 +210,6 @@ def test_a_profile_has_the_bytes_and_flops_of_the_run(tiny: Tiny, tmp_path: Path
     assert_a_profile_has_the_bytes_and_flops(config, tmp_path)
 
 
-@pytest.mark.costs
 def test_flops_have_the_products_of_the_term_and_the_rows(tiny: Tiny) -> None:
     """(2B)^2 D forward, and backward for both sides; 2B M D forward, and backward for the one that is trained."""
     one, other = (profile(each).stages[0] for each in (fedca(tiny), plain(tiny)))

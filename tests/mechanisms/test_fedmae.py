@@ -12,7 +12,6 @@ from fedbench.federation.experiment import check, prepare
 from fedbench.profiling import profile
 
 
-@pytest.mark.costs
 def test_every_stage_costs_what_one_block_costs_and_moves_one_block(tiny: Callable[..., Config]) -> None:
     stages = profile(tiny(strategy="fedmae")).stages
     layer_wise = profile(tiny(strategy="lw_fedssl")).stages

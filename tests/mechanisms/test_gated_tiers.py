@@ -175,7 +175,6 @@ class Sideways(Mechanism):
         return replace(plan, way="sideways")
 
 
-@pytest.mark.costs
 def test_a_plan_with_a_way_that_there_is_not_is_told(tiny: Tiny) -> None:
     with pytest.raises(UserError, match="way='sideways'"):
         fedbench.profile(tiny(sections(), strategy={"name": "fedssl", f"{__name__}:Sideways": {}}))

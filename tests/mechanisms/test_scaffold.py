@@ -57,7 +57,6 @@ def test_a_profile_has_the_bytes_and_flops_of_the_run(tiny: Tiny, tmp_path: Path
     assert_a_profile_has_the_bytes_and_flops(config, tmp_path)
 
 
-@pytest.mark.costs
 def test_memory_has_the_correction(tiny: Tiny) -> None:
     plain = tiny(PLAIN)
     added = profile(tiny(with_variates())).peak_memory_bytes - profile(plain).peak_memory_bytes

@@ -92,13 +92,11 @@ def test_the_figures_are_those_of_the_runs_own_clients_and_entries(
     assert fedbench.profile(config).figures == record.figures
 
 
-@pytest.mark.costs
 def test_a_sum_of_one_hides_nobody(tiny: Tiny) -> None:
     late = {"num_clients": 2, "late_clients": 1, "late_round": 4}
     assert fedbench.profile(tiny(strategy=secure(), federation=late)).figures[f"{KEY}failed_rounds"] == 4
 
 
-@pytest.mark.costs
 def test_variates_are_masked_too(tiny: Tiny) -> None:
     sgd = {"optimizer": {"name": "sgd", "momentum": 0.0}}
     plain, more = (
@@ -170,7 +168,6 @@ def test_what_it_cannot_do_is_refused(tiny: Tiny, strategy: dict[str, Any], word
         prepare(config)
 
 
-@pytest.mark.costs
 def test_a_round_of_one_client_hides_nobody_and_is_told_as_failed(tiny: Tiny) -> None:
     config = tiny(strategy=secure(), federation={"participants": 1, "rounds": 4})
     assert fedbench.profile(config).figures[f"{KEY}failed_rounds"] == 4
