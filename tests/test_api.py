@@ -109,7 +109,7 @@ def test_a_run_of_another_process_is_an_error_that_says_so(tmp_path: Path) -> No
 
 
 def test_the_import_alone_costs_no_torch() -> None:
-    code = "import sys, fedbench; assert 'torch' not in sys.modules; fedbench.run; assert 'torch' in sys.modules"
+    code = "import sys, fedbench; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -69,6 +69,7 @@ def summaries(out: Path) -> set[str]:
     return {json.loads(path.read_text())["strategy"] for path in out.glob("*/summary.json")}
 
 
+@pytest.mark.exhaustive
 def test_a_cell_that_fails_or_dies_does_not_stop_the_rest(
     grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return make
 
 
-@pytest.fixture(params=["vit", "resnet18", exhaustive("resnet18-large")])
+@pytest.fixture(params=["vit", exhaustive("resnet18"), exhaustive("resnet18-large")])
 def run(request: pytest.FixtureRequest, finished: Finished) -> tuple[Config, Path]:
     return finished(request.param)
 

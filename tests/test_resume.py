@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(
     assert result(directory) == result(directory_of(config, tmp_path / "a"))
 
 
-@pytest.mark.parametrize("name", ["rounds.jsonl", "clients.arrow", "ledger.csv.gz"])
+@pytest.mark.parametrize("name", ["rounds.jsonl", exhaustive("clients.arrow"), exhaustive("ledger.csv.gz")])
 def test_a_changed_line_of_a_stopped_run_is_told_and_not_gone_on_from(
     tiny: Tiny, tmp_path: Path, name: str
 ) -> None:

@@ -30,6 +30,7 @@ ON_STAGES = [name for name in STRATEGIES if name != "fedmae"]  # which refuses b
 
 
 @pytest.mark.parametrize("strategy", all_but("lw_fedssl", ON_STAGES))
+@pytest.mark.exhaustive
 def test_a_strategy_keeps_the_contract_on_resnet18(tiny: Callable[..., Config], strategy: str) -> None:
     config = tiny(RESNET, {"strategy": strategy, "data": {"num_train": 16}})
     assert failures(Trial(config)) == {}

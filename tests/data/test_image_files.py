@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from exhaustive import exhaustive
 from PIL import Image
 
 from fedbench.config.schema import DataConfig, EncoderConfig
@@ -126,7 +127,9 @@ def announce(file: Path, width: int, height: int) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("size", [(9460, 9460), (20_000, 20_000)], ids=["of which PIL warns", "that PIL refuses"])
+@pytest.mark.parametrize(
+    "size", [(9460, 9460), exhaustive((20_000, 20_000))], ids=["of which PIL warns", "that PIL refuses"]
+)
 def test_an_image_that_announces_too_many_pixels_is_refused_before_there_is_memory_for_them(tmp_path, size):
     announce(tmp_path / "a.bmp", *size)
     assert size[0] * size[1] > MAX_PIXELS

@@ -16,7 +16,7 @@ Train = Callable[..., Trained]
 FOUR_ROUNDS = {"federation": {"rounds": 4}}
 CASES: list[Any] = [
     exhaustive({"strategy": "fedssl"}),
-    {"strategy": "lw_fedssl@v3"},
+    exhaustive({"strategy": "lw_fedssl@v3"}),
     exhaustive({"strategy": {"name": "prog_fedssl", "proximal": True}}),
     exhaustive({"strategy": {"name": "lw_fedssl@v4", "moon": True}}),
     # a client without a previous model trains after one that has one

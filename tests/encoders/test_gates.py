@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from exhaustive import exhaustive
 from fedbench.methods.transforms.gates import Gate
 from local_task import local_task
 from torch import Tensor
@@ -142,7 +143,7 @@ def test_the_budget_is_of_the_gates_under_training_and_without_noise(
     assert added == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["fedssl", "lw_fedssl"])
+@pytest.mark.parametrize("strategy", [exhaustive("fedssl"), "lw_fedssl"])
 def test_the_density_at_inference_comes_within_two_points_of_the_target(
     tiny: Callable[..., Config], strategy: str
 ) -> None:

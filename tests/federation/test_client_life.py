@@ -51,7 +51,9 @@ def test_the_states_of_two_visits_before_the_latest_stay(tmp_path: Path) -> None
     assert states.load(8, 5, 2) == (False, {})
 
 
-@pytest.mark.parametrize("strategy", [{"name": "fedssl", "moon": True}, {"name": "fedssl", "fedema": True}])
+@pytest.mark.parametrize(
+    "strategy", [{"name": "fedssl", "moon": True}, exhaustive({"name": "fedssl", "fedema": True})]
+)
 def test_a_damaged_checkpoint_costs_a_round_and_no_bit(
     tiny: Tiny, tmp_path: Path, strategy: dict[str, Any]
 ) -> None:

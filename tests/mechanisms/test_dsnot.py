@@ -135,7 +135,7 @@ def test_blocks_are_pruned_on_inputs_from_the_blocks_pruned_before(tiny: Tiny) -
 @pytest.mark.parametrize(
     ("strategy", "federation"),
     [
-        ({"name": "lw_fedssl"}, {}),
+        exhaustive({"name": "lw_fedssl"}, {}),
         exhaustive({"name": "lw_fedssl"}, {"client_memory": "none"}),
         exhaustive({"name": "fedssl"}, {}),
         exhaustive({"name": "lw_fedssl", "depth_dropout": {"max_depth": 1}}, {}),

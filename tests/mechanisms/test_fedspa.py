@@ -210,7 +210,7 @@ def test_the_gradient_for_regrowing_costs_a_step_in_every_visit(tiny: Tiny, tmp_
     ("strategy", "more"),
     [
         exhaustive("fedssl", {}),
-        ("lw_fedssl", {}),
+        exhaustive("lw_fedssl", {}),
         exhaustive("prog_fedssl", {}),
         ("fedssl", {"depth_dropout": {"max_depth": 2}, "quantise": {"upload": 4}}),
         exhaustive("fedssl", {"capacity_tiers": True, "server_optimizer": True, "cast": True}),

@@ -104,7 +104,7 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
     [
         exhaustive({"strategy": "lw_fedssl@v4", "federation": UNRELIABLE}),
         exhaustive({"strategy": "lw_fedssl@v3", "federation": {"client_memory": "none"}}),
-        {"strategy": {"name": "lw_fedssl@v4", "moon": True}},
+        exhaustive({"strategy": {"name": "lw_fedssl@v4", "moon": True}}),
         exhaustive({"strategy": {"name": "lw_fedssl", "depth_dropout": {"max_depth": 2}}}),
         {"strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}}, "federation": UNRELIABLE},
         {"strategy": {"name": "fedssl", "depth_dropout": {"max_depth": 2}, "calibration": {}}, **UNEVEN},
@@ -119,7 +119,7 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
             }
         ),
         exhaustive({"strategy": {"name": "fedssl", "proximal": {"mu": 0.1}}}),
-        {"strategy": f"{__name__}:UploadsMore"},
+        exhaustive({"strategy": f"{__name__}:UploadsMore"}),
         {"strategy": {"name": f"{__name__}:TrainsTheFirstAndTheLast", "depth_dropout": {"max_depth": 2}}},
         exhaustive({"strategy": "lw_fedssl@v4", "federation": {"dropout_after": 0.6}}),
         {
@@ -129,10 +129,12 @@ def test_every_strategy_and_ssl_method(tiny: Tiny, strategy: str, ssl: str) -> N
         exhaustive({"strategy": {"name": "lw_fedssl", "blocks_per_stage": 2}}),
         exhaustive({"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["shared_mlp"]}}),
         exhaustive({"strategy": "lw_fedssl@v4", "federation": UNRELIABLE, **LORA}),
-        {
-            "strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}},
-            "encoder": {"transforms": ["lora"]},
-        },
+        exhaustive(
+            {
+                "strategy": {"name": "prog_fedssl", "depth_dropout": {"max_depth": 2}},
+                "encoder": {"transforms": ["lora"]},
+            }
+        ),
         exhaustive({"strategy": {"name": "lw_fedssl@v3", "dp_fedavg": True}, "federation": UNRELIABLE}),
         exhaustive({"strategy": {"name": f"{__name__}:UploadsMore", "dp_fedavg": True}}),
         {"strategy": "lw_fedssl@v3", "encoder": {"transforms": ["gates"]}, "federation": UNRELIABLE},
