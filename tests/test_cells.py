@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,6 +22,7 @@ from fedbench.config import Config
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
 from fedbench.profiling import profile
+from fedbench.running import cells as cells_module
 from fedbench.running.cell import cell_name, run_cell
 from fedbench.running.cells import prepare_cells, run_cells
 from fedbench.running.forecast import forecast
@@ -121,6 +123,26 @@ def test_cells_of_another_process_are_left_to_it(
     with exclusive(tmp_path / cell_name(prepare(configs[0]))):
         assert run_cells(configs, tmp_path) == {"elsewhere": 1, "finished": 1}
     assert "is being run by another process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 3), (0.5, 2)])
+def test_tables_that_take_long_are_written_less_often(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, times: int
+) -> None:
+    """Three cells of a second at most: after each, or after the first and at the end."""
+    found: list[int] = []
+    refresh = cells_module._refresh
+
+    def slow(out: Path) -> Any:
+        time.sleep(seconds)
+        rows = refresh(out) if seconds else []
+        found.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(cells_module, "_refresh", slow)
+    run_cells([tiny(optimizer={"base_lr": rate}) for rate in (0.1, 0.2, 0.3)], tmp_path)
+    assert len(found) == times
+    assert found[-1] == (3 if seconds else 0)
 
 
 @pytest.mark.costs

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, as_completed
@@ -48,7 +49,7 @@ def prepare_cells(configs: Sequence[Config], out: Path) -> list[Task]:
 
 
 def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1, ray_address: str | None = None) -> Counter[str]:
-    """Run what is not finished yet; the leaderboard's files follow every cell.
+    """Run what is not finished yet; the leaderboard's files follow, for a twentieth of the time at most.
 
     At the end it is printed and mirrored to W&B.
 
@@ -70,14 +71,20 @@ def run_cells(configs: Sequence[Config], out: Path, jobs: int = 1, ray_address: 
         return Counter()
     _warn_of_threads(tasks, jobs)
     states: Counter[str] = Counter()
+    is_stale, next_refresh = False, 0.0
     with Progress([(task.directory, task.cell_hash, task.config.federation.rounds) for task in tasks]) as progress:
         for task, outcome in _ended(tasks, out, progress, jobs, ray_address):
             states[outcome.state] += 1
             done = states.total()
             print(f"[{done}/{len(tasks)}] {task.name}: {outcome.words}", file=sys.stderr)
-            if outcome.is_new and done < len(tasks):
+            is_stale = is_stale or outcome.is_new
+            if is_stale and done < len(tasks) and (began := time.monotonic()) >= next_refresh:
                 _refresh(out)
+                # A table of hundreds of cells takes seconds, which the cells that run would have to wait for.
+                is_stale, next_refresh = False, time.monotonic() + 20 * (time.monotonic() - began)
     if stopping.is_asked():
+        if is_stale:
+            _refresh(out)
         raise stopping.StoppedError
     rows = _refresh(out)
     files = [out / "leaderboard.md", *_page(out)]

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +95,12 @@ class Run:
             return UNTRAINED
         return "centralised" if federation["num_clients"] == 1 else ""
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        """`section.key -> value` of all that can change a result but the seed; data is named by its hash."""
+        """`section.key -> value` of all that can change a result but the seed; data is named by its hash.
+
+        Made once: a table asks for it for each pair of its rows.
+        """
         config = {k: v for k, v in flat(self.manifest["config"]).items() if not k.startswith(LEFT_OUT)}
         config |= {key: _last_part(config[key]) for key in NAMES if key in config}
         if "encoder.transforms" in config:
