@@ -8,13 +8,13 @@ LEADERBOARD.json is that of the grid `codecs`. A row is named by its strategy an
 
 import json
 import re
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from scipy import stats
+
+from fedbench.reporting.paired import paired_difference
 
 MB = 1e6
 COLOURS = {"fedssl": "#0072b2", "prog_fedssl": "#e69f00", "lw_fedssl@v4": "#56b4e9", "lw_fedssl@v3": "#d55e00"}
@@ -35,11 +35,11 @@ def name_of(row: dict[str, Any]) -> tuple[str, str]:
 
 def paired(one: dict[str, Any], other: dict[str, Any]) -> str:
     """Mean difference in points of top-1, and its 95 % interval."""
-    assert one["seeds"] == other["seeds"]
-    differences = [100 * (a - b) for a, b in zip(one["top1_by_seed"], other["top1_by_seed"], strict=True)]
-    mean, error = statistics.mean(differences), stats.sem(differences)
-    low, high = stats.t.interval(0.95, len(differences) - 1, mean, error)
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    first, second = (dict(zip(row["seeds"], row["top1_by_seed"], strict=True)) for row in (one, other))
+    assert first.keys() == second.keys()
+    found = paired_difference(first, second)
+    assert found is not None, "one seed has no interval"
+    return f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
 def main(source: str, picture: str, pairs: list[str]) -> None:
