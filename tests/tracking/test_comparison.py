@@ -171,6 +171,10 @@ def test_what_clients_models_of_their_own_are_worth_stands_beside_the_servers(fa
     text = render([plain, own_models])
     assert all(word in text for word in ("personal %", "72.0 ± 2.8", "mean over all clients"))
     assert "personal" not in render([plain])
+    with_it, without = (
+        [column.title for column in grid(rows)["columns"]] for rows in ([plain, own_models], [plain])
+    )
+    assert [title for title in with_it if title not in without] == ["personal %"]
 
 
 def test_the_density_of_gates_is_told_beside_the_flops(fake_run: Fake, runs: Path) -> None:
