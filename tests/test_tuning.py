@@ -17,7 +17,7 @@ from fedbench.errors import UserError
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
 from fedbench.running.cell import cell_name
-from fedbench.running.tuning import contestants, sample, tune
+from fedbench.running.tuning import contestants, labels, sample, tune
 from fedbench.tracking.run_directory import RunDirectory
 
 SPACE = {
@@ -43,6 +43,18 @@ def test_every_strategy_gets_the_same_settings() -> None:
         assert "calibration" not in ours.strategy
         assert ours.seed == theirs.seed == 7
     assert len({trial.strategy["calibration"]["base_lr"] for (trial,) in layer_wise.trials}) == 5
+
+
+def test_contestants_of_one_name_are_told_apart_by_what_they_differ_in() -> None:
+    axes = {
+        "strategy": ["fedssl", "lw_fedssl@v4"],
+        "encoder.transforms": [None, [{"name": "cola", "ratio": 0.5}], ["shared_mlp"]],
+    }
+    several = Grid.model_validate({"base": TINY, "axes": axes, "tune": {"trials": 1, "space": SPACE}})
+    names = [f"{strategy} moco_v3" for strategy in axes["strategy"]]
+    words = ["", " encoder.transforms=cola(ratio=0.5)", " encoder.transforms=shared_mlp"]
+    assert sorted(labels(contestants(several, {}))) == sorted(name + word for name in names for word in words)
+    assert labels(contestants(grid(), {})) == ["fedssl moco_v3", "lw_fedssl@v3 moco_v3"]
 
 
 def test_the_points_fill_the_space_and_follow_from_the_samplers_seed() -> None:

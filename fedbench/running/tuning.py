@@ -30,6 +30,7 @@ from fedbench.running.forecast import forecast
 from fedbench.tables import bullets, markdown
 from fedbench.tracking.manifest import git_state
 from fedbench.tracking.run_directory import ERROR, SUMMARY, RunDirectory
+from fedbench.tracking.runs import transforms_words
 
 TUNED, TRIALS = "tuned.yaml", "trials.json"
 LOST = -1.0  # the score of a trial that failed or diverged: below every accuracy
@@ -44,10 +45,23 @@ class Contestant:
     trials: list[list[Config]]
 
     @property
-    def label(self) -> str:
+    def name(self) -> str:
         """The strategy, and the SSL method."""
         config = load_config(self.tree)
         return f"{strategy_label(config)} {config.ssl.name}"
+
+
+def labels(found: Sequence[Contestant]) -> list[str]:
+    """Their names, with the keys in which those of one name differ."""
+    names, settings = [one.name for one in found], [flat(one.tree) for one in found]
+    texts = []
+    for name, own in zip(names, settings, strict=True):
+        twins = [other for twin, other in zip(names, settings, strict=True) if twin == name]
+        keys = sorted({key for twin in twins for key in twin})
+        told = [key for key in keys if key in own and any(twin.get(key) != own[key] for twin in twins)]
+        values = {key: transforms_words(own[key]) if key == "encoder.transforms" else own[key] for key in told}
+        texts.append(" ".join([name, *(f"{key}={value}" for key, value in values.items())]))
+    return texts
 
 
 def sample(search: Search) -> list[Tree]:
@@ -127,9 +141,9 @@ def tune(grid: Grid, name: str, overrides: Tree, out: Path, jobs: int) -> str:
     run_cells([config for one in found for trial in one.trials for config in trial], out, jobs)
     _check_finished([config for one in found for trial in one.trials for config in trial], out)
     scores = [[_score(trial, out) for trial in one.trials] for one in found]
-    for one, row in zip(found, scores, strict=True):
+    for label, row in zip(labels(found), scores, strict=True):
         if max(row) == LOST:
-            raise UserError(f"{one.label}: no trial has a score; see error.txt in the run directories of {out}")
+            raise UserError(f"{label}: no trial has a score; see error.txt in the run directories of {out}")
     winners = [row.index(max(row)) for row in scores]
     chosen = [
         _tuned(name, one, grid.tune, winner, row) for one, winner, row in zip(found, winners, scores, strict=True)
@@ -213,8 +227,8 @@ def _grid_text(name: str, search: Search, seeds: Sequence[int], chosen: Sequence
 def _trials(found: Sequence[Contestant], scores: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
     """Every trial with its settings and score; null for one that was lost."""
     return [
-        {"cell": one.label, "trial": number, **point, "score": None if score == LOST else score}
-        for one, row in zip(found, scores, strict=True)
+        {"cell": label, "trial": number, **point, "score": None if score == LOST else score}
+        for label, one, row in zip(labels(found), found, scores, strict=True)
         for number, (point, score) in enumerate(zip(one.points, row, strict=True))
     ]
 
@@ -228,13 +242,13 @@ def _table(
 ) -> str:
     rows = [
         [
-            one.label,
+            label,
             *(str(one.points[winner].get(key, "-")) for key in search.space),
             f"{100 * row[winner]:.1f}",
             f"{100 * sorted(row)[len(row) // 2]:.1f}",
             str(row.count(LOST)),
         ]
-        for one, row, winner in zip(found, scores, winners, strict=True)
+        for label, one, row, winner in zip(labels(found), found, scores, winners, strict=True)
     ]
     notes = bullets(
         f"{search.trials} trials each, the same settings for all; top-1 on validation images, mean over the seeds "

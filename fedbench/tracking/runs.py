@@ -104,7 +104,7 @@ class Run:
         config = {k: v for k, v in flat(self.manifest["config"]).items() if not k.startswith(LEFT_OUT)}
         config |= {key: _last_part(config[key]) for key in NAMES if key in config}
         if "encoder.transforms" in config:
-            config["encoder.transforms"] = _transforms_words(config["encoder.transforms"])
+            config["encoder.transforms"] = transforms_words(config["encoder.transforms"])
         named = flat({key: self.manifest[key] for key in ("data_hash", "device", "sources")})
         judged = self.evaluation
         by = {**judged.settings, "protocol": judged.protocol, "data_hash": judged.data_hash}
@@ -248,7 +248,7 @@ def _init_words(manifest: Mapping[str, Any]) -> str:
     return f" from weights {content[:8]}" if content else ""
 
 
-def _transforms_words(transforms: Iterable[Mapping[str, Any]]) -> str:
+def transforms_words(transforms: Iterable[Mapping[str, Any]]) -> str:
     """`cola(ratio=0.5)+shared_mlp`."""
     words = []
     for one in transforms:
