@@ -30,6 +30,7 @@ from fedbench.tracking.runs import Run, read_runs
 __all__ = ["Row", "Run", "leaderboard", "read_runs", "render", "write"]
 
 Column = tuple[str, Callable[[Row], str]]
+MANY = 3  # rows that a note names
 EQUAL_WORK = 0.005  # a share of the reference's local steps: what rounding to whole batches may do
 MODEL = "secure aggregation MB (model)"
 PERSONAL = "personal %"
@@ -341,13 +342,21 @@ def steps(rows: Sequence[Row]) -> list[str]:
     base = next((row.local_steps for row in known if row.strategy == REFERENCE), None)
     if base is None:
         return []
-    found = [
-        f"{row_name(row, rows)} {row.local_steps / base:.2f}x"
-        for row in known
-        if row.local_steps is not None and abs(row.local_steps / base - 1) > EQUAL_WORK
-    ]
+    unlike: dict[str, list[Row]] = {}
+    for row in known:
+        if row.local_steps is not None and abs(row.local_steps / base - 1) > EQUAL_WORK:
+            unlike.setdefault(f"{row.local_steps / base:.2f}x", []).append(row)
+    found = [f"{_names(alike, rows)} {ratio}" for ratio, alike in unlike.items()]
     why = "a server that trains holds images out, whose steps its clients do not take"
     return [f"Local steps unlike {REFERENCE}'s: {', '.join(found)} ({why})."] if found else []
+
+
+def _names(some: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Rows by name, or where these are many how many, and of which strategies."""
+    if len(some) <= MANY:
+        return ", ".join(row_name(row, rows) for row in some)
+    strategies = sorted({short_name(row.strategy)[0] for row in some})
+    return f"{len(some)} rows of {', '.join(strategies)}"
 
 
 def gaps(rows: Sequence[Row]) -> list[str]:

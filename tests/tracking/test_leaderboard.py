@@ -126,6 +126,11 @@ def test_unequal_local_steps_are_said(fake_run: Fake, runs: Path) -> None:
     assert "Local steps unlike fedssl's: prog_fedssl 0.75x" in " ".join(
         render(leaderboard(read_runs(runs))).split()
     )
+    for rate in (0.1, 0.2, 0.3):
+        overrides = {"optimizer": {"base_lr": rate}}
+        fake_run("lw_fedssl@v3", 0.6, figures={"client/local_steps": 18.0}, overrides=overrides)
+    words = " ".join(render(leaderboard(read_runs(runs))).split())
+    assert "Local steps unlike fedssl's: 4 rows of lw_fedssl@v3, prog_fedssl 0.75x (" in words
 
 
 def test_figures_that_an_older_run_did_not_note_are_dashes(fake_run: Fake, runs: Path) -> None:
