@@ -38,7 +38,8 @@ def line_of(row: Row, rows: list[Row]) -> str:
     of = [
         row["ssl"] if several else "",
         partition[1] if partition and len({other["title"] for other in rows}) > 1 else "",
-        transforms[1] if transforms else "" if several else "dense",
+        re.sub(r"\((?:ratio=([\d.]+))?[^)]*\)", r" \1", transforms[1]).strip() if transforms else "",
+        "" if transforms or several else "dense",
     ]
     return ", ".join(filter(None, of))
 
