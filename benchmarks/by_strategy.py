@@ -66,10 +66,10 @@ def of_difference(row: Row) -> str:
 
 
 def of_costs(row: Row) -> str:
-    """GFLOPs of a client, of all with the server; memory; bytes both ways."""
-    flops, everybody = row["flops"] / 1e9, row["total_flops"] / 1e9
+    """GFLOPs of a client, of all with the server; memory; bytes down and up together."""
+    flops, everybody = (f"{row[key] / 1e9:,.{0 if row[key] > 1e11 else 1}f}" for key in ("flops", "total_flops"))
     moved = (row["download_bytes"] + row["upload_bytes"]) / 1e6
-    return f"{flops:.3g}, {everybody:.3g}; {row['peak_memory_bytes'] / 2**20:.3g} MiB; {moved:.3g} MB"
+    return f"{flops} / {everybody}; {row['peak_memory_bytes'] / 2**20:.1f} MiB; {moved:.1f} MB"
 
 
 def show(cells: Mapping[tuple[str, str], Row], text: Callable[[Row], str]) -> None:
