@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-
-from fedbench.reporting.paired import paired_difference
+from bytes_against_accuracy import paired
 
 COLOURS = {
     "fedssl": "#0072b2",
@@ -117,8 +116,8 @@ def main(source: str, picture: str, pairs: list[str]) -> None:
     rows = [row for row in json.loads(Path(source).read_text()) if not row["reference"]]
     cells = {(line_of(row, rows), column_of(row)): row for row in rows}
     assert len(cells) == len(rows), "two rows in one place"
-    in_order = {(line, name): cells[line, name] for name in ORDER for line, found in cells if found == name}
-    cells = dict(sorted(in_order.items(), key=lambda item: item[0][0]))
+    assert all(name in COLOURS for _, name in cells), "a strategy without a column"
+    cells = dict(sorted(cells.items()))
     for text in (of_accuracy, of_difference, of_costs):
         show(cells, text)
     differences = [row for row in rows if row["difference"] is not None]
@@ -126,13 +125,8 @@ def main(source: str, picture: str, pairs: list[str]) -> None:
     draw(cells, picture)
     by_words = {"/".join(key): row for key, row in cells.items()}
     for pair in pairs:
-        one, other = (
-            dict(zip(row["seeds"], row["top1_by_seed"], strict=True))
-            for row in (by_words[word] for word in pair.split(" - "))
-        )
-        found = paired_difference(one, other)
-        assert found is not None, f"{pair}: of one seed"
-        print(f"{pair}: {100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]")
+        one, other = pair.split(" - ")
+        print(f"{pair}: {paired(by_words[one], by_words[other])}")
 
 
 if __name__ == "__main__":

@@ -10,20 +10,22 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from rich.console import Console
 from tiny_config import TINY
 
+from fedbench import stopping
 from fedbench.cli import main
 from fedbench.config import Config
 from fedbench.federation.experiment import prepare
 from fedbench.files import exclusive
 from fedbench.profiling import profile
+from fedbench.reporting.ranking import Row
 from fedbench.running import cells as cells_module
-from fedbench.running.cell import cell_name, run_cell
+from fedbench.running.attempt import Task, attempt
+from fedbench.running.cell import Outcome, cell_name, run_cell
 from fedbench.running.cells import prepare_cells, run_cells
 from fedbench.running.forecast import forecast
 from fedbench.tracking.progress import Progress, duration
@@ -71,7 +73,6 @@ def summaries(out: Path) -> set[str]:
     return {json.loads(path.read_text())["strategy"] for path in out.glob("*/summary.json")}
 
 
-@pytest.mark.exhaustive
 def test_a_cell_that_fails_or_dies_does_not_stop_the_rest(
     grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,24 +126,43 @@ def test_cells_of_another_process_are_left_to_it(
     assert "is being run by another process" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("seconds", "times"), [(0.0, 3), (0.5, 2)])
+class Tables:
+    """In place of the leaderboard's files: takes a while, and notes after how many cells it was written."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+        self.seconds, self.ended, self.written = seconds, 0, list[int]()
+        monkeypatch.setattr(cells_module, "attempt", self.attempt)
+        monkeypatch.setattr(cells_module, "_refresh", self.refresh)
+
+    def attempt(self, task: Task) -> Outcome:
+        outcome = attempt(task)
+        self.ended += 1
+        return outcome
+
+    def refresh(self, out: Path) -> list[Row]:
+        time.sleep(self.seconds)
+        self.written.append(self.ended)
+        return []
+
+
+@pytest.mark.parametrize(("seconds", "written"), [(0.0, [1, 2, 3]), (0.7, [1, 3])])
 def test_tables_that_take_long_are_written_less_often(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, times: int
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, written: list[int]
 ) -> None:
-    """Three cells of a second at most: after each, or after the first and at the end."""
-    found: list[int] = []
-    refresh = cells_module._refresh
-
-    def slow(out: Path) -> Any:
-        time.sleep(seconds)
-        rows = refresh(out) if seconds else []
-        found.append(len(rows))
-        return rows
-
-    monkeypatch.setattr(cells_module, "_refresh", slow)
+    """Cells take a second at most, and the next table waits for twenty times as long as the last one took."""
+    tables = Tables(monkeypatch, seconds)
     run_cells([tiny(optimizer={"base_lr": rate}) for rate in (0.1, 0.2, 0.3)], tmp_path)
-    assert len(found) == times
-    assert found[-1] == (3 if seconds else 0)
+    assert tables.written == written
+
+
+def test_a_stop_writes_the_tables_that_would_have_waited(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = Tables(monkeypatch, 0.7)
+    monkeypatch.setattr(stopping, "is_asked", lambda: tables.ended == 2)
+    with pytest.raises(stopping.StoppedError):
+        run_cells([tiny(optimizer={"base_lr": rate}) for rate in (0.1, 0.2, 0.3)], tmp_path)
+    assert tables.written == [1, 2]
 
 
 @pytest.mark.costs
